@@ -1,0 +1,1 @@
+"""What the numbered stages share: reading, labels, folds, training, prediction, scores, reports."""

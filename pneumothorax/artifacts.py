@@ -1,0 +1,164 @@
+"""The names and columns of every file that passes between stages; nobody else spells them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pneumothorax import atomic
+from pneumothorax.errors import BadInput
+from pneumothorax.records import Record
+
+TRAIN, TEST = "train", "test"
+OOF = "oof"  # out of fold: training images, each predicted by the network that did not see it
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file below the output folder: its place, its columns, those that are numbers, and who makes it."""
+
+    path: str
+    columns: tuple[str, ...]
+    made_by: str
+    integers: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()  # may be empty in the file: read as NaN
+
+
+PREPARED = Record("prepare.json", "00_prepare_data.py")
+MANIFEST = Table(
+    "manifest.csv",
+    (
+        *("image_id", "split", "patient_id", "view", "sex", "age", "height", "width"),
+        *("positive", "mask_pixels", "mask_rows", "source", "decoder", "sha256"),
+    ),
+    "00_prepare_data.py",
+    integers=("height", "width", "positive", "mask_pixels", "mask_rows"),
+)
+REJECTED = Table("rejected.csv", ("source", "code", "message"), "00_prepare_data.py")
+LABELS = Table("labels.csv", ("image_id", "rle"), "00_prepare_data.py")
+SAMPLE_SUBMISSION = Table("sample_submission.csv", ("ImageId", "EncodedPixels"), "00_prepare_data.py")
+
+FOLDED = Record("folds.json", "01_make_folds.py")
+FOLDS = Table("folds.csv", ("image_id", "patient_id", "fold", "stratum"), "01_make_folds.py", integers=("fold",))
+
+HISTORY_COLUMNS = (
+    *("epoch", "learning_rate", "positives_per_negative", "positives", "negatives", "train_loss"),
+    *("siim_dice", "positive_dice", "nothing_predicted", "seconds", "images_per_second"),
+)
+
+SCORE_COLUMNS = (
+    *("siim_dice", "positive_dice", "pooled_dice", "pooled_precision", "pooled_recall", "pooled_iou"),
+    *("image_precision", "image_recall", "image_iou", "auc", "sensitivity", "specificity", "ppv"),
+)
+
+
+def cached_image(output: Path, size: int, image_id: str) -> Path:
+    """8-bit grey PNG (size, size), uncompressed."""
+    return output / "cache" / str(size) / "images" / f"{image_id}.png"
+
+
+def cached_mask(output: Path, size: int, image_id: str) -> Path:
+    """1-bit PNG (size, size) of 0 and 255; exists for positives only."""
+    return output / "cache" / str(size) / "masks" / f"{image_id}.png"
+
+
+def cache_journal(output: Path, size: int) -> Path:
+    return output / "cache" / str(size) / "journal.jsonl"
+
+
+def run_folder(output: Path, run: str) -> Path:
+    return output / "runs" / run
+
+
+def run_config(output: Path, run: str) -> Path:
+    return run_folder(output, run) / "config.yaml"
+
+
+def fold_folder(output: Path, run: str, fold: int) -> Path:
+    return run_folder(output, run) / f"fold{fold}"
+
+
+def trained(run: str, fold: int) -> Record:
+    return Record(f"runs/{run}/fold{fold}/finished.json", f"02_train.py --run {run} --fold {fold}")
+
+
+def probability_map(output: Path, run: str, split: str, image_id: str) -> Path:
+    """8-bit grey PNG, probability x 255, at the network's size; `split` is OOF or TEST."""
+    return run_folder(output, run) / split / f"{image_id}.png"
+
+
+def predicted(run: str) -> Record:
+    return Record(f"runs/{run}/predictions.json", f"03_predict.py --run {run}")
+
+
+def predictions(run: str) -> Table:
+    """One row per probability map; `fold` is empty for test images, `p_max` is the map's highest probability."""
+    columns = ("image_id", "split", "fold", "p_max", "sha256")
+    return Table(f"runs/{run}/predictions.csv", columns, f"03_predict.py --run {run}", numbers=("fold", "p_max"))
+
+
+def prediction_journal(output: Path, run: str) -> Path:
+    return run_folder(output, run) / "predictions.jsonl"
+
+
+def submitted(name: str) -> Record:
+    return Record(f"submissions/{name}/postprocess.json", f"04_submit.py --name {name}")
+
+
+def submission(output: Path, name: str) -> Path:
+    """In the sample submission's own columns and order."""
+    return output / "submissions" / name / "submission.csv"
+
+
+def cross_validation(name: str) -> Table:
+    """Scores per fold, overall, and of predicting nothing."""
+    columns = ("row", "images", "positives", *SCORE_COLUMNS, "naive_siim_dice", "top", "min_area", "bottom")
+    numbers = columns[3:]
+    return Table(f"submissions/{name}/cv.csv", columns, f"04_submit.py --name {name}", ("images", "positives"), numbers)
+
+
+def out_of_fold(name: str) -> Table:
+    """One row per training image: the mask predicted with nested thresholds, and how it compares with the truth."""
+    columns = ("image_id", "fold", "p_positive", "true_px", "predicted_px", "overlap_px", "dice", "rle")
+    path = f"submissions/{name}/oof.csv"
+    integers = ("fold", "true_px", "predicted_px", "overlap_px")
+    return Table(path, columns, f"04_submit.py --name {name}", integers, ("p_positive", "dice"))
+
+
+REPORTED = Record("report/report.json", "05_report.py")
+REPORT_TABLE = Table("report/table.csv", ("run", *cross_validation("").columns), "05_report.py")
+REPORT_PAGE = "report/index.html"
+REPORT_FIGURES = "report/figures"
+
+
+def read_table(output: Path, table: Table) -> pd.DataFrame:
+    """The table with text columns as str ("" where empty), `integers` as int64 and `numbers` as float64.
+
+    Raises BadInput when the file is missing, lacks columns or holds something else than numbers.
+    """
+    path = output / table.path
+    if not path.is_file():
+        raise BadInput(f"{path} does not exist: run {table.made_by} first")
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}): run {table.made_by} again") from error
+    missing = [column for column in table.columns if column not in frame.columns]
+    if missing:
+        raise BadInput(f"{path} lacks columns {missing}; it has {list(frame.columns)}: run {table.made_by} again")
+    try:
+        for column in table.integers:
+            frame[column] = frame[column].astype("int64")
+        for column in table.numbers:
+            frame[column] = frame[column].replace("", "nan").astype("float64")
+    except ValueError as error:
+        raise BadInput(f"{path}, column {column}: {error}: run {table.made_by} again") from error
+    return frame
+
+
+def write_table(output: Path, table: Table, frame: pd.DataFrame) -> Path:
+    """Write the table's columns in their order: UTF-8, LF, no index, empty cells for NaN."""
+    path = output / table.path
+    text = frame.loc[:, list(table.columns)].to_csv(index=False, lineterminator="\n", na_rep="", float_format="%.6g")
+    atomic.write_text(path, text)
+    return path

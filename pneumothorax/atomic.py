@@ -1,0 +1,51 @@
+"""Whole files or none: write under a temporary name, fsync, rename.
+
+A reader never sees half a file. A run killed at any moment leaves at most a `.*.tmp` behind; the stage that owns
+the folder sweeps those up when it starts again.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
+    """Open a temporary file beside `path`, let `fill` write it, and rename it to `path`.
+
+    sync=False leaves out the fsync, for files whose hash is recorded elsewhere and that are made again when it
+    does not match (the image cache: thousands of files, and a power cut costs only those).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            fill(file)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left half written in a folder that this process has locked."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    write(path, lambda file: file.write(data), sync=sync)
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 with LF line ends on every platform."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys and a fixed layout: equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

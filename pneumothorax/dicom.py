@@ -1,0 +1,212 @@
+"""One DICOM file: is it a radiograph we can use, what are the few tags we keep, and its grey image.
+
+Nothing is ever read with `force=True`, no tag outside the whitelist is kept, and sizes are checked before memory is
+taken for pixels. A file that cannot be used raises `Rejected` with a code.
+"""
+
+import io
+import re
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from pneumothorax import pixels
+from pneumothorax.errors import BadInput
+
+MAX_PIXELS = 64 * 1024 * 1024
+MAX_FILE_BYTES = 512 * 1024 * 1024
+IMAGE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+
+_IDENTITY = ("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition")
+_PIXEL_TAGS = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
+    *("ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PixelData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+)
+WHITELIST = [*_IDENTITY, *_PIXEL_TAGS]
+
+
+class Rejected(BadInput):
+    """A DICOM file that cannot be used; `code` is one of those listed in the README."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tags we keep. `patient_id` is the raw PatientID: hash it before it is written anywhere."""
+
+    image_id: str  # SOPInstanceUID
+    patient_id: str
+    view: str  # PA, AP, LL, ... or ""
+    sex: str  # M, F, O or ""
+    age: str  # whole years, or ""
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A whole file: its header, its image (H, W) uint8 with white = dense, and what decoded it."""
+
+    header: Header
+    image: np.ndarray
+    decoder: str
+    colour: bool  # the file held RGB or YBR
+
+    @property
+    def image_id(self) -> str:
+        return self.header.image_id
+
+
+def read(path: Path | str) -> Radiograph:
+    """Read and decode one DICOM file. Raises Rejected."""
+    header, dataset = open_header(Path(path))
+    return decode(header, dataset)
+
+
+def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
+    """The header and the data set with its pixels still encoded. Raises Rejected."""
+    data = _read_file(path)
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")  # stage-2 files have ids that are no legal UIDs
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(_inflated(data)), specific_tags=WHITELIST)
+            syntax = dataset.file_meta.get("TransferSyntaxUID")
+        except Rejected:
+            raise
+        except (EOFError, struct.error) as error:
+            raise Rejected("TRUNCATED", f"the file ends inside its header or pixels ({_short(error)})") from error
+        except Exception as error:  # the library raises whatever a broken file makes it stumble over
+            raise Rejected("BAD_HEADER", f"the header cannot be read ({_short(error)})") from error
+        if syntax is None:
+            raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
+        if not len(dataset):
+            raise Rejected("TRUNCATED", "the file ends inside its header: no data element was found")
+        return _header(dataset), dataset
+
+
+def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
+    """Decode the pixels of a data set that `open_header` gave. Raises Rejected."""
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        try:
+            image, decoder, colour = pixels.decode(dataset)
+        except pixels.Undecodable as error:
+            raise Rejected(error.code, str(error)) from error
+        except MemoryError:
+            raise Rejected("TOO_LARGE", "the image does not fit into memory") from None
+        except Exception as error:
+            raise Rejected("BAD_HEADER", f"the pixels cannot be decoded ({_short(error)})") from error
+    return Radiograph(header, image, decoder, colour)
+
+
+def is_image_id(text: str) -> bool:
+    """Ids become file names: letters, digits, `.`, `_`, `-`, at most 64, not beginning with a dot."""
+    return IMAGE_ID.fullmatch(text) is not None
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a regular file that begins like DICOM part 10."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected("NOT_A_FILE", "not a regular file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise Rejected("TOO_LARGE", f"{found.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        data = path.read_bytes()
+    except OSError as error:
+        raise Rejected("IO", f"cannot be read: {error.strerror or error}") from error
+    if data[128:132] != b"DICM":
+        raise Rejected("NOT_DICOM", "no DICOM preamble ('DICM' at byte 128)" if data else "the file is empty")
+    return data
+
+
+def _inflated(data: bytes) -> bytes:
+    """`data` unless it is deflated and inflates to more than MAX_FILE_BYTES: then Rejected, without inflating it."""
+    head = data[:4096]
+    if DeflatedExplicitVRLittleEndian.encode("ascii") not in head or head[132:136] != b"\x02\x00\x00\x00":
+        return data
+    # Preamble, prefix and the group length element end at byte 144; the deflated data set follows its group.
+    start = 144 + int.from_bytes(head[140:144], "little")
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    left, total = data[start:], 0
+    while left and not inflater.eof:
+        total += len(inflater.decompress(left, 1 << 22))
+        left = inflater.unconsumed_tail
+        if total > MAX_PIXELS * 2:
+            raise Rejected("TOO_LARGE", f"a deflated data set of more than {MAX_PIXELS * 2} bytes")
+    return data
+
+
+def _header(dataset: pydicom.Dataset) -> Header:
+    image_id = _text(dataset, "SOPInstanceUID")
+    if not image_id:
+        raise Rejected("BAD_HEADER" if "PixelData" in dataset else "TRUNCATED", "no SOPInstanceUID")
+    if not is_image_id(image_id):
+        raise Rejected("BAD_ID", f"SOPInstanceUID {image_id[:80]!r} cannot name a file")
+    height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
+    if height * width > MAX_PIXELS:
+        raise Rejected("TOO_LARGE", f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
+    if "PixelData" not in dataset:
+        raise Rejected("NO_PIXELS", "no PixelData")
+    frames = _text(dataset, "NumberOfFrames") or "1"
+    if frames not in ("0", "1"):
+        raise Rejected("MULTI_FRAME", f"{frames[:20]} frames; a radiograph has one")
+    return Header(
+        image_id=image_id,
+        patient_id=_text(dataset, "PatientID"),
+        view=_word(dataset, "ViewPosition"),
+        sex=_word(dataset, "PatientSex"),
+        age=_years(_text(dataset, "PatientAge")),
+        height=height,
+        width=width,
+    )
+
+
+def _text(dataset: pydicom.Dataset, name: str) -> str:
+    try:
+        return str(dataset.get(name) or "").strip().strip("\0")
+    except Exception as error:
+        raise Rejected("BAD_HEADER", f"{name} cannot be read ({_short(error)})") from error
+
+
+def _word(dataset: pydicom.Dataset, name: str) -> str:
+    """A coded value such as PA or F; anything longer than a code is somebody's free text and not kept."""
+    text = _text(dataset, name)
+    return text if re.fullmatch(r"[A-Z0-9_]{1,4}", text) else ""
+
+
+def _years(age: str) -> str:
+    """PatientAge '064Y' (standard) or '64' (SIIM) -> '64'; months, weeks and days -> '0'; anything else -> ''."""
+    found = re.fullmatch(r"(\d{1,3})([YMWD]?)", age)
+    if not found:
+        return ""
+    return str(int(found[1])) if found[2] in ("", "Y") else str(int(found[1]) // {"M": 12, "W": 52, "D": 365}[found[2]])
+
+
+def _positive(dataset: pydicom.Dataset, name: str) -> int:
+    value = dataset.get(name)
+    if value is None:
+        raise Rejected("BAD_HEADER", f"no {name}")
+    if not isinstance(value, int) or value < 1:
+        raise Rejected("BAD_HEADER", f"{name} is {str(value)[:20]!r}")
+    return value
+
+
+def _short(error: Exception) -> str:
+    """An error's kind and first line, shortened: file contents must not reach logs."""
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}".rstrip(": ")
+
+

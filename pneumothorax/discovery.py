@@ -1,0 +1,69 @@
+"""What lies below the input folder: DICOM files at any depth, the label CSV, the sample submission."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumothorax.errors import BadInput
+
+LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
+SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Paths below the input folder; `not_files` end in .dcm but are no regular files (folders, pipes, links)."""
+
+    dicoms: tuple[Path, ...]
+    not_files: tuple[Path, ...]
+    tables: tuple[Path, ...]
+
+
+def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
+    """Walk the folder once, in sorted order. Raises BadInput when it is missing or holds no DICOM file."""
+    if not folder.is_dir():
+        raise BadInput(f"{folder} does not exist or is no folder: put the data there or pass --input")
+    dicoms: list[Path] = []
+    not_files: list[Path] = []
+    tables: list[Path] = []
+    pending = [folder]
+    seen = {os.path.realpath(folder)}
+    while pending:
+        with os.scandir(pending.pop()) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        for entry in entries:
+            path = Path(entry.path)
+            is_dicom = path.suffix.lower() == ".dcm"
+            if entry.is_dir(follow_symlinks=follow_symlinks):
+                if is_dicom:
+                    not_files.append(path)
+                if os.path.realpath(path) not in seen:  # a link back up would never end
+                    seen.add(os.path.realpath(path))
+                    pending.append(path)
+            elif is_dicom:
+                (dicoms if entry.is_file(follow_symlinks=follow_symlinks) else not_files).append(path)
+            elif path.name in LABEL_NAMES + SAMPLE_NAMES:
+                tables.append(path)
+    if not dicoms:
+        raise BadInput(f"{folder} holds no *.dcm file at any depth")
+    return Found(tuple(sorted(dicoms)), tuple(sorted(not_files)), tuple(sorted(tables)))
+
+
+def label_file(found: Found, given: Path | None) -> Path:
+    """The label CSV: the one given, or the only one found. Raises BadInput when there is none or several."""
+    path = given or _only(found, LABEL_NAMES, "--labels")
+    if path is None:
+        raise BadInput(f"no label CSV ({' or '.join(LABEL_NAMES)}) below the input folder: pass --labels")
+    return path
+
+
+def sample_file(found: Found, given: Path | None) -> Path | None:
+    """The sample submission, or None: then there are no test images."""
+    return given or _only(found, SAMPLE_NAMES, "--sample-submission")
+
+
+def _only(found: Found, names: tuple[str, ...], flag: str) -> Path | None:
+    paths = [path for path in found.tables if path.name in names]
+    if len(paths) > 1:
+        raise BadInput(f"found several of {names}: {', '.join(map(str, paths))}; say which with {flag}")
+    return paths[0] if paths else None

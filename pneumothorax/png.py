@@ -1,0 +1,69 @@
+"""8-bit grey PNG files: uncompressed for images, one bit per pixel for masks."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pneumothorax.errors import BadInput
+
+# Level 0 alone still tries five filters per row; without them writing is 11 and reading 8 times faster than the
+# default, for 257 instead of 115 KiB at 512 x 512.
+_UNCOMPRESSED = (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+_BILEVEL = (*_UNCOMPRESSED, cv2.IMWRITE_PNG_BILEVEL, 1)
+
+
+def encode(image: np.ndarray) -> bytes:
+    """(H, W) uint8 -> the bytes of an uncompressed PNG."""
+    return _encode(image, _UNCOMPRESSED)
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """(H, W) array, not 0 = inside -> the bytes of a 1-bit PNG."""
+    return _encode((mask != 0).astype(np.uint8) * 255, _BILEVEL)
+
+
+def encode_small(image: np.ndarray) -> bytes:
+    """(H, W) or (H, W, 3) uint8, OpenCV's channel order -> the bytes of a compressed PNG, for maps and figures."""
+    return _encode(image, (cv2.IMWRITE_PNG_COMPRESSION, 1))
+
+
+def _encode(image: np.ndarray, options: tuple[int, ...]) -> bytes:
+    done, buffer = cv2.imencode(".png", image, options)
+    if not done:
+        raise RuntimeError(f"OpenCV cannot encode an image of shape {image.shape}, {image.dtype}")
+    return buffer.tobytes()
+
+
+def decode(data: bytes, name: object) -> np.ndarray:
+    """The bytes of a grey PNG -> (H, W) uint8. Raises BadInput naming `name` when they are none."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    if image is None:
+        raise BadInput(f"{name} is not a whole PNG file")
+    return image
+
+
+def read(path: Path) -> np.ndarray:
+    """(H, W) uint8. Raises BadInput when the file is missing or damaged."""
+    try:
+        return decode(path.read_bytes(), path)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) uint8 -> (size, size) by area averaging; an image smaller than that is enlarged bilinearly."""
+    if image.shape == (size, size):
+        return image
+    smaller = size <= image.shape[0] and size <= image.shape[1]
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+
+
+def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) uint8 of 0 and 1 -> (size, size) uint8 of 0 and 1: pixels at least half covered.
+
+    A mask too thin to half-cover any pixel keeps the pixels it covers most, so that a positive stays positive.
+    """
+    covered = shrink(mask * np.uint8(255), size)
+    most = int(covered.max())
+    return (covered >= min(128, max(most, 1))).astype(np.uint8)

@@ -1,0 +1,316 @@
+"""DICOM files and labels -> cached PNGs and one manifest row per image.
+
+Each file is worked on by itself (`prepare_one`, in joblib workers) and ends either as a manifest row or as a
+rejection with a code; what needs a view of all files (ids that come twice, labels without an image) follows.
+"""
+
+import functools
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from pneumothorax import artifacts, atomic, dicom, labels, png, records, rle
+from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.journal import Journal
+
+VERSION = 1  # raise it whenever a cached file would come out differently: earlier journals are then ignored
+UNLABELLED = "UNLABELLED"
+BAD_LABEL = "SIZE_MISMATCH"
+FILES_PER_CALL = 16  # one joblib call costs about as much as preparing a tenth of an image
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all files share. `output` None: check everything, write nothing."""
+
+    labels: Path
+    sample: Path | None
+    size: int
+    salt: str
+    output: Path | None
+
+
+@dataclass
+class Outcome:
+    """All files, accounted for: manifest rows, rejections, label errors, counts for the summary."""
+
+    rows: list[Entry] = field(default_factory=list)
+    rejected: list[Entry] = field(default_factory=list)
+    label_errors: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # ids with a label or in the sample submission, without a file
+    colour: int = 0
+    duplicates: int = 0
+
+    @property
+    def unlabelled(self) -> int:
+        return sum(1 for entry in self.rejected if entry["code"] == UNLABELLED)
+
+    @property
+    def bad(self) -> int:
+        return len(self.rejected) - self.unlabelled
+
+
+def prepare(
+    dicoms: tuple[Path, ...], not_files: tuple[Path, ...], root: Path, job: Job, *, workers: int, anew: bool = False
+) -> Outcome:
+    """Work on every file below `root`, going on where an earlier run stopped. Raises BadInput for unusable tables."""
+    _check_tables(job)
+    if job.output is None:
+        entries = dict(_run(dicoms, root, job, {}, workers))
+    else:
+        entries = _run_with_journal(dicoms, root, job, job.output, workers=workers, anew=anew)
+    for path in not_files:
+        entries[_source(path, root)] = {"code": "NOT_A_FILE", "message": "not a regular file (links: --follow-symlinks)"}
+    return _account(entries, root, job)
+
+
+def patient_hash(patient_id: str, salt: str) -> str:
+    """A patient id as it may be written to files: salted, 16 hex digits; "" stays ""."""
+    return hashlib.sha256(f"{salt}\0{patient_id}".encode()).hexdigest()[:16] if patient_id else ""
+
+
+def manifest(outcome: Outcome) -> pd.DataFrame:
+    frame = pd.DataFrame(outcome.rows, columns=list(artifacts.MANIFEST.columns))
+    return frame.sort_values(["split", "image_id"], ascending=[False, True], ignore_index=True)
+
+
+def rejections(outcome: Outcome) -> pd.DataFrame:
+    frame = pd.DataFrame(outcome.rejected, columns=list(artifacts.REJECTED.columns))
+    return frame.sort_values(["code", "source"], ignore_index=True)
+
+
+def label_table(outcome: Outcome, path: Path) -> pd.DataFrame:
+    """The mask rows of the manifest's positive images, as `labels.csv` keeps them: several rows per image."""
+    all_rows = labels.read(path).rows
+    ids = sorted(row["image_id"] for row in outcome.rows if row["positive"])
+    pairs = [(image_id, text) for image_id in ids for text in all_rows[image_id]]
+    return pd.DataFrame(pairs, columns=list(artifacts.LABELS.columns))
+
+
+def prepare_one(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
+    """One file -> its journal entry: `row` (a manifest row) or `code` and `message`.
+
+    An entry of an earlier run is returned as it is when neither the file nor its label has changed and its PNGs
+    have the recorded hashes.
+    """
+    if known and _still_good(known, path, job):
+        return known
+    try:
+        return _prepare_one(path, root, job)
+    except dicom.Rejected as error:
+        return {"code": error.code, "message": str(error)}
+
+
+def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
+    header, dataset = dicom.open_header(path)
+    image_id, split = _identify(header.image_id, path.stem, job)
+    rows = _labels(job.labels).get(image_id, ())
+    radiograph = dicom.decode(header, dataset)
+    height, width = radiograph.image.shape
+    try:
+        mask = rle.union(rows, (height, width))
+    except BadInput as error:
+        return {"code": BAD_LABEL, "message": f"label of {image_id}: {error}", "label_error": True}
+
+    image_png = png.encode(png.shrink(radiograph.image, job.size))
+    mask_png = png.encode_mask(png.shrink_mask(mask, job.size)) if rows else b""
+    if job.output is not None:
+        _store(artifacts.cached_image(job.output, job.size, image_id), image_png)
+        _store(artifacts.cached_mask(job.output, job.size, image_id), mask_png)
+    return {
+        "key": _key(path, image_id, job),
+        "mask_sha256": _digest(mask_png),
+        "colour": radiograph.colour,
+        "row": {
+            "image_id": image_id,
+            "split": split,
+            "patient_id": patient_hash(header.patient_id, job.salt),
+            "view": header.view,
+            "sex": header.sex,
+            "age": header.age,
+            "height": height,
+            "width": width,
+            "positive": int(bool(rows)),
+            "mask_pixels": int(np.count_nonzero(mask)),
+            "mask_rows": len(rows),
+            "source": _source(path, root),
+            "decoder": radiograph.decoder,
+            "sha256": _digest(image_png),
+        },
+    }
+
+
+def _identify(uid: str, stem: str, job: Job) -> tuple[str, str]:
+    """(image id, split). File name and SOPInstanceUID usually agree; where not, the one that is listed decides."""
+    labelled, tested = _labels(job.labels), _sample_ids(job.sample)
+    listed = [name for name in dict.fromkeys((uid, stem)) if name in labelled or name in tested]
+    if uid != stem and len(listed) != 1:
+        found = "both are" if listed else "neither is"
+        raise dicom.Rejected("BAD_ID", f"SOPInstanceUID {uid} and the file's name differ and {found} listed")
+    if not listed:
+        raise dicom.Rejected(UNLABELLED, "in neither the label file nor the sample submission: not used")
+    return listed[0], artifacts.TRAIN if listed[0] in labelled else artifacts.TEST
+
+
+def _store(path: Path, data: bytes) -> None:
+    """Write a cache file, or remove an old one where there is nothing to write. The journal holds its hash."""
+    if data:
+        atomic.write_bytes(path, data, sync=False)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _still_good(known: Entry, path: Path, job: Job) -> bool:
+    if "row" not in known or job.output is None:
+        return False  # what was rejected may decode today, with another decoder installed
+    image_id = known["row"]["image_id"]
+    try:
+        if known["key"] != _key(path, image_id, job):
+            return False
+        stored = (artifacts.cached_image, known["row"]["sha256"]), (artifacts.cached_mask, known["mask_sha256"])
+        return all(not digest or records.sha256(file(job.output, job.size, image_id)) == digest for file, digest in stored)
+    except OSError:
+        return False
+
+
+def _key(path: Path, image_id: str, job: Job) -> str:
+    """Everything an entry was made from; where it changes, the entry is made again."""
+    found = path.stat()
+    rows = _labels(job.labels).get(image_id)
+    listed = image_id in _sample_ids(job.sample)
+    return _digest(repr((VERSION, job.size, job.salt, found.st_size, found.st_mtime_ns, rows, listed)).encode())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if data else ""
+
+
+@functools.lru_cache(maxsize=2)
+def _labels(path: Path) -> dict[str, tuple[str, ...]]:
+    """The label file, read once per worker."""
+    return labels.read(path).rows
+
+
+@functools.lru_cache(maxsize=2)
+def _sample_ids(path: Path | None) -> frozenset[str]:
+    return frozenset(labels.read_sample(path).image_ids) if path else frozenset()
+
+
+def _check_tables(job: Job) -> None:
+    _labels.cache_clear()
+    _sample_ids.cache_clear()
+    both = sorted(set(_labels(job.labels)) & _sample_ids(job.sample))
+    if both:
+        raise bad_list(f"{len(both)} ids are in the label file and in the sample submission", both)
+
+
+def _run_with_journal(
+    dicoms: tuple[Path, ...], root: Path, job: Job, output: Path, *, workers: int, anew: bool
+) -> dict[str, Entry]:
+    journal_path = artifacts.cache_journal(output, job.size)
+    for file in (artifacts.cached_image, artifacts.cached_mask):
+        folder = file(output, job.size, "x").parent
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.sweep(folder)
+    if anew:
+        journal_path.unlink(missing_ok=True)
+    with Journal(journal_path) as journal:
+        known = dict(journal.entries)
+        entries: dict[str, Entry] = {}
+        for source, entry in _run(dicoms, root, job, known, workers):
+            entries[source] = entry
+            if entry is not known.get(source) and entry != known.get(source):
+                journal.append(source, entry)
+    return entries
+
+
+def _run(
+    dicoms: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry], workers: int
+) -> Iterator[tuple[str, Entry]]:
+    """(source, entry) of every file, in no particular order, with a progress bar."""
+    chunks = [dicoms[start : start + FILES_PER_CALL] for start in range(0, len(dicoms), FILES_PER_CALL)]
+    parallel = joblib.Parallel(n_jobs=max(1, workers), return_as="generator_unordered")
+    calls = (
+        joblib.delayed(_prepare_chunk)(chunk, root, job, {s: known[s] for p in chunk if (s := _source(p, root)) in known})
+        for chunk in chunks
+    )
+    with tqdm(total=len(dicoms), unit="image", desc="preparing") as bar:
+        for chunk in parallel(calls):
+            bar.update(len(chunk))
+            yield from chunk
+
+
+def _prepare_chunk(paths: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry]) -> list[tuple[str, Entry]]:
+    sources = [_source(path, root) for path in paths]
+    return [(source, prepare_one(path, root, job, known.get(source))) for source, path in zip(sources, paths, strict=True)]
+
+
+def _source(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:
+    """Put every file into one of the outcome's lists."""
+    outcome = Outcome()
+    by_id: dict[str, list[Entry]] = defaultdict(list)
+    for source, entry in sorted(entries.items()):
+        if "row" in entry:
+            by_id[entry["row"]["image_id"]].append(entry)
+            continue
+        outcome.rejected.append({"source": source, "code": entry["code"], "message": entry["message"]})
+        if entry.get("label_error"):
+            outcome.label_errors.append(entry["message"])
+    for image_id, twins in by_id.items():
+        if len({records.sha256(root / twin["row"]["source"]) for twin in twins} if len(twins) > 1 else [0]) == 1:
+            outcome.rows.append(twins[0]["row"])
+            outcome.colour += twins[0]["colour"]
+            outcome.duplicates += len(twins) - 1
+            continue
+        for twin in twins:
+            message = f"{image_id} comes {len(twins)} times with different contents"
+            outcome.rejected.append({"source": twin["row"]["source"], "code": "DUPLICATE_ID", "message": message})
+        if job.output is not None:
+            artifacts.cached_image(job.output, job.size, image_id).unlink(missing_ok=True)
+            artifacts.cached_mask(job.output, job.size, image_id).unlink(missing_ok=True)
+    wanted = set(_labels(job.labels)) | _sample_ids(job.sample)
+    rejected_names = {Path(entry["source"]).stem for entry in outcome.rejected}  # listed there already
+    outcome.missing = sorted(wanted - set(by_id) - rejected_names)
+    return outcome
+
+
+def summary(outcome: Outcome) -> list[str]:
+    """The numbers to check, a line each."""
+    rows = outcome.rows
+    train = [row for row in rows if row["split"] == artifacts.TRAIN]
+    positives = sum(row["positive"] for row in train)
+    views = Counter(row["view"] or "unknown" for row in rows)
+    share = f"{positives / len(train):.1%}" if train else "none"
+    lines = [
+        f"{len(train)} training images, {positives} with pneumothorax ({share}; SIIM-ACR has 22.2 %)",
+        f"{len(rows) - len(train)} test images",
+        f"views: {', '.join(f'{count} {view}' for view, count in views.most_common())}",
+    ]
+    codes = Counter(entry["code"] for entry in outcome.rejected)
+    if outcome.unlabelled:
+        lines.append(f"{outcome.unlabelled} images are not annotated (in neither list): not used, not counted as negative")
+    if outcome.bad:
+        lines.append("rejected: " + ", ".join(f"{n} {code}" for code, n in sorted(codes.items()) if code != UNLABELLED))
+    if outcome.colour:
+        lines.append(f"{outcome.colour} colour images converted to grey")
+    if outcome.duplicates:
+        lines.append(f"{outcome.duplicates} files are copies of another one: each image kept once")
+    hashes = Counter(row["sha256"] for row in rows)
+    same = sum(count for count in hashes.values() if count > 1)
+    if same:
+        lines.append(f"{same} images share their pixels with another one: they will share a fold")
+    return lines

@@ -1,0 +1,115 @@
+"""What every stage script shares: its flags, its lock, its exit codes."""
+
+import argparse
+import errno
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+import joblib
+
+from pneumothorax.errors import BadConfig, BadInput, OutputLocked
+
+KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
+
+DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file grew too large"}
+
+
+def parser(manual: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every stage; the script's docstring is its manual."""
+    made = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_kaggle = KAGGLE_INPUT.is_dir()
+    flag = made.add_argument
+    flag("--input", type=Path, default=KAGGLE_INPUT if on_kaggle else Path("input"), metavar="DIR",
+         help="where raw data is read (default: %(default)s)")  # fmt: skip
+    flag("--output", type=Path, default=KAGGLE_WORKING if on_kaggle else Path("output"), metavar="DIR",
+         help="folder that all stages share (default: %(default)s)")  # fmt: skip
+    flag("--workers", type=count, default=joblib.cpu_count(), metavar="N",
+         help="processes to use (default: the %(default)s cores this process may use)")  # fmt: skip
+    flag("--seed", type=int, default=None, help="seed of every random choice (default: 42 or the config's)")
+    flag("--overwrite", action="store_true", help="make this stage's files anew instead of going on with them")
+    return made
+
+
+def count(text: str) -> int:
+    """argparse type: a whole number from 0 up."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+@contextmanager
+def lock(output: Path, name: str) -> Iterator[None]:
+    """Hold one part of the output folder; raises OutputLocked naming the holder when another run has it.
+
+    The lock is the operating system's: it goes with its process, so a dead holder blocks nobody.
+    """
+    folder = output / ".locks"
+    holder = folder / f"{name}.holder.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(folder / f"{name}.lock", timeout=0)
+        held.acquire()
+    except filelock.Timeout as error:
+        raise OutputLocked(f"{output} is in use for {name} by {_read_holder(holder)}: wait for it or stop it") from error
+    except OSError as error:
+        raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}), "utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        held.release()
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        body = json.loads(path.read_text("utf-8"))
+        return f"process {body['pid']} on {body['host']}, started {body['started']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a stage's main and leave with its exit code; what the user can repair is printed without a traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(exit_code(main))
+
+
+def exit_code(main: Callable[[], Any]) -> int:
+    try:
+        main()
+    except BadConfig as error:
+        return _fail(USAGE, str(error))
+    except BadInput as error:
+        return _fail(BAD_INPUT, str(error))
+    except OutputLocked as error:
+        return _fail(LOCKED, str(error))
+    except KeyboardInterrupt:
+        return _fail(128 + signal.SIGINT, "interrupted; to go on, give the same command again")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        return _fail(UNEXPECTED, f"{NO_ROOM[error.errno]} ({error.filename or 'output'}); files written before are whole")
+    return DONE
+
+
+def _terminate(number: int, frame: object) -> None:
+    print("terminated; to go on, give the same command again", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
