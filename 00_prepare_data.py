@@ -28,7 +28,9 @@ def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     flag("--labels", type=Path, metavar="CSV", help="label file (default: found by name below --input)")
-    flag("--sample-submission", type=Path, metavar="CSV", help="sample submission (default: found by name below --input)")
+    flag(
+        "--sample-submission", type=Path, metavar="CSV", help="sample submission (default: found by name below --input)"
+    )
     flag("--size", type=int, default=512, help="height and width of the cached images (default: %(default)s)")
     flag("--max-bad", default="0", metavar="N|N%", help="rejected files to accept (default: %(default)s)")
     flag("--allow-missing", action="store_true", help="accept labels and sample ids that have no image")
@@ -95,10 +97,14 @@ def complain(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> 
     if outcome.label_errors:
         raise bad_list(f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors)
     if outcome.missing and not args.allow_missing:
-        raise bad_list(f"{len(outcome.missing)} listed ids have no usable image (--allow-missing accepts that)", outcome.missing)
+        raise bad_list(
+            f"{len(outcome.missing)} listed ids have no usable image (--allow-missing accepts that)", outcome.missing
+        )
     limit = float(args.max_bad.removesuffix("%"))
     if outcome.bad > (limit / 100 * files if args.max_bad.endswith("%") else limit):
-        bad = [f"{e['source']}: {e['code']}: {e['message']}" for e in outcome.rejected if e["code"] != prepare.UNLABELLED]
+        bad = [
+            f"{e['source']}: {e['code']}: {e['message']}" for e in outcome.rejected if e["code"] != prepare.UNLABELLED
+        ]
         raise bad_list(f"{outcome.bad} of {files} files rejected (--max-bad accepts them)", bad)
     if not any(row["split"] == artifacts.TRAIN for row in outcome.rows):
         raise BadInput("no image has a label: are the images and the label file from the same stage?")

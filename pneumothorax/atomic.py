@@ -25,7 +25,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True) 
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

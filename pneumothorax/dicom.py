@@ -208,5 +208,3 @@ def _short(error: Exception) -> str:
     """An error's kind and first line, shortened: file contents must not reach logs."""
     lines = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:120]}".rstrip(": ")
-
-

@@ -73,7 +73,10 @@ def leaks(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
     known = table["patient_id"] != ""
     spread = table[known].groupby("patient_id")["fold"].nunique()
     twins = table.groupby(train["sha256"].to_numpy())["fold"].nunique()
-    return {"patients_in_several_folds": int((spread > 1).sum()), "identical_images_in_several_folds": int((twins > 1).sum())}
+    return {
+        "patients_in_several_folds": int((spread > 1).sum()),
+        "identical_images_in_several_folds": int((twins > 1).sum()),
+    }
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,9 +15,9 @@ from pneumothorax import atomic
 class Journal:
     """Entries of earlier runs, by name, and a file to append new ones to.
 
-        with Journal(path) as journal:
-            known = journal.entries.get("a.dcm")
-            journal.append("a.dcm", {"key": ..., ...})
+    with Journal(path) as journal:
+        known = journal.entries.get("a.dcm")
+        journal.append("a.dcm", {"key": ..., ...})
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class Journal:
         self.entries = read(self.path)
         lines = (json.dumps({"name": name, **entry}) for name, entry in self.entries.items())
         atomic.write_text(self.path, "".join(f"{line}\n" for line in lines))  # without a torn last line
-        self._file = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 (closed in __exit__)
+        self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         return self
 
     def append(self, name: str, entry: dict[str, Any]) -> None:

@@ -126,7 +126,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:  # SOFn; F7 is JPEG-LS
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # SOFn; F7 is JPEG-LS
             height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
             return height, width
         at += 1 if marker == 0xFF else 2 + length  # 0xFF may be repeated as fill
@@ -144,7 +144,9 @@ def _jpeg2000_size(frame: bytes) -> tuple[int, int] | None:
 
 def _grey(stored: np.ndarray, dataset: pydicom.Dataset, *, inverted: bool) -> np.ndarray:
     """(H, W) stored values -> (H, W) uint8."""
-    plain = not any(name in dataset for name in ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence"))
+    plain = not any(
+        name in dataset for name in ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence")
+    )
     if plain and stored.dtype == np.uint8 and dataset.get("BitsStored", 8) == 8:
         return cv2.bitwise_not(stored) if inverted else stored
     values = apply_modality_lut(stored, dataset)

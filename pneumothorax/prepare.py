@@ -70,7 +70,10 @@ def prepare(
     else:
         entries = _run_with_journal(dicoms, root, job, job.output, workers=workers, anew=anew)
     for path in not_files:
-        entries[_source(path, root)] = {"code": "NOT_A_FILE", "message": "not a regular file (links: --follow-symlinks)"}
+        entries[_source(path, root)] = {
+            "code": "NOT_A_FILE",
+            "message": "not a regular file (links: --follow-symlinks)",
+        }
     return _account(entries, root, job)
 
 
@@ -178,7 +181,9 @@ def _still_good(known: Entry, path: Path, job: Job) -> bool:
         if known["key"] != _key(path, image_id, job):
             return False
         stored = (artifacts.cached_image, known["row"]["sha256"]), (artifacts.cached_mask, known["mask_sha256"])
-        return all(not digest or records.sha256(file(job.output, job.size, image_id)) == digest for file, digest in stored)
+        return all(
+            not digest or records.sha256(file(job.output, job.size, image_id)) == digest for file, digest in stored
+        )
     except OSError:
         return False
 
@@ -241,7 +246,9 @@ def _run(
     chunks = [dicoms[start : start + FILES_PER_CALL] for start in range(0, len(dicoms), FILES_PER_CALL)]
     parallel = joblib.Parallel(n_jobs=max(1, workers), return_as="generator_unordered")
     calls = (
-        joblib.delayed(_prepare_chunk)(chunk, root, job, {s: known[s] for p in chunk if (s := _source(p, root)) in known})
+        joblib.delayed(_prepare_chunk)(
+            chunk, root, job, {s: known[s] for p in chunk if (s := _source(p, root)) in known}
+        )
         for chunk in chunks
     )
     with tqdm(total=len(dicoms), unit="image", desc="preparing") as bar:
@@ -252,7 +259,9 @@ def _run(
 
 def _prepare_chunk(paths: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry]) -> list[tuple[str, Entry]]:
     sources = [_source(path, root) for path in paths]
-    return [(source, prepare_one(path, root, job, known.get(source))) for source, path in zip(sources, paths, strict=True)]
+    return [
+        (source, prepare_one(path, root, job, known.get(source))) for source, path in zip(sources, paths, strict=True)
+    ]
 
 
 def _source(path: Path, root: Path) -> str:
@@ -302,7 +311,9 @@ def summary(outcome: Outcome) -> list[str]:
     ]
     codes = Counter(entry["code"] for entry in outcome.rejected)
     if outcome.unlabelled:
-        lines.append(f"{outcome.unlabelled} images are not annotated (in neither list): not used, not counted as negative")
+        lines.append(
+            f"{outcome.unlabelled} images are not annotated (in neither list): not used, not counted as negative"
+        )
     if outcome.bad:
         lines.append("rejected: " + ", ".join(f"{n} {code}" for code, n in sorted(codes.items()) if code != UNLABELLED))
     if outcome.colour:

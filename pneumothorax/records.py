@@ -34,10 +34,22 @@ def hashes(output: Path, paths: Iterable[str]) -> dict[str, str]:
 
 
 def write(
-    output: Path, record: Record, *, settings: dict[str, Any], inputs: dict[str, str], outputs: Iterable[str], **facts: Any
+    output: Path,
+    record: Record,
+    *,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+    outputs: Iterable[str],
+    **facts: Any,
 ) -> None:
     """Seal the files `outputs` (paths below `output`), made from `inputs` ({name: sha256}) with `settings`."""
-    body = {"made_by": record.made_by, "settings": settings, "inputs": inputs, "outputs": hashes(output, outputs), **facts}
+    body = {
+        "made_by": record.made_by,
+        "settings": settings,
+        "inputs": inputs,
+        "outputs": hashes(output, outputs),
+        **facts,
+    }
     atomic.write_json(output / record.path, body)
 
 
@@ -47,7 +59,7 @@ def read(output: Path, record: Record) -> dict[str, Any]:
         raise BadInput(f"{path} does not exist: run {record.made_by} first")
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        body["settings"], body["inputs"], body["outputs"]  # noqa: B018 (a record without them is damaged)
+        body["settings"], body["inputs"], body["outputs"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is damaged: run {record.made_by} again") from error
     return body

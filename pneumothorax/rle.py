@@ -49,7 +49,9 @@ def runs(text: str, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     if not numbers[1::2].all():
         raise BadInput(f"a run of length 0 (pair {int(np.argmin(numbers[1::2])) + 1})")
     if edges[-1] > n_pixels:
-        raise BadInput(f"a run ends at pixel {edges[-1]}, past the image's {n_pixels} pixels{_guess(numbers, n_pixels)}")
+        raise BadInput(
+            f"a run ends at pixel {edges[-1]}, past the image's {n_pixels} pixels{_guess(numbers, n_pixels)}"
+        )
     return edges[0::2], edges[1::2]
 
 

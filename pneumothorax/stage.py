@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import platform
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,11 @@ from pneumothorax.errors import BadConfig, BadInput, OutputLocked
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
-NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file grew too large"}
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file grew too large",
+}
 
 
 def parser(manual: str) -> argparse.ArgumentParser:
@@ -48,6 +53,21 @@ def count(text: str) -> int:
     return value
 
 
+def check_name(made: argparse.ArgumentParser, flag: str, name: str) -> None:
+    """Names of runs and submissions become folders."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+        made.error(f"{flag} must be letters, digits, '.', '_' or '-', at most 64, got {name!r}")
+
+
+def chosen_folds(text: str, n_folds: int) -> list[int]:
+    """--fold: `all` or one number -> the folds to work on. Raises BadConfig for one that does not exist."""
+    if text == "all":
+        return list(range(n_folds))
+    if not text.isdecimal() or int(text) >= n_folds:
+        raise BadConfig(f"--fold {text}: there are folds 0 to {n_folds - 1}, or all")
+    return [int(text)]
+
+
 @contextmanager
 def lock(output: Path, name: str) -> Iterator[None]:
     """Hold one part of the output folder; raises OutputLocked naming the holder when another run has it.
@@ -61,7 +81,9 @@ def lock(output: Path, name: str) -> Iterator[None]:
         held = filelock.FileLock(folder / f"{name}.lock", timeout=0)
         held.acquire()
     except filelock.Timeout as error:
-        raise OutputLocked(f"{output} is in use for {name} by {_read_holder(holder)}: wait for it or stop it") from error
+        raise OutputLocked(
+            f"{output} is in use for {name} by {_read_holder(holder)}: wait for it or stop it"
+        ) from error
     except OSError as error:
         raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
     try:
@@ -101,7 +123,9 @@ def exit_code(main: Callable[[], Any]) -> int:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        return _fail(UNEXPECTED, f"{NO_ROOM[error.errno]} ({error.filename or 'output'}); files written before are whole")
+        return _fail(
+            UNEXPECTED, f"{NO_ROOM[error.errno]} ({error.filename or 'output'}); files written before are whole"
+        )
     return DONE
 
 

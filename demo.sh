@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From DICOM files to a submission and a cross-validation table, in one command.
+#
+#   ./demo.sh                                     on built-in demo data, a few minutes on two CPU cores
+#   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
+#
+# One run per config, all compared in one report. FOLDS is 3 unless set, SIZE (of the cached images) is 512.
+# Started again it goes on where it stopped, and does nothing where nothing is left to do.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+. ./environment.sh
+make_environment requirements.txt
+
+output=${OUTPUT:-output}
+configs=${CONFIGS:-configs/demo.yaml}
+
+if [ -n "${INPUT:-}" ]; then
+    input=$INPUT
+elif [ -z "$(find input -mindepth 1 -maxdepth 1 ! -name '.*' ! -name demo -print -quit)" ]; then
+    input=input/demo
+    [ -e "$input" ] || python -m pneumothorax.phantom --to "$input"
+elif [ -e input/demo ]; then
+    echo "error: input/ holds the demo data and other files: remove input/demo, or say which with INPUT=" >&2
+    exit 3
+else
+    input=input
+fi
+
+python 00_prepare_data.py --input "$input" --output "$output" --size "${SIZE:-512}"
+python 01_make_folds.py --output "$output" --folds "${FOLDS:-3}" ${PATIENTS:+--patients "$PATIENTS"}
+names=
+for config in $configs; do
+    run=$(basename "$config" .yaml)
+    python 02_train.py --config "$config" --run "$run" --output "$output"
+    python 03_predict.py --run "$run" --output "$output"
+    python 04_submit.py --run "$run" --output "$output"
+    names=${names:+$names,}$run
+done
+python 05_report.py --names "$names" --output "$output"

@@ -1,0 +1,19 @@
+# Sourced by demo.sh and test.sh: make .venv from a requirements file unless it is there already, and activate it.
+# uv is used when it is installed, else python3 -m venv and pip. PYTHON=python3.12 chooses another interpreter.
+
+make_environment() {  # make_environment requirements.txt
+    local requirements=$1 python=${PYTHON:-python3} stamp
+    stamp=.venv/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements" .txt)
+    if [ ! -e "$stamp" ]; then
+        echo "making .venv from $requirements (once, some minutes)"
+        if command -v uv >/dev/null; then
+            [ -e .venv ] || uv venv --quiet --python "$python" .venv
+            uv pip install --quiet --python .venv -r "$requirements"
+        else
+            [ -e .venv ] || "$python" -m venv .venv
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+        fi
+        touch "$stamp"
+    fi
+    . .venv/bin/activate
+}
