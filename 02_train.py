@@ -98,7 +98,8 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig) -> None:
         if differences:
             print(f"starting {folder} anew: its settings change")
             shutil.rmtree(folder)
-    config.save(path, settings)
+    if not path.exists():
+        config.save(path, settings)
 
 
 def is_finished(args: argparse.Namespace, settings: TrainConfig, tables: Tables, fold: int) -> bool:

@@ -141,7 +141,7 @@ def report(args: argparse.Namespace, table: pd.DataFrame) -> None:
     by_row = table.set_index("row")
     both, nothing = by_row.loc["all"], by_row.loc["nothing predicted"]
     print(f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}")
-    print(f"positives-only Dice {both['positive_dice']:.4f} on {both['positives']} of {both['images']} images")
+    print(f"positives-only Dice {both['positive_dice']:.4f} on {both['positives']:.0f} of {both['images']:.0f} images")
     optimism = both["naive_siim_dice"] - both["siim_dice"]
     print(
         f"thresholds fitted on the scored images themselves would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})"

@@ -27,14 +27,15 @@ def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
     import albumentations as A
 
     scale = size / 512
+    sigma = max(1.0, 6 * scale)
     intensity = [
         A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=0.25, p=1.0),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.0, p=1.0),
         A.RandomGamma(gamma_limit=(70, 140), p=1.0),
     ]
     distortion = [
-        # Pixels move by about 0.16 * alpha / sigma: 3.3 at 512, in proportion at other sizes.
-        A.ElasticTransform(alpha=120 * scale**2, sigma=6 * scale, p=1.0),
+        # Pixels move by about 0.16 * alpha / sigma: 3.3 at 512 (alpha 120, sigma 6), in proportion at other sizes.
+        A.ElasticTransform(alpha=20 * scale * sigma, sigma=sigma, p=1.0),
         A.GridDistortion(num_steps=5, distort_limit=0.3, p=1.0),
         A.OpticalDistortion(distort_limit=0.5, p=1.0),
     ]

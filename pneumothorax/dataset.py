@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -75,6 +76,11 @@ class InOrder:
 
     def __len__(self) -> int:
         return (self.n + self.batch_size - 1) // self.batch_size
+
+
+def start_worker(_: int) -> None:
+    """One thread per DataLoader worker: OpenCV would start one per core in each."""
+    cv2.setNumThreads(0)
 
 
 def to_network(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pneumothorax import pixels
@@ -133,14 +134,19 @@ def _read_file(path: Path) -> bytes:
 
 
 def _inflated(data: bytes) -> bytes:
-    """`data` unless it is deflated and inflates to more than MAX_FILE_BYTES: then Rejected, without inflating it."""
-    head = data[:4096]
-    if DeflatedExplicitVRLittleEndian.encode("ascii") not in head or head[132:136] != b"\x02\x00\x00\x00":
+    """`data` unless it is deflated and inflates to more than 2 * MAX_PIXELS bytes: then Rejected, before dcmread."""
+    if DeflatedExplicitVRLittleEndian.encode("ascii") not in data:
         return data
-    # Preamble, prefix and the group length element end at byte 144; the deflated data set follows its group.
-    start = 144 + int.from_bytes(head[140:144], "little")
+    # The group length element may be missing or wrong, so the file meta information is read as dcmread reads it.
+    stream = io.BytesIO(data)
+    read_preamble(stream, force=False)
+    meta = read_dataset(
+        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+    )
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return data
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    left, total = data[start:], 0
+    left, total = stream.read(), 0
     while left and not inflater.eof:
         total += len(inflater.decompress(left, 1 << 22))
         left = inflater.unconsumed_tail
@@ -196,7 +202,10 @@ def _years(age: str) -> str:
 
 
 def _positive(dataset: pydicom.Dataset, name: str) -> int:
-    value = dataset.get(name)
+    try:
+        value = dataset.get(name)
+    except Exception as error:  # a value of the wrong length, in a file cut short for one
+        raise Rejected("BAD_HEADER", f"{name} cannot be read ({_short(error)})") from error
     if value is None:
         raise Rejected("BAD_HEADER", f"no {name}")
     if not isinstance(value, int) or value < 1:
@@ -205,6 +214,7 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
 
 
 def _short(error: Exception) -> str:
-    """An error's kind and first line, shortened: file contents must not reach logs."""
+    """An error's kind and first line without what it quotes: file contents (PatientID!) must not reach logs."""
     lines = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}".rstrip(": ")
+    unquoted = re.sub(r"""(['"]).*?(?:\1|$)""", "'...'", lines[0])
+    return f"{type(error).__name__}: {unquoted[:120]}".rstrip(": ")

@@ -1,5 +1,7 @@
 """Cross-validation folds: all images of a patient together, strata by mask size, and a report that proves it."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
@@ -31,8 +33,10 @@ def assign(train: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
         raise BadInput(f"{n_groups} patients cannot fill {n_folds} folds: use --folds {max(2, n_groups)} or fewer")
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     fold = np.full(len(train), -1)
-    for number, (_, validation) in enumerate(splitter.split(train, stratum, group)):
-        fold[validation] = number
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # strata with fewer images than folds: `_check` judges the result
+        for number, (_, validation) in enumerate(splitter.split(train, stratum, group)):
+            fold[validation] = number
     table = pd.DataFrame(
         {"image_id": train["image_id"], "patient_id": train["patient_id"], "fold": fold, "stratum": stratum}
     )

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput, bad_list
 
 MAX_CELL = 4_000_000  # characters: more than any mask of 64 megapixels needs in practice
-_PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*")
+_PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _cell_problem(image_id: str, text: str) -> str:
         return f"a cell of {len(text)} characters"
     if not _PAIRS.fullmatch(text):
         found = f"found {text[:40]!r}"
-        if not re.fullmatch(r"[\d ]+", text):
+        if not re.fullmatch(r"[0-9 ]+", text):
             return f"not run lengths 'gap length gap length ...' or -1: {found}"
         return f"an odd count of numbers or stray spaces: {found}"
     return ""
@@ -140,5 +141,5 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read: {error}") from error

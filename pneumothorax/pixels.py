@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.encaps import generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
-from pydicom.uid import JPEGBaseline8Bit
+from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
 GREY = ("MONOCHROME2", "MONOCHROME1")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -54,7 +54,8 @@ def _stored_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         frame = _single_frame(dataset)
-        _check_frame_size(frame, dataset.Rows, dataset.Columns)
+        if syntax != RLELossless:
+            _check_frame_size(frame, dataset.Rows, dataset.Columns)
         if syntax == JPEGBaseline8Bit and dataset.get("SamplesPerPixel", 1) == 1:
             return _jpeg(frame, dataset.Rows, dataset.Columns), "libjpeg-turbo"
     else:
@@ -114,7 +115,9 @@ def _check_length(dataset: pydicom.Dataset) -> None:
 def _check_frame_size(frame: bytes, height: int, width: int) -> None:
     """Refuse a JPEG or JPEG 2000 frame whose own header disagrees, before its pixels are decoded into memory."""
     found = _jpeg_size(frame) or _jpeg2000_size(frame)
-    if found and found != (height, width):
+    if found is None:  # a PNG, say, which OpenCV would decode whatever its size
+        raise Undecodable("TRUNCATED", "the encoded frame does not begin as a JPEG or JPEG 2000 image does")
+    if found != (height, width):
         code = "TOO_LARGE" if found[0] * found[1] > 4 * height * width else "BAD_HEADER"
         raise Undecodable(code, f"the encoded frame is {found[1]} x {found[0]}, the header says {width} x {height}")
 

@@ -65,5 +65,7 @@ def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
     A mask too thin to half-cover any pixel keeps the pixels it covers most, so that a positive stays positive.
     """
     covered = shrink(mask * np.uint8(255), size)
-    most = int(covered.max())
-    return (covered >= min(128, max(most, 1))).astype(np.uint8)
+    if not covered.any() and mask.any():  # less than 1/510 of a pixel: rounded away
+        covered = shrink(mask.astype(np.float32), size)
+    most = covered.max()
+    return ((covered >= min(128, most)) & (covered > 0)).astype(np.uint8)

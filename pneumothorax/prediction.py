@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pneumothorax import artifacts, atomic, png, postprocess, records
-from pneumothorax.dataset import InOrder, RadiographDataset, to_network
+from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
 from pneumothorax.journal import Journal
 
 
@@ -87,7 +87,8 @@ def _maps(
     images = RadiographDataset(
         source.output, rows.assign(positive=0), cache_size=source.cache_size, image_size=source.image_size, config=None
     )
-    loader = DataLoader(images, batch_sampler=InOrder(len(images), source.batch_size), num_workers=source.workers)
+    batches = InOrder(len(images), source.batch_size)
+    loader = DataLoader(images, batch_sampler=batches, num_workers=source.workers, worker_init_fn=start_worker)
     with tqdm(total=len(rows), unit="image", desc=title) as bar:
         for batch in loader:
             maps = probabilities(networks, to_network(batch.image, source.device)).cpu().numpy()

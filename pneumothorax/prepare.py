@@ -120,13 +120,14 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
     rows = _labels(job.labels).get(image_id, ())
     radiograph = dicom.decode(header, dataset)
     height, width = radiograph.image.shape
-    try:
-        mask = rle.union(rows, (height, width))
-    except BadInput as error:
-        return {"code": BAD_LABEL, "message": f"label of {image_id}: {error}", "label_error": True}
-
+    mask_pixels, mask_png = 0, b""
+    if rows:
+        try:
+            mask = rle.union(rows, (height, width))
+        except BadInput as error:
+            return {"code": BAD_LABEL, "message": f"label of {image_id}: {error}", "label_error": True}
+        mask_pixels, mask_png = int(np.count_nonzero(mask)), png.encode_mask(png.shrink_mask(mask, job.size))
     image_png = png.encode(png.shrink(radiograph.image, job.size))
-    mask_png = png.encode_mask(png.shrink_mask(mask, job.size)) if rows else b""
     if job.output is not None:
         _store(artifacts.cached_image(job.output, job.size, image_id), image_png)
         _store(artifacts.cached_mask(job.output, job.size, image_id), mask_png)
@@ -144,7 +145,7 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
             "height": height,
             "width": width,
             "positive": int(bool(rows)),
-            "mask_pixels": int(np.count_nonzero(mask)),
+            "mask_pixels": mask_pixels,
             "mask_rows": len(rows),
             "source": _source(path, root),
             "decoder": radiograph.decoder,

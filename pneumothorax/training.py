@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pneumothorax import artifacts, atomic, checkpoint, metrics, postprocess, rle
 from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
-from pneumothorax.dataset import InOrder, RadiographDataset, to_network
+from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.losses import CRITERIA, Criterion
 from pneumothorax.sampling import EpochBatches, SlidingSampling
@@ -171,6 +171,7 @@ class Training:
         validation = RadiographDataset(self.data.output, self.data.validation, **sizes, config=None)
         common: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
         common["persistent_workers"] = self.workers > 0
+        common["worker_init_fn"] = start_worker
         return (
             DataLoader(train, batch_sampler=EpochBatches(self.sampling, self.config.batch_size), **common),
             DataLoader(validation, batch_sampler=InOrder(len(validation), self.config.batch_size), **common),

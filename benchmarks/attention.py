@@ -1,0 +1,135 @@
+"""What improved coordinate attention costs inside ICA-ResUNet, against the same network without it.
+
+Forward (inference mode) and training step (forward, backward, Adam), in both memory formats, the variants taking turns
+in one process. "naive" is the same block as most code writes it: adaptive pooling modules and x + x * a_h * a_w.
+
+    python -m benchmarks.attention
+    python -m benchmarks.attention --shapes 4x512 --repeats 20 --encoder resnet50
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import models
+from models.coord_attention import ImprovedCoordAttention
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class NaiveAttention(nn.Module):
+    """x (N, C, H, W) -> x + x * a_h * a_w with the weights of an ImprovedCoordAttention (merge="concat")."""
+
+    def __init__(self, block: ImprovedCoordAttention) -> None:
+        super().__init__()
+        self.squeeze, self.gate_rows, self.gate_cols = block.squeeze, block.gate_rows, block.gate_cols
+        self.pool_rows = nn.ModuleList([nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d((None, 1))])
+        self.pool_cols = nn.ModuleList([nn.AdaptiveAvgPool2d((1, None)), nn.AdaptiveMaxPool2d((1, None))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([pool(x).flatten(2) for pool in self.pool_rows], dim=1)
+        cols = torch.cat([pool(x).flatten(2) for pool in self.pool_cols], dim=1)
+        squeezed_rows, squeezed_cols = self.squeeze(torch.cat([rows, cols], dim=2)).split(x.shape[2:], dim=2)
+        by_row = self.gate_rows(squeezed_rows).sigmoid().unsqueeze(3)
+        by_col = self.gate_cols(squeezed_cols).sigmoid().unsqueeze(2)
+        return x + x * by_row * by_col
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description="Cost of improved coordinate attention in ICA-ResUNet.")
+    parser.add_argument("--shapes", nargs="+", type=shape, default=[(1, 512), (2, 512), (8, 128)], metavar="BATCHxSIZE")
+    parser.add_argument("--repeats", type=int, default=9, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--encoder", default="resnet34", help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(argv)
+
+
+def shape(text: str) -> tuple[int, int]:
+    batch, size = text.split("x")
+    return int(batch), int(size)
+
+
+def variants(encoder: str) -> dict[str, nn.Module]:
+    def build(**settings):
+        return models.build("ica_resunet", encoder=encoder, encoder_weights="none", **settings)
+
+    naive = build(merge="concat")
+    naive.attention = nn.ModuleList(NaiveAttention(block) for block in naive.attention)
+    return {"without": build(attention=False), "ours": build(merge="concat"), "naive": naive}
+
+
+def forward_step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    def run():
+        network.eval()
+        with torch.inference_mode():
+            network(images)
+
+    return run
+
+
+def training_step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6)
+    masks = (images > 0.9).float()
+
+    def run():
+        network.train()
+        optimizer.zero_grad()
+        network.training_loss(images, masks, nn.functional.binary_cross_entropy_with_logits)["loss"].backward()
+        optimizer.step()
+
+    return run
+
+
+def median_times(steps: dict[str, Callable[[], None]], *, repeats: int, cuda: bool) -> dict[str, float]:
+    """Median seconds of each step; the steps take turns, so that a busy machine slows all of them alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for round_number in range(repeats + 2):  # the first two rounds warm up
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if cuda:
+                torch.cuda.synchronize()
+            if round_number >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    cuda = torch.device(args.device).type == "cuda"
+    hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {args.threads} threads"
+    print(
+        f"{hardware}; torch {torch.__version__}, Python {platform.python_version()}; {args.encoder}, fp32, "
+        f"medians of {args.repeats}"
+    )
+    print(
+        f"{'batch':>5} {'size':>5} {'format':14} {'step':9} {'without ms':>10} {'ours ms':>9} {'ratio':>6} "
+        f"{'naive ms':>9} {'ratio':>6}"
+    )
+    for batch, size in args.shapes:
+        for format_name, memory_format in FORMATS.items():
+            images = torch.rand(batch, 1, size, size, device=args.device).contiguous(memory_format=memory_format)
+            networks = {
+                name: network.to(args.device, memory_format=memory_format)
+                for name, network in variants(args.encoder).items()
+            }
+            for step_name, make in (("forward", forward_step), ("training", training_step)):
+                steps = {name: make(network, images) for name, network in networks.items()}
+                times = median_times(steps, repeats=args.repeats, cuda=cuda)
+                base, ours, naive = (1000 * times[name] for name in ("without", "ours", "naive"))
+                print(
+                    f"{batch:5} {size:5} {format_name:14} {step_name:9} {base:10.1f} {ours:9.1f} {ours / base:6.3f} "
+                    f"{naive:9.1f} {naive / base:6.3f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Alternating timings and their ratios: machines drift, so only what ran side by side is compared."""
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from pneumothorax import discovery, phantom
+
+
+def parser(manual: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument(
+        "--input", type=Path, metavar="DIR", help="real DICOMs and labels (default: phantoms made on the spot)"
+    )
+    made.add_argument("--images", type=int, default=40, help="at most this many images (default: %(default)s)")
+    made.add_argument("--repeats", type=int, default=5, help="rounds, alternating (default: %(default)s)")
+    return made
+
+
+@contextmanager
+def material(args: argparse.Namespace) -> Iterator[tuple[list[Path], Path]]:
+    """(DICOM paths, label CSV): from --input, or phantoms in a temporary folder."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.input
+        if folder is None:
+            folder = Path(temporary) / "phantoms"
+            phantom.write_dataset(folder, train_images=args.images, test_images=1, unlabelled_images=0)
+        found = discovery.search(folder)
+        yield list(found.dicoms)[: args.images], discovery.label_file(found, None)
+
+
+def compare(ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str) -> dict[str, float]:
+    """Run all ways in turn, `repeats` times, after one warm-up each; print and return the median ms per unit."""
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(repeats + 1):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            if round_number:
+                samples[name].append((time.perf_counter() - started) / per * 1000)
+    medians = {name: statistics.median(values) for name, values in samples.items()}
+    for name, median in medians.items():
+        print(f"{name:24s} {median:10.3f} ms per {unit}   ({min(samples[name]):.3f} to {max(samples[name]):.3f})")
+    return medians
+
+
+def ratio(medians: dict[str, float], upper: str, lower: str, goal: str) -> None:
+    print(f"{upper} / {lower} = {medians[upper] / medians[lower]:.2f}   (goal: {goal})")
+
+
+def machine(*packages: str) -> None:
+    """What the numbers were measured on."""
+    names = ", ".join(f"{name} {version(name)}" for name in packages)
+    print(f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {names}")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

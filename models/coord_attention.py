@@ -1,0 +1,119 @@
+"""Improved coordinate attention: gate each channel by its row profile and its column profile.
+
+Base: Hou, Zhou, Feng: Coordinate Attention for Efficient Mobile Network Design, CVPR 2021, arXiv:2103.02907.
+Improved: Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2.2: profiles by mean and by
+maximum, and a residual path around the gates. How mean and maximum meet is left open there; `merge` offers three ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Reduce = Callable[[torch.Tensor, int], torch.Tensor]  # (values, axis) -> without that axis
+
+POOLINGS: dict[str, tuple[Reduce, ...]] = {
+    "avg": (torch.mean,),
+    "max": (torch.amax,),
+    "avg+max": (torch.mean, torch.amax),
+}
+MERGES = ("concat", "sum", "shared")
+DEFAULT_MERGE = "concat"
+
+
+class ImprovedCoordAttention(nn.Module):
+    """x (N, C, H, W) -> same shape and memory format: x + x * a_h * a_w, the gates in (0, 1).
+
+    a_h (N, C, H, 1) has one value per row, a_w (N, C, 1, W) one per column. With pooling="avg", residual=False it is
+    the published block.
+
+    Args:
+        channels: C.
+        reduction: the squeeze has max(8, C // reduction) channels.
+        merge: how the mean and the maximum profile meet (for pooling="avg+max" alone): "concat", the squeeze takes
+            2C channels; "sum", the profiles are added; "shared", the squeeze and the gates' convolutions run on each
+            and the gates' logits are added.
+        pooling: the profiles: "avg", "max" or "avg+max".
+        residual: False leaves x * a_h * a_w.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 32,
+        merge: str = DEFAULT_MERGE,
+        pooling: str = "avg+max",
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling!r}")
+        if merge not in MERGES:
+            raise ValueError(f"merge is one of {', '.join(MERGES)}, got {merge!r}")
+        if channels < 1 or reduction < 1:
+            raise ValueError(f"channels and reduction are at least 1, got {channels} and {reduction}")
+        self.reducers = POOLINGS[pooling]
+        self.merge = merge
+        self.residual = residual
+
+        squeezed = max(8, channels // reduction)
+        profiles = len(self.reducers) if merge == "concat" else 1
+        # Conv1d: the profiles have one axis, and a 1x1 Conv2d in channels_last makes DistributedDataParallel warn of
+        # gradient strides.
+        self.squeeze = nn.Sequential(
+            nn.Conv1d(profiles * channels, squeezed, 1), nn.BatchNorm1d(squeezed), nn.Hardswish()
+        )
+        self.gate_rows = nn.Conv1d(squeezed, channels, 1)
+        self.gate_cols = nn.Conv1d(squeezed, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        profiles = [row_and_column_profile(x, reduce) for reduce in self.reducers]
+        rows, cols = self.gate_logits(profiles, height=x.shape[2])
+        gate = outer_product(rows.sigmoid(), cols.sigmoid(), like=x)  # (N, C, H, W)
+        # addcmul: x + x * gate in one pass over memory.
+        return torch.addcmul(x, x, gate) if self.residual else x * gate
+
+    def gate_logits(self, profiles: list[torch.Tensor], *, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One or two profiles (N, C, H + W) -> logits of the gates, rows (N, C, H) and columns (N, C, W)."""
+        copies = 1
+        if self.merge == "concat":
+            profile = torch.cat(profiles, dim=1)  # (N, 2C, H + W)
+        elif self.merge == "sum":
+            profile = torch.stack(profiles).sum(0)
+        else:
+            # "shared": both in one batch, so that batch norm trains on the mixture its running averages describe.
+            copies = len(profiles)
+            profile = torch.cat(profiles, dim=0)  # (2N, C, H + W)
+        squeezed = self.squeeze(profile)
+        rows = self.gate_rows(squeezed[:, :, :height])
+        cols = self.gate_cols(squeezed[:, :, height:])
+        return rows.unflatten(0, (copies, -1)).sum(0), cols.unflatten(0, (copies, -1)).sum(0)
+
+
+def row_and_column_profile(x: torch.Tensor, reduce: Reduce) -> torch.Tensor:
+    """x (N, C, H, W) -> (N, C, H + W): each row reduced to one value, then each column.
+
+    Plain reductions along the order of memory: adaptive pooling is several times slower on CPU, and so is reducing
+    channels_last through its (N, C, H, W) face.
+    """
+    if is_channels_last(x):
+        pixels = x.permute(0, 2, 3, 1)
+        return torch.cat([reduce(pixels, 2), reduce(pixels, 1)], dim=1).transpose(1, 2)
+    return torch.cat([reduce(x, 3), reduce(x, 2)], dim=2)
+
+
+def outer_product(rows: torch.Tensor, cols: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+    """rows (N, C, H), cols (N, C, W) -> (N, C, H, W) in the memory format of `like`: another is slow."""
+    if is_channels_last(like):
+        by_row = rows.transpose(1, 2).contiguous().unsqueeze(2)  # (N, H, 1, C)
+        by_col = cols.transpose(1, 2).contiguous().unsqueeze(1)  # (N, 1, W, C)
+        return (by_row * by_col).permute(0, 3, 1, 2)
+    return rows.unsqueeze(3) * cols.unsqueeze(2)
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side in memory; False where both orders are the same."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

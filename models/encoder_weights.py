@@ -1,0 +1,119 @@
+"""Starting weights of an encoder: from smp's hub, from a local file, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from models import smp_library
+
+MAX_LISTED = 10
+WAY_OUT = "pass encoder_weights=none or the path of a .pth or .safetensors file"
+
+
+class WeightsError(ValueError):
+    """Encoder weights cannot be had or do not fit; the message says what differs and what to do."""
+
+
+def load(encoder: nn.Module, weights: str | Path, *, name: str) -> None:
+    """Fill an encoder that takes one grey channel.
+
+    Args:
+        encoder: an smp encoder built with in_channels=1 and no weights.
+        weights: "imagenet" (downloaded by smp, or from its cache), "none" (random, as built), or the path of a .pth or
+            .safetensors file with torchvision's names (conv1.weight, ..., fc.*) or smp's (the same, or after
+            "encoder."). Three input channels become one by their sum; fc.* is not used.
+        name: smp's name of the encoder, e.g. "resnet34".
+
+    Raises:
+        WeightsError: no network, no such file, or a file that does not fit.
+    """
+    if str(weights) == "none":
+        return
+    if str(weights) == "imagenet":
+        encoder.load_state_dict(_download(name))
+        return
+    path = Path(weights)
+    state = _as_encoder_state(_read(path), encoder)
+    _check(state, encoder, path)
+    encoder.load_state_dict(state)
+
+
+def _download(name: str) -> dict[str, torch.Tensor]:
+    """smp's ImageNet weights, the first convolution already reduced to one channel."""
+    encoders = smp_library.load().encoders
+    published = encoders.encoders[name]["pretrained_settings"]
+    if "imagenet" not in published:
+        raise WeightsError(f"smp has no ImageNet weights for {name}: {WAY_OUT}")
+    try:
+        return encoders.get_encoder(name, in_channels=1, weights="imagenet").state_dict()
+    except Exception as error:  # hub, HTTP and file errors share no base class, and the way out is one
+        raise WeightsError(
+            f"the ImageNet weights of {name} could not be downloaded; no network: {WAY_OUT} "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Names and tensors in a local file. Nothing in the file is ever executed."""
+    if not path.is_file():
+        raise WeightsError(f"encoder weights {path}: no such file; use imagenet, none or the path of an existing file")
+    if path.suffix not in READERS:
+        raise WeightsError(f"encoder weights {path}: the name must end in {' or '.join(READERS)}")
+    try:
+        state = READERS[path.suffix](path)
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"encoder weights {path} cannot be read as plain tensors: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        found = f"a dict with {_listed(map(str, state))}" if isinstance(state, dict) else type(state).__name__
+        raise WeightsError(f"encoder weights {path}: expected a dict of tensors by name, found {found}")
+    return dict(state)
+
+
+def _read_pth(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+READERS: dict[str, Callable[[Path], object]] = {".pth": _read_pth, ".safetensors": load_file}
+
+
+def _as_encoder_state(state: dict[str, torch.Tensor], encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The file's tensors under the encoder's names, the first convolution for one channel, fc.* left out."""
+    state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    first = next(name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)) + ".weight"
+    if first in state and state[first].ndim == 4 and state[first].shape[1] == 3:
+        state[first] = state[first].sum(1, keepdim=True)
+    for name, value in encoder.state_dict().items():
+        if name.endswith("num_batches_tracked"):  # a counter that older files do not have
+            state.setdefault(name, value)
+    return state
+
+
+def _check(state: dict[str, torch.Tensor], encoder: nn.Module, path: Path) -> None:
+    wanted = encoder.state_dict()
+    differences = []
+    if missing := sorted(wanted.keys() - state.keys()):
+        differences.append(f"missing: {_listed(missing)}")
+    if unexpected := sorted(state.keys() - wanted.keys()):
+        differences.append(f"unexpected: {_listed(unexpected)}")
+    shapes = [
+        f"{name} is {tuple(state[name].shape)}, needs {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if state[name].shape != wanted[name].shape
+    ]
+    if shapes:
+        differences.append(f"wrong shape: {_listed(shapes)}")
+    if differences:
+        raise WeightsError("\n  ".join([f"encoder weights {path} do not fit:", *differences]))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more

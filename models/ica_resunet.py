@@ -1,0 +1,92 @@
+"""ICA-ResUNet: a U-Net on a residual encoder, with improved coordinate attention after each residual stage.
+
+Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2. The encoder and the decoder are those of
+segmentation_models_pytorch. Paper: residual modules 3, 4, 6, 3 are called "ResNet" and drawn as bottlenecks; we take
+ResNet-34, whose 3, 4, 6, 3 modules are basic blocks (encoder="resnet50" gives bottlenecks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import encoder_weights as weights_of
+from models import smp_library
+from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from models.network import SegmentationNetwork
+
+
+class IcaResUNet(SegmentationNetwork):
+    """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
+
+    Args:
+        encoder: an smp ResNet or ResNeXt, e.g. "resnet18", "resnet34", "resnet50".
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
+        decoder_channels: of the five decoder levels, coarse to fine.
+        attention: False leaves the plain U-Net, the baseline of the ablation; the four settings below then say nothing.
+        merge, pooling, residual, reduction: see ImprovedCoordAttention.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: str = "resnet34",
+        encoder_weights: str | Path = "imagenet",
+        decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
+        attention: bool = True,
+        merge: str = DEFAULT_MERGE,
+        pooling: str = "avg+max",
+        residual: bool = True,
+        reduction: int = 32,
+    ) -> None:
+        super().__init__()
+        if encoder not in _encoder_names():
+            raise ValueError(f"encoder is one of {', '.join(_encoder_names())}, got {encoder!r}")
+        if len(decoder_channels) != 5 or min(decoder_channels) < 1:
+            raise ValueError(f"decoder_channels are five numbers of at least 1, got {decoder_channels}")
+
+        # The parts keep smp's names, so that with attention=False the state is that of smp.Unet.
+        unet = smp_library.load().Unet(
+            encoder, encoder_weights=None, in_channels=1, decoder_channels=tuple(decoder_channels)
+        )
+        self.encoder = unet.encoder
+        self.decoder = unet.decoder
+        self.segmentation_head = unet.segmentation_head
+        weights_of.load(self.encoder, encoder_weights, name=encoder)
+
+        self.attention = nn.ModuleList(
+            ImprovedCoordAttention(channels, reduction=reduction, merge=merge, pooling=pooling, residual=residual)
+            if attention
+            else nn.Identity()
+            for channels in self.encoder.out_channels[2:]  # of layer1 to layer4
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.encode(self.prepare(images))
+        pixels = self.decoder(features)
+        return self.segmentation_head(pixels)
+
+    def encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Normalised pixels (N, 1, H, W) -> features at strides 1 (the pixels), 2, 4, 8, 16, 32.
+
+        Skip and next stage both see the attended features.
+        """
+        encoder = self.encoder
+        stem = encoder.relu(encoder.bn1(encoder.conv1(pixels)))  # (N, 64, H/2, W/2)
+        features = [pixels, stem]
+        x = encoder.maxpool(stem)
+        stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
+        for stage, attention in zip(stages, self.attention, strict=True):
+            x = attention(stage(x))
+            features.append(x)
+        return features
+
+
+def _encoder_names() -> list[str]:
+    """smp's encoders with a ResNet's stem and layer1 to layer4."""
+    known = smp_library.load().encoders.encoders
+    resnet = known["resnet34"]["encoder"]
+    return [name for name, entry in known.items() if entry["encoder"] is resnet]

@@ -1,0 +1,13 @@
+"""segmentation_models_pytorch, imported when a network is built."""
+
+from types import ModuleType
+
+from models import torchvision_ops
+
+
+def load() -> ModuleType:
+    """The segmentation_models_pytorch module."""
+    torchvision_ops.load()  # smp imports torchvision, which may need help
+    import segmentation_models_pytorch
+
+    return segmentation_models_pytorch

@@ -1,0 +1,528 @@
+"""DICOM: the right grey values from every kind of file we take, and a code for every file we do not."""
+
+import dataclasses
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from conftest import ROOT, disc, encode_jpeg, noise, write_dicom
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+
+from pneumothorax import dicom, pixels, png
+
+BUNDLED = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("**/*.dcm"))
+CODES = {
+    "NOT_DICOM",
+    "TRUNCATED",
+    "NO_PIXELS",
+    "BAD_HEADER",
+    "MULTI_FRAME",
+    "UNSUPPORTED_SYNTAX",
+    "TOO_LARGE",
+    "BAD_ID",
+    "NOT_A_FILE",
+    "IO",
+}
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def bundled(name):
+    return next(path for path in BUNDLED if path.name == name)
+
+
+def code_of(path):
+    """The code of a file that must be rejected."""
+    with pytest.raises(dicom.Rejected) as caught:
+        dicom.read(path)
+    return caught.value.code
+
+
+def stored_array(path):
+    """The pixels as pydicom's own `pixel_array` gives them."""
+    return pydicom.dcmread(path).pixel_array
+
+
+# Real files
+
+
+def some_real_files(real_data, n):
+    files = sorted((real_data / "siim").rglob("*.dcm"))
+    return files[:: len(files) // n][:n]
+
+
+def test_real_files_give_the_pixels_of_two_full_decoders_and_area_averages(real_data):
+    for path in some_real_files(real_data, 12):
+        read = dicom.read(path)
+        dataset = pydicom.dcmread(path)
+        by_pillow = np.asarray(Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1)))))
+        np.testing.assert_array_equal(read.image, by_pillow)
+        np.testing.assert_array_equal(read.image, dataset.pixel_array)
+        cached = png.decode(png.encode(png.shrink(read.image, 512)), path)
+        np.testing.assert_array_equal(cached, cv2.resize(by_pillow, (512, 512), interpolation=cv2.INTER_AREA))
+        # 1024 -> 512: a pixel is the mean of four, rounded by OpenCV to within one half of it.
+        mean = by_pillow.reshape(512, 2, 512, 2).mean(axis=(1, 3))
+        assert np.abs(cached - mean).max() <= 0.5
+
+
+def test_a_real_files_monochrome1_twin_gives_the_same_image(real_data, tmp_path):
+    for number, path in enumerate(some_real_files(real_data, 3)):
+        stored = stored_array(path)
+        twin = write_dicom(tmp_path / f"twin{number}.dcm", 255 - stored, PhotometricInterpretation="MONOCHROME1")
+        np.testing.assert_array_equal(dicom.read(twin).image, dicom.read(path).image)
+
+
+# Grey values
+
+
+def test_plain_8_bit_values_pass_unchanged(tmp_path):
+    read = dicom.read(write_dicom(tmp_path / "a.dcm", RAMP))
+    assert read.image.dtype == np.uint8
+    assert read.image_id == "a"
+    np.testing.assert_array_equal(read.image, RAMP)
+
+
+def test_8_bit_values_are_not_stretched_to_the_images_own_range(tmp_path):
+    image = np.array([[100, 101], [102, 103]], dtype=np.uint8)
+    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", image)).image, image)
+
+
+def test_a_monochrome1_jpeg_is_its_decoded_pixels_inverted(tmp_path):
+    image = noise(3, 64)
+    decoded = cv2.imdecode(np.frombuffer(encode_jpeg(image), np.uint8), cv2.IMREAD_UNCHANGED)
+    light = write_dicom(tmp_path / "light.dcm", image, jpeg=True)
+    dark = write_dicom(tmp_path / "dark.dcm", image, jpeg=True, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(dicom.read(light).image, decoded)
+    np.testing.assert_array_equal(dicom.read(dark).image, 255 - decoded)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_more_than_8_bits_are_scaled_by_the_full_stored_range(tmp_path, bits):
+    top = 2**bits - 1
+    stored = np.linspace(0, top // 2, 400).astype(np.uint16).reshape(20, 20)  # only the lower half is used
+    expected = np.rint(stored * 255.0 / top)
+    read = dicom.read(write_dicom(tmp_path / "a.dcm", stored, BitsStored=bits))
+    np.testing.assert_array_equal(read.image, expected)
+    twin = write_dicom(
+        tmp_path / "b.dcm", (top - stored).astype(np.uint16), BitsStored=bits, PhotometricInterpretation="MONOCHROME1"
+    )
+    np.testing.assert_array_equal(dicom.read(twin).image, expected)
+
+
+def test_signed_values_begin_at_their_lowest(tmp_path):
+    stored = np.array([[-32768, -16384], [0, 32767]], dtype=np.int16)
+    # (v + 32768) * 255 / 65535: 0, 63.75, 127.5019.., 255
+    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", stored)).image, [[0, 64], [128, 255]])
+
+
+def test_rescale_alone_cancels_out_of_the_scaling(tmp_path):
+    stored = np.array([[0, 1000], [2000, 4095]], dtype=np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", stored, BitsStored=12, RescaleSlope=2, RescaleIntercept=-1000)
+    # low..high is -1000..7190: (2 * 1000) * 255 / 8190 = 62.27, (2 * 2000) * 255 / 8190 = 124.54
+    np.testing.assert_array_equal(dicom.read(path).image, [[0, 62], [125, 255]])
+
+
+def test_a_window_is_applied_after_the_rescale(tmp_path):
+    stored = np.array([[0, 400, 500], [600, 700, 4095]], dtype=np.uint16)
+    tags = {"BitsStored": 12, "RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 1100, "WindowWidth": 401}
+    # Rescaled: -100, 700, 900, 1100, 1300, 8090. PS3.3 C.11.2.1.2: ((x - 1099.5) / 400 + 0.5), clipped to 0..1:
+    # 0, 0, 0.00125, 0.50125, 1 (1.00125), 1; times 255: 0, 0, 0.3, 127.8, 255, 255.
+    expected = [[0, 0, 0], [128, 255, 255]]
+    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", stored, **tags)).image, expected)
+
+
+def test_an_8_bit_window_is_applied_too(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=128, WindowWidth=2)
+    # w = 2: x <= 127.5 - 0.5 is 0, x > 127.5 + 0.5 is 255, between linear: 128 -> (128 - 127.5) / 1 + 0.5 = 1
+    np.testing.assert_array_equal(dicom.read(path).image, np.where(RAMP <= 127, 0, 255))
+
+
+def test_a_windowed_monochrome1_file_and_its_twin_give_the_same_image(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 4096, (32, 32), dtype=np.uint16)
+    light = write_dicom(tmp_path / "a.dcm", stored, BitsStored=12, WindowCenter=1500, WindowWidth=1001)
+    # The twin's values are 4095 - v, so its window's centre c - 0.5 moves to 4095 - (c - 0.5): c' = 4096 - c.
+    tags = {"BitsStored": 12, "WindowCenter": 2596, "WindowWidth": 1001, "PhotometricInterpretation": "MONOCHROME1"}
+    dark = write_dicom(tmp_path / "b.dcm", 4095 - stored, **tags)
+    np.testing.assert_array_equal(dicom.read(light).image, dicom.read(dark).image)
+    assert 100 < dicom.read(light).image.mean() < 200  # 1500 of 4095 and up is white: neither black nor white
+
+
+def test_of_several_windows_the_first_is_used(tmp_path):
+    one = write_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=100, WindowWidth=50)
+    two = write_dicom(tmp_path / "b.dcm", RAMP, WindowCenter=[100, 200], WindowWidth=[50, 10])
+    np.testing.assert_array_equal(dicom.read(two).image, dicom.read(one).image)
+
+
+@pytest.mark.parametrize("tags", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": 100}, {"WindowWidth": 100}])
+def test_half_a_window_or_one_without_width_is_rejected_or_ignored_but_never_a_crash(tmp_path, tags):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
+    try:
+        np.testing.assert_array_equal(dicom.read(path).image, RAMP)
+    except dicom.Rejected as error:
+        assert error.code == "BAD_HEADER"
+
+
+def test_a_voi_table_is_looked_up(tmp_path):
+    item = Dataset()
+    item.LUTDescriptor = [256, 0, 8]
+    item.add_new("LUTData", "US", list(range(255, -1, -1)))  # inverts
+    path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=Sequence([item]))
+    np.testing.assert_array_equal(dicom.read(path).image, 255 - RAMP)
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_constant_image_gives_zeros(tmp_path, value, kind):
+    image = np.full((16, 16), value, dtype=np.uint8)
+    assert not dicom.read(write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation=kind)).image.any()
+
+
+def test_colour_becomes_grey_with_the_usual_weights_and_is_reported(tmp_path):
+    image = np.zeros((2, 2, 3), dtype=np.uint8)
+    image[0, 0], image[0, 1], image[1, 0] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    read = dicom.read(write_dicom(tmp_path / "a.dcm", image))
+    # ITU-R 601: 0.299 * 255 = 76.2, 0.587 * 255 = 149.7, 0.114 * 255 = 29.1
+    np.testing.assert_array_equal(read.image, [[76, 150], [29, 0]])
+    assert read.colour
+    assert not dicom.read(write_dicom(tmp_path / "b.dcm", RAMP)).colour
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("MR_small_RLE.dcm", -32768, 32767),  # 16 bits, signed
+        ("MR_small_jp2klossless.dcm", -32768, 32767),
+        ("MR_small.dcm", -32768, 32767),
+    ],
+)
+def test_rle_and_jpeg_2000_equal_pydicoms_own_pixels_scaled_by_hand(name, low, high):
+    dataset = pydicom.dcmread(bundled(name))
+    assert "RescaleSlope" not in dataset
+    centre, width = float(dataset.WindowCenter), float(dataset.WindowWidth)
+    share = np.clip((dataset.pixel_array - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)  # PS3.3 C.11.2.1.2
+    read = dicom.read(bundled(name))
+    assert np.abs(read.image - share * 255).max() <= 0.5 + 1e-3
+    assert read.image.std() > 10
+
+
+def test_the_same_scan_in_five_encodings_gives_one_image():
+    names = (
+        "MR_small.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+    )
+    images = [dicom.read(bundled(name)).image for name in names]
+    for image in images[1:]:
+        np.testing.assert_array_equal(image, images[0])
+
+
+def test_rle_lossless_and_jpeg_2000_of_a_plain_8_bit_image_pass_unchanged(tmp_path):
+    image = noise(5, 64)
+    packed = write_dicom(tmp_path / "a.dcm", image)
+    dataset = pydicom.dcmread(packed)
+    with pydicom.config.disable_value_validation():
+        dataset.compress(RLELossless, generate_instance_uid=False)
+    dataset.save_as(packed)
+    np.testing.assert_array_equal(dicom.read(packed).image, image)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG2000", irreversible=False, no_jp2=True)
+    path = write_dicom(tmp_path / "b.dcm", image, syntax=JPEG2000Lossless, pixel_data=encapsulate([buffer.getvalue()]))
+    np.testing.assert_array_equal(dicom.read(path).image, image)
+
+
+# Headers
+
+
+def test_no_tag_outside_the_whitelist_reaches_the_header(tmp_path):
+    tags = {"PatientName": "Planted^Name", "PatientBirthDate": "19700101", "InstitutionName": "Planted Hospital"}
+    tags |= {
+        "PatientID": "planted-id",
+        "ViewPosition": "Planted Free Text",
+        "PatientSex": "planted",
+        "PatientAge": "planted",
+    }
+    path = write_dicom(tmp_path / "a.dcm", RAMP, AccessionNumber="planted-accession", StudyDate="20200101", **tags)
+    header, dataset = dicom.open_header(path)
+    assert dataclasses.asdict(header) == {
+        "image_id": "a", "patient_id": "planted-id", "view": "", "sex": "", "age": "", "height": 16, "width": 16,
+    }  # fmt: skip
+    kept = {element.keyword for element in dataset}
+    assert kept <= set(dicom.WHITELIST)
+    assert not kept & {"PatientName", "PatientBirthDate", "InstitutionName", "AccessionNumber", "StudyDate"}
+
+
+@pytest.mark.parametrize(
+    ("age", "years"),
+    [
+        ("051Y", "51"),
+        ("51", "51"),
+        ("018M", "1"),
+        ("104W", "2"),
+        ("300D", "0"),
+        ("", ""),
+        ("fifty", ""),
+        ("0051Y", ""),
+        ("-5", ""),
+    ],
+)
+def test_ages_become_whole_years(tmp_path, age, years):
+    header, _ = dicom.open_header(write_dicom(tmp_path / "a.dcm", RAMP, PatientAge=age))
+    assert header.age == years
+
+
+# Files that are refused
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text\n" * 100, cv2.imencode(".png", RAMP)[1].tobytes(), b"\0" * 128, b"\0" * 128 + b"DIC", b"\0" * 4096],
+    ids=["empty", "text", "png", "zeros", "cut preamble", "no prefix"],
+)
+def test_what_has_no_preamble_is_not_dicom(tmp_path, content):
+    path = tmp_path / "a.dcm"
+    path.write_bytes(content)
+    assert code_of(path) == "NOT_DICOM"
+
+
+def test_a_data_set_without_preamble_is_never_forced(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP)
+    path.write_bytes(path.read_bytes()[132:])
+    assert code_of(path) == "NOT_DICOM"
+
+
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_a_file_cut_anywhere_is_rejected_and_raises_nothing_else(tmp_path, jpeg):
+    whole = write_dicom(tmp_path / "a.dcm", noise(1, 32), jpeg=jpeg)
+    data = whole.read_bytes()
+    codes = {}
+    for length in range(0, len(data) - 4, 3):  # a JPEG's last four bytes are the length of its closing delimiter: 0
+        (tmp_path / "cut.dcm").write_bytes(data[:length])
+        codes[length] = code_of(tmp_path / "cut.dcm")
+    assert {code for length, code in codes.items() if length < 132} == {"NOT_DICOM"}
+    # Cut in the file meta information the syntax is missing; between two elements, those that follow are.
+    assert {code for length, code in codes.items() if length >= 132} <= {"TRUNCATED", "BAD_HEADER", "NO_PIXELS"}
+    start = data.index(b"\xe0\x7f\x10\x00") + 12  # inside the pixels
+    assert {code for length, code in codes.items() if length > start} == {"TRUNCATED"}
+
+
+def test_a_jpeg_cut_short_inside_a_whole_file_is_truncated(tmp_path):
+    image = noise(1, 64)
+    cut = encode_jpeg(image)[:-40]
+    path = write_dicom(
+        tmp_path / "a.dcm", image, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([cut + b"\0" * (len(cut) % 2)])
+    )
+    assert code_of(path) == "TRUNCATED"
+
+
+@pytest.mark.parametrize(
+    ("tags", "code"),
+    [
+        ({"PixelData": None}, "NO_PIXELS"),
+        ({"Rows": None}, "BAD_HEADER"),
+        ({"Columns": None}, "BAD_HEADER"),
+        ({"Rows": 0}, "BAD_HEADER"),
+        ({"Columns": 0}, "BAD_HEADER"),
+        ({"Rows": 17}, "TRUNCATED"),  # 17 x 16 bytes are needed, 256 are there
+        ({"NumberOfFrames": 2}, "MULTI_FRAME"),
+        ({"Rows": 65535, "Columns": 65535}, "TOO_LARGE"),
+        ({"PhotometricInterpretation": None}, "BAD_HEADER"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "BAD_HEADER"),
+        ({"BitsAllocated": 32, "BitsStored": 32, "Rows": 8, "Columns": 8}, "BAD_HEADER"),
+        ({"BitsStored": 0, "HighBit": 0}, "BAD_HEADER"),
+        ({"BitsStored": 12}, "BAD_HEADER"),  # in 8 allocated
+        ({"SamplesPerPixel": 3}, "TRUNCATED"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, None),
+        ({"SOPInstanceUID": None}, "BAD_HEADER"),
+        ({"SOPInstanceUID": ""}, "BAD_HEADER"),
+        *(
+            ({"SOPInstanceUID": name}, "BAD_ID")
+            for name in ("../../evil", "/etc/x", "=cmd", "a" * 300, ".hidden", "a b", "a\\b", "é")
+        ),
+    ],
+)
+def test_each_odd_header_has_its_code(tmp_path, tags, code):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
+    if code:
+        assert code_of(path) == code
+    else:
+        dicom.read(path)
+
+
+def test_one_frame_said_in_words_is_still_one_frame(tmp_path):
+    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=1)).image, RAMP)
+
+
+@pytest.mark.parametrize("text", ["a", "1.2.3", "ID_0", "A-b_c.d", "a" * 64])
+def test_good_ids(text):
+    assert dicom.is_image_id(text)
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", ".a", "a/b", "a\\b", "a" * 65, "a\n", "a ", "ä", "=1", "a:b", "\0"])
+def test_bad_ids(text):
+    assert not dicom.is_image_id(text)
+
+
+def test_an_unknown_transfer_syntax_is_rejected_and_a_known_one_without_decoder_names_the_command(tmp_path):
+    unknown = write_dicom(tmp_path / "a.dcm", RAMP)
+    data = unknown.read_bytes()
+    unknown.write_bytes(data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"))
+    assert code_of(unknown) in {"UNSUPPORTED_SYNTAX", "BAD_HEADER"}
+    if pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless).is_available:
+        pytest.skip("a JPEG-LS decoder is installed")
+    with pytest.raises(dicom.Rejected, match=r"requirements-dicom\.txt") as caught:
+        dicom.read(bundled("MR_small_jpeg_ls_lossless.dcm"))
+    assert caught.value.code == "UNSUPPORTED_SYNTAX"
+
+
+def test_folders_pipes_and_missing_files_are_rejected(tmp_path):
+    (tmp_path / "folder.dcm").mkdir()
+    assert code_of(tmp_path / "folder.dcm") == "NOT_A_FILE"
+    assert code_of(tmp_path / "missing.dcm") == "IO"
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.dcm")  # reading one hangs
+        assert code_of(tmp_path / "pipe.dcm") == "NOT_A_FILE"
+
+
+def big_jpeg(side):
+    """A grey JPEG whose header says side x side, around the data of a small one."""
+    data = bytearray(encode_jpeg(RAMP))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "prefix", [b"", b"\0\0", b"junk"], ids=["plain", "zeros between markers", "junk between markers"]
+)
+def test_a_large_jpeg_in_a_small_dicom_is_refused_before_memory_is_taken(tmp_path, prefix):
+    data = big_jpeg(20000)
+    data = data[:2] + prefix + data[2:]  # libjpeg steps over garbage between markers
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
+    )
+    assert code_of(path) in ({"TOO_LARGE"} if not prefix else {"TOO_LARGE", "TRUNCATED"})
+
+
+def test_a_large_png_that_poses_as_a_jpeg_is_not_decoded(tmp_path, monkeypatch):
+    data = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes() + b"\xff\xd9"
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
+    )
+    monkeypatch.setattr(pixels.cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    assert code_of(path) in {"TRUNCATED", "BAD_HEADER"}
+
+
+def test_a_jpeg_slightly_larger_than_its_header_says_is_rejected(tmp_path):
+    image = noise(0, 32)
+    path = write_dicom(tmp_path / "a.dcm", image, jpeg=True, Rows=31)
+    assert code_of(path) == "BAD_HEADER"
+
+
+def test_a_colour_jpeg_in_a_grey_dicom_is_rejected(tmp_path):
+    data = cv2.imencode(".jpg", cv2.merge([RAMP, 255 - RAMP, RAMP]))[1].tobytes()
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
+    )
+    assert code_of(path) == "BAD_HEADER"
+
+
+def deflated_bomb(path, *, group_length):
+    """A deflated DICOM whose data set inflates to 1.5 GiB of zeros; about 1.5 MB on disk."""
+    plain = write_dicom(path, RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    data = plain.read_bytes()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    inner = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    header = inner[: inner.index(b"\xe0\x7f\x10\x00")]
+    megabyte = bytes(1 << 20)
+    parts = [packer.compress(header + b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", 1536 << 20))]
+    parts += [packer.compress(megabyte) for _ in range(1536)]
+    meta = data[:start] if group_length else data[:132] + data[144:start]
+    path.write_bytes(meta + b"".join([*parts, packer.flush()]))
+    return path
+
+
+@pytest.mark.parametrize("group_length", [True, False], ids=["with group length", "without group length"])
+def test_a_deflated_bomb_is_refused_within_one_gigabyte(tmp_path, group_length):
+    path = deflated_bomb(tmp_path / "bomb.dcm", group_length=group_length)
+    assert path.stat().st_size < 4 << 20
+    code = (
+        "import resource, sys; from pneumothorax import dicom\n"
+        "try: dicom.read(sys.argv[1])\n"
+        "except dicom.Rejected as error: print(error.code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    limit = 4 << 30  # a bomb that goes off ends this process, not the tests
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, memory_kib = done.stdout.split()
+    assert found == "TOO_LARGE"
+    assert int(memory_kib) < 1 << 20
+
+
+def test_a_deflated_file_of_ordinary_size_is_read(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    np.testing.assert_array_equal(dicom.read(path).image, RAMP)
+    data = path.read_bytes()
+    path.write_bytes(data[:132] + data[144:])  # without the group length, as some writers leave it
+    np.testing.assert_array_equal(dicom.read(path).image, RAMP)
+
+
+@pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.name)
+def test_every_file_of_pydicoms_own_decodes_or_has_a_code(path):
+    try:
+        read = dicom.read(path)
+    except dicom.Rejected as error:
+        assert error.code in CODES
+        assert str(error)
+    else:
+        assert read.image.dtype == np.uint8
+        assert read.image.shape == (read.header.height, read.header.width)
+
+
+def test_random_damage_to_a_real_file_is_read_or_rejected_and_raises_nothing_else(real_data, tmp_path):
+    whole = some_real_files(real_data, 1)[0].read_bytes()
+    rng = np.random.default_rng(0)
+    start = whole.index(b"\xe0\x7f\x10\x00")
+    for _ in range(60):
+        data = bytearray(whole)
+        for at in rng.integers(128, start + 200, rng.integers(1, 12)):  # the header, where most of the code is
+            data[at] = rng.integers(256)
+        (tmp_path / "a.dcm").write_bytes(data)
+        try:
+            dicom.read(tmp_path / "a.dcm")
+        except dicom.Rejected as error:
+            assert error.code in CODES
+
+
+def test_no_value_of_a_patient_tag_stands_in_a_rejections_message(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PatientID="Planted^Name")
+    data = path.read_bytes()
+    for vr in (b"DS", b"IS", b"US", b"FD", b"DA", b"AT", b"SQ"):  # the patient id under a number's type
+        path.write_bytes(data.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00" + vr))
+        try:
+            dicom.read(path)
+        except dicom.Rejected as error:
+            assert "lanted" not in str(error)
+
+
+def test_a_disc_keeps_its_place(tmp_path):
+    mask = disc(64, 20, 40, 8)
+    read = dicom.read(write_dicom(tmp_path / "a.dcm", mask * np.uint8(200)))
+    np.testing.assert_array_equal(read.image > 100, mask == 1)

@@ -1,0 +1,108 @@
+"""Losses, checkpoints and predictions: the parts of stages 02 and 03 that can be tested by themselves."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from pneumothorax import checkpoint, losses, prediction
+from pneumothorax.errors import BadInput
+
+
+def test_soft_dice_by_hand():
+    logits = torch.tensor([[[[0.0, 0.0], [100.0, -100.0]]]])  # probabilities 0.5, 0.5, 1, 0
+    masks = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    # overlap 1.5, sums 2 and 2: Dice with smooth 1 is (3 + 1) / (4 + 1)
+    assert losses.soft_dice_loss(logits, masks).item() == pytest.approx(1 - 4 / 5)
+
+
+def test_a_batch_without_positives_still_pushes_false_alarms_down():
+    logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
+    losses.soft_dice_loss(logits, torch.zeros(2, 1, 4, 4)).backward()
+    assert (logits.grad > 0).all()
+
+
+def test_bce_dice_is_the_sum_of_its_parts():
+    logits, masks = torch.randn(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()
+    p = logits.sigmoid()
+    bce = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean()
+    dice = 1 - (2 * (p * masks).sum() + 1) / (p.sum() + masks.sum() + 1)
+    assert losses.bce_dice(logits, masks).item() == pytest.approx((bce + dice).item(), rel=1e-5)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    state = {"epoch": 3, "score": 0.5, "network": {"weight": torch.arange(6.0).reshape(2, 3)}}
+    checkpoint.save(tmp_path / "a.pt", state)
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert loaded["epoch"] == 3
+    assert torch.equal(loaded["network"]["weight"], state["network"]["weight"])
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_flipped_bytes_in_a_checkpoint_are_noticed(tmp_path, where):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"network": {"weight": torch.randn(64, 64)}})
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"a\.pt"):
+        checkpoint.load(path)
+
+
+def test_a_cut_checkpoint_is_noticed(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"network": {"weight": torch.randn(64, 64)}})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadInput, match="not a whole checkpoint"):
+        checkpoint.load(path)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_a_malicious_checkpoint_does_nothing(tmp_path):
+    marker = tmp_path / "was-here"
+    torch.save({"format": 1, "network": Evil(marker)}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(marker)))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(BadInput):
+            checkpoint.load(tmp_path / name)
+    assert not marker.exists()
+
+
+def test_weights_of_another_network_or_not_finite_are_refused(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    good = {name: value.clone() for name, value in network.state_dict().items()}
+    for wrong, match in (
+        ({"weight": good["weight"]}, "another network"),
+        ({**good, "weight": torch.zeros(3, 3)}, "another network"),
+        ({**good, "bias": torch.tensor([0.0, float("nan")])}, "not finite"),
+    ):
+        with pytest.raises(BadInput, match=match):
+            checkpoint.load_weights(network, wrong, tmp_path / "x.pt")
+
+
+class Brightness(torch.nn.Module):
+    """Logits that depend on the place: the left half sees the image, the right half zero."""
+
+    def forward(self, images):
+        logits = torch.zeros_like(images)
+        half = images.shape[3] // 2
+        logits[..., :half] = images[..., :half] * 8
+        return logits
+
+
+def test_probabilities_are_the_mean_over_networks_and_over_the_mirror_image():
+    images = torch.rand(2, 1, 4, 8)
+    network = Brightness()
+    found = prediction.probabilities([network, torch.nn.Identity()], images)
+    by_hand = (
+        network(images).sigmoid() + network(images.flip(3)).sigmoid().flip(3) + 2 * images.sigmoid()  # Identity twice
+    ) / 4
+    np.testing.assert_allclose(found.numpy(), by_hand.numpy(), atol=1e-6)
