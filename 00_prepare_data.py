@@ -71,9 +71,10 @@ def main(argv=None):
 
 
 def write(args: argparse.Namespace, outcome: prepare.Outcome, job: prepare.Job) -> None:
-    """The tables, and the record that seals them. With errors in the labels themselves only rejected.csv."""
+    """The tables, and the record that seals them. With errors in the labels only rejected.csv, and no record is left."""
     artifacts.write_table(args.output, artifacts.REJECTED, prepare.rejections(outcome))
     if outcome.label_errors:
+        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # an earlier manifest is out of date now
         return
     artifacts.write_table(args.output, artifacts.MANIFEST, prepare.manifest(outcome))
     artifacts.write_table(args.output, artifacts.LABELS, prepare.label_table(outcome, job.labels))

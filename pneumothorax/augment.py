@@ -1,13 +1,15 @@
 """The paper's training augmentations (section 3.1.2), through albumentations.
 
-Horizontal flip; contrast, gamma or brightness; elastic, grid or optical distortion. Two traps of albumentations
+Horizontal flip; contrast, gamma or brightness; elastic, grid or optical distortion. Three traps of albumentations
 2.0.8 are stepped around here: its random stream is the same in every worker and epoch unless the transform is seeded
-before each sample (`apply` does), and the defaults of ElasticTransform and OpticalDistortion move nothing.
+before each sample, its `set_random_seed` lets all steps draw the same numbers (`apply` avoids both), and the defaults
+of ElasticTransform and OpticalDistortion move nothing.
 """
 
 from __future__ import annotations
 
 import os
+import random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +47,9 @@ def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
 
 def apply(transform: A.Compose, image: np.ndarray, mask: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One sample; the same seed gives the same result in any process."""
-    transform.set_random_seed(seed)
+    # One generator handed to all steps, which draw from it in turn. `set_random_seed` gives each step a generator of its
+    # own with the same seed: an image is then flipped exactly when it is distorted, and contrast is only ever lowered.
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
     changed = transform(image=image, mask=mask)
     return changed["image"], changed["mask"]
 

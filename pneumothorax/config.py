@@ -34,7 +34,7 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     augment_positive: float = pydantic.Field(0.5, ge=0, le=1)
     # What turns validation maps into masks while training: top threshold, minimum area, bottom threshold, as in
     # stage 04, which fits them anew on out-of-fold maps.
-    validation_triplet: tuple[float, float, float] = (0.5, 1000.0, 0.5)
+    validation_triplet: tuple[float, float, float] = (0.6, 1500.0, 0.4)
     seed: int = 42
 
     @pydantic.field_validator("sampling")

@@ -1,10 +1,11 @@
 """An append-only list of finished items, so that a long stage goes on where it was killed.
 
-One JSON object per line, each with a `key` that says what the item was made from. A line cut short by a kill is
-dropped and its item made again.
+One JSON object per line, each with a `key` that says what the item was made from and a checksum. A line cut short by
+a kill, or damaged since, is dropped and its item made again.
 """
 
 import json
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,14 +27,14 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         self.entries = read(self.path)
-        lines = (json.dumps({"name": name, **entry}) for name, entry in self.entries.items())
-        atomic.write_text(self.path, "".join(f"{line}\n" for line in lines))  # without a torn last line
+        lines = (_line(name, entry) for name, entry in self.entries.items())
+        atomic.write_text(self.path, "".join(lines))  # without a torn last line
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         return self
 
     def append(self, name: str, entry: dict[str, Any]) -> None:
         self.entries[name] = entry
-        self._file.write(json.dumps({"name": name, **entry}) + "\n")
+        self._file.write(_line(name, entry))
         self._file.flush()
 
     def __exit__(
@@ -50,7 +51,19 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-            entries[entry.pop("name")] = entry
-        except (json.JSONDecodeError, AttributeError, KeyError):
-            continue  # torn by a kill: the item is made again
+            whole = entry.pop("checksum") == _checksum(entry)
+            name = entry.pop("name")
+        except (ValueError, AttributeError, KeyError, TypeError):
+            continue
+        if whole:
+            entries[name] = entry
     return entries
+
+
+def _line(name: str, entry: dict[str, Any]) -> str:
+    body = {"name": name, **entry}
+    return json.dumps({**body, "checksum": _checksum(body)}) + "\n"
+
+
+def _checksum(body: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body).encode())

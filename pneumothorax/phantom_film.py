@@ -119,7 +119,7 @@ def _fixed_point(curve: np.ndarray, size: int) -> np.ndarray:
 
 def _crescents(rng: np.random.Generator, anatomy: Anatomy, size: int) -> list[Crescent]:
     """The parts of one pneumothorax: usually one, sometimes two in a lung or one in each."""
-    area = float(np.clip(np.exp(rng.normal(np.log(0.022), 0.8)), 1.5 * MIN_SHARE, 0.8 * MAX_SHARE))
+    area = float(np.clip(np.exp(rng.normal(np.log(0.026), 0.7)), 1.5 * MIN_SHARE, 0.8 * MAX_SHARE))
     first = int(rng.integers(2))
     kind = str(rng.choice(["apical", "lateral", "basal", "wide"], p=[0.4, 0.3, 0.15, 0.15]))
     if area > LARGE:
@@ -142,10 +142,10 @@ def _crescent(rng: np.random.Generator, anatomy: Anatomy, side: int, *, kind: st
         outline=outline,
         line=line,
         mask=mask,
-        darkness=rng.uniform(0.05, 0.15),
+        darkness=rng.uniform(0.09, 0.22),
         veil=rng.uniform(0.0, 0.06),
         line_width=rng.uniform(0.002, 0.0032),
-        line_strength=rng.uniform(0.04, 0.13),
+        line_strength=rng.uniform(0.06, 0.16),
     )
 
 
