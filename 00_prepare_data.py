@@ -71,10 +71,10 @@ def main(argv=None):
 
 
 def write(args: argparse.Namespace, outcome: prepare.Outcome, job: prepare.Job) -> None:
-    """The tables, and the record that seals them. With errors in the labels only rejected.csv, and no record is left."""
+    """The tables, and the record that seals them. With errors in the labels only rejected.csv, and no record."""
     artifacts.write_table(args.output, artifacts.REJECTED, prepare.rejections(outcome))
     if outcome.label_errors:
-        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # an earlier manifest is out of date now
+        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # an earlier one is out of date
         return
     artifacts.write_table(args.output, artifacts.MANIFEST, prepare.manifest(outcome))
     artifacts.write_table(args.output, artifacts.LABELS, prepare.label_table(outcome, job.labels))

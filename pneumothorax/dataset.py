@@ -1,5 +1,6 @@
 """Cached PNGs as tensors, augmented for training."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,11 @@ from pneumothorax.config import TrainConfig
 
 
 class Sample(NamedTuple):
-    """image and mask: (1, S, S) uint8, the mask of 0 and 1; index: row of the data set's table."""
+    """image and mask: (1, S, S) uint8, the mask of 0 and 1; position: in the data set's table."""
 
     image: torch.Tensor
     mask: torch.Tensor
-    index: int
+    position: int
 
 
 class RadiographDataset(Dataset[Sample]):
@@ -70,7 +71,7 @@ class InOrder:
     def __init__(self, n: int, batch_size: int) -> None:
         self.n, self.batch_size = n, batch_size
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for start in range(0, self.n, self.batch_size):
             yield [(0, index) for index in range(start, min(start + self.batch_size, self.n))]
 

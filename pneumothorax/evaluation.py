@@ -68,11 +68,9 @@ def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
         images: artifacts.out_of_fold rows.
     """
     rows = []
-    for fold, part in images.groupby("fold"):
-        triplet = fitted.by_fold[int(fold)]
-        rows.append(
-            {**_row(f"fold {fold}", part), "naive_siim_dice": fitted.naive_by_fold[int(fold)], **_triplet(triplet)}
-        )
+    for fold, triplet in sorted(fitted.by_fold.items()):
+        part = images[images["fold"] == fold]
+        rows.append({**_row(f"fold {fold}", part), "naive_siim_dice": fitted.naive_by_fold[fold], **_triplet(triplet)})
     per_fold = pd.DataFrame(rows)
     numbers = [*artifacts.SCORE_COLUMNS, "naive_siim_dice"]
     for name, aggregate in (("mean", per_fold[numbers].mean()), ("std", per_fold[numbers].std(ddof=1))):

@@ -92,7 +92,7 @@ def _maps(
     with tqdm(total=len(rows), unit="image", desc=title) as bar:
         for batch in loader:
             maps = probabilities(networks, to_network(batch.image, source.device)).cpu().numpy()
-            for index, probability in zip(batch.index.tolist(), maps[:, 0], strict=True):
+            for index, probability in zip(batch.position.tolist(), maps[:, 0], strict=True):
                 row = rows.iloc[index]
                 yield row["image_id"], row["sha256"], postprocess.quantise(probability)
             bar.update(len(maps))

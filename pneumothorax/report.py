@@ -59,7 +59,7 @@ def choose(images: pd.DataFrame, n: int) -> pd.DataFrame:
     alarms = images[(images["true_px"] == 0) & (images["predicted_px"] > 0)]
     alarms = alarms.sort_values(["predicted_px", "image_id"], ascending=[False, True]).head(n // 4)
     wanted = min(len(positive), n - len(alarms))
-    spread = np.unique(np.linspace(0, len(positive) - 1, wanted).round().astype(int)) if wanted else []
+    spread = np.unique(np.linspace(0, max(0, len(positive) - 1), wanted).round().astype(int))
     return pd.concat([positive.iloc[spread], alarms])
 
 
@@ -76,26 +76,20 @@ def overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.
 
 def draw_overlays(output: Path, run: Run, manifest: pd.DataFrame, cache_size: int, n: int) -> list[dict[str, Any]]:
     """Write overlay PNGs below the report; returns what the page says about each."""
-    by_id = manifest.set_index("image_id")
+    sizes = zip(manifest["image_id"], manifest["height"].astype(int), manifest["width"].astype(int), strict=True)
+    shape_of = {image_id: (height, width) for image_id, height, width in sizes}
     labels = artifacts.read_table(output, artifacts.LABELS).groupby("image_id")["rle"].agg(list).to_dict()
     shown = []
-    for row in choose(run.images, n).itertuples():
-        shape = (int(by_id.at[row.image_id, "height"]), int(by_id.at[row.image_id, "width"]))
-        masks = rle.union(labels.get(row.image_id, []), shape), rle.decode(row.rle, shape)
-        image = png.read(artifacts.cached_image(output, cache_size, row.image_id))
+    for row in choose(run.images, n).to_dict("records"):
+        image_id = str(row["image_id"])
+        truth = rle.union(labels.get(image_id, []), shape_of[image_id])
+        masks = truth, rle.decode(str(row["rle"]), shape_of[image_id])
+        image = png.read(artifacts.cached_image(output, cache_size, image_id))
         picture = overlay(image, *(png.shrink_mask(mask, cache_size) for mask in masks))
-        name = f"{run.name}-{row.image_id}.png"
+        name = f"{run.name}-{image_id}.png"
         atomic.write_bytes(output / artifacts.REPORT_FIGURES / name, png.encode_small(picture))
-        shown.append(
-            {
-                "file": f"figures/{name}",
-                "image_id": row.image_id,
-                "dice": row.dice,
-                "fold": row.fold,
-                "true_px": row.true_px,
-                "predicted_px": row.predicted_px,
-            }
-        )
+        facts = {key: row[key] for key in ("dice", "fold", "true_px", "predicted_px")}
+        shown.append({"file": f"figures/{name}", "image_id": image_id, **facts})
     return shown
 
 

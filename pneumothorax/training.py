@@ -59,7 +59,7 @@ class Training:
         self.data, self.config, self.folder, self.device, self.workers = data, config, folder, device, workers
         self.criterion = CRITERIA[config.loss]
         self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=config.epochs, eta_min=config.final_learning_rate
@@ -68,11 +68,15 @@ class Training:
         if not positive.any():
             raise BadInput(f"fold {data.fold}: no positive image to train on")
         self.sampling = SlidingSampling(
-            np.flatnonzero(positive), np.flatnonzero(~positive), config.sampling, epochs=config.epochs, seed=config.seed
+            np.flatnonzero(positive).tolist(),
+            np.flatnonzero(~positive).tolist(),
+            config.sampling,
+            epochs=config.epochs,
+            seed=config.seed,
         )
         self.epoch = 0  # finished ones
         self.best_score = -math.inf
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, Any]] = []
 
     def run(self) -> None:
         """Train the epochs that are left, saving everything after each."""
@@ -98,7 +102,7 @@ class Training:
         self.epoch, self.best_score, self.history = state["epoch"], state["best_score"], state["history"]
         self._write_history()
 
-    def _epoch(self, train_loader: DataLoader, validation_loader: DataLoader) -> dict[str, float]:
+    def _epoch(self, train_loader: DataLoader, validation_loader: DataLoader) -> dict[str, Any]:
         batches = train_loader.batch_sampler
         assert isinstance(batches, EpochBatches)
         batches.epoch = self.epoch
@@ -151,7 +155,7 @@ class Training:
         counted = np.zeros((len(rows), 3), dtype=np.int64)
         for batch in loader:
             maps = self.network(to_network(batch.image, self.device)).sigmoid().float().cpu().numpy()
-            for index, probabilities in zip(batch.index.tolist(), maps[:, 0], strict=True):
+            for index, probabilities in zip(batch.position.tolist(), maps[:, 0], strict=True):
                 row = rows.iloc[index]
                 shape = (int(row["height"]), int(row["width"]))
                 truth = rle.union(self.data.labels.get(row["image_id"], []), shape)

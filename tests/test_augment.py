@@ -1,6 +1,7 @@
 """Augmentation and the data set: new in every epoch, the same for any number of workers, masks that stay masks."""
 
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -37,7 +38,6 @@ def test_the_same_seed_gives_the_same_sample_whatever_came_before():
     first = augment.apply(transform, *sample(), seed=5)
     for seed in (1, 2, 3):
         augment.apply(transform, *sample(), seed=seed)
-    np.random.seed(0)
     again = augment.apply(transform, *sample(), seed=5)
     fresh = augmented([5])[0]
     for one in (again, fresh):
@@ -129,7 +129,7 @@ def test_flip_intensity_and_distortion_are_drawn_independently_of_each_other():
     import albumentations as A
 
     transform = A.Compose(augment.training(size=64).transforms, strict=True, save_applied_params=True)
-    combinations, kinds, contrasts = {}, {}, []
+    combinations, kinds, contrasts = Counter(), Counter(), []
     for seed in range(400):
         found = spied(transform, seed)
         flip = "HorizontalFlip" in found

@@ -89,7 +89,7 @@ def test_what_is_no_list_of_settings_is_refused_without_running_it(tmp_path, tex
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(BadConfig, match="none.yaml"):
+    with pytest.raises(BadConfig, match=r"none\.yaml"):
         config.load(tmp_path / "none.yaml", [])
 
 

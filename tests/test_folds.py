@@ -167,7 +167,7 @@ def folded(output):
 
 
 def test_missing_manifest_names_the_stage_to_run(tmp_path):
-    with pytest.raises(BadInput, match="00_prepare_data.py"):
+    with pytest.raises(BadInput, match=r"00_prepare_data\.py"):
         run_stage(STAGE, "--output", tmp_path)
 
 

@@ -50,7 +50,7 @@ def test_siim_dice_is_the_mean_over_images_and_takes_any_iterables_and_types():
 
 
 def test_siim_dice_refuses_lists_of_other_lengths_other_shapes_and_none_at_all():
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         metrics.siim_dice([EMPTY, EMPTY], [EMPTY])
     with pytest.raises(ValueError, match=r"\(2, 2\).*\(2, 3\)"):
         metrics.siim_dice([EMPTY], [np.zeros((2, 3))])

@@ -138,7 +138,7 @@ def test_without_a_sample_submission_the_stages_give_scores_alone(tmp_path, conf
 
 def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_weights(finished, config, tmp_path):
     """As subprocess, killed with SIGKILL once the first epoch is on disk, then the same command."""
-    made, whole = finished
+    made, whole = finished  # `made` is trained on again below
     output = tmp_path / "output"
     run_all(made.folder, output, config, stages=[0, 1])
     command = [sys.executable, "02_train.py", "--config", config, "--run", "tiny", "--output", output, "--workers", "0"]
@@ -182,7 +182,7 @@ def test_an_unknown_setting_lists_the_known_ones(finished, config):
 
 
 def test_an_unknown_network_lists_the_known_ones(finished, config):
-    made, output = finished
+    _, output = finished
     with pytest.raises(BadConfig, match="ica_resunet"):
         run_stage("02_train.py", "--config", config, "--set", "model=unknown", "--output", output, "--run", "other")
 

@@ -1,0 +1,56 @@
+"""Stage 03: probability maps with mirror averaging, in images per second.
+
+Goal: at least 2.2 times eager fp32 on CPU. Measured is what stage 03 does today, eager fp32, beside the two changes that
+would bring it there: channels_last, and bf16 where the processor has it; with the largest difference in probability.
+
+    python -m benchmarks.inference --size 512 --batch 2
+"""
+
+import argparse
+
+import torch
+
+import models
+from benchmarks import timing
+from pneumothorax import prediction, runtime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    timing.machine("torch", "segmentation_models_pytorch")
+    device = runtime.device(args.device)
+    torch.manual_seed(0)
+    plain = models.build("ica_resunet", encoder_weights="none").to(device).eval()
+    images = torch.rand(args.batch, 1, args.size, args.size, device=device)
+    last = {"memory_format": torch.channels_last}
+    reference = prediction.probabilities([plain], images)
+
+    def run(network: torch.nn.Module, batch: torch.Tensor, *, bf16: bool) -> torch.Tensor:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            found = prediction.probabilities([network], batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return found
+
+    other = models.build("ica_resunet", encoder_weights="none").to(device).eval()
+    other.load_state_dict(plain.state_dict())
+    other = other.to(**last)
+    ways = {
+        "fp32 (stage 03)": lambda: run(plain, images, bf16=False),
+        "fp32, channels_last": lambda: run(other, images.to(**last), bf16=False),
+        "bf16, channels_last": lambda: run(other, images.to(**last), bf16=True),
+    }
+    for name, way in ways.items():
+        print(f"{name:24s} differs by at most {(way() - reference).abs().max().item():.5f}")
+    medians = timing.compare(ways, repeats=args.repeats, per=args.batch, unit="image")
+    for name in list(ways)[1:]:
+        timing.ratio(medians, "fp32 (stage 03)", name, "at least 2.2")
+
+
+if __name__ == "__main__":
+    main()

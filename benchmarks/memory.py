@@ -1,0 +1,124 @@
+"""Memory of stages 00, 03, 04 and 05 with as many images as the competition has.
+
+Goal: at most 2 GiB each, all its processes together, with 12,000 training and 3,205 test images. The DICOMs are links
+to a few phantoms, the network has random weights and works at 32 x 32: neither changes what is kept in memory. Linux only (reads /proc).
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --train 1200 --test 320
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import timing
+from pneumothorax import artifacts, checkpoint, config, discovery, labels, phantom, records
+
+SETTINGS = {
+    "model_settings": {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": [8, 8, 8, 8, 8]},
+    "image_size": 32,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=12_000)
+    parser.add_argument("--test", type=int, default=3_205)
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    timing.machine("joblib", "pandas", "torch")
+    with tempfile.TemporaryDirectory() as temporary:
+        source, output = Path(temporary, "input"), Path(temporary, "output")
+        write_input(source, args.train, args.test)
+        common = ["--output", str(output), "--workers", str(args.workers)]
+        measure("00_prepare_data.py", "--input", str(source), *common)
+        measure("01_make_folds.py", "--folds", "2", *common)
+        write_run(output)
+        measure("03_predict.py", "--run", "random", "--batch-size", "64", *common)
+        measure("04_submit.py", "--run", "random", *common)
+        measure("05_report.py", *common)
+
+
+def write_input(folder: Path, n_train: int, n_test: int) -> None:
+    """Links to 40 phantoms under invented ids; a file's name decides where only it is listed."""
+    phantom.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
+    rows_of = labels.read(folder / "phantoms" / "train-rle.csv").rows
+    found = discovery.search(folder / "phantoms").dicoms
+    originals = [path for path in found if path.stem in rows_of]
+    lines = ["ImageId,EncodedPixels"]
+    for number in range(n_train):
+        original = originals[number % len(originals)]
+        link(original, folder / "train" / f"train.{number}.dcm")
+        lines += [f"train.{number},{text}" for text in rows_of[original.stem] or ("-1",)]
+    for number in range(n_test):
+        link(originals[number % len(originals)], folder / "test" / f"ID_{number}.dcm")
+    (folder / "stage_2_train.csv").write_text("\n".join(lines) + "\n")
+    sample = ["ImageId,EncodedPixels", *(f"ID_{number},-1" for number in range(n_test))]
+    (folder / "sample_submission.csv").write_text("\n".join(sample) + "\n")
+    for path in [*found, *(folder / "phantoms").glob("*.csv")]:
+        path.unlink()
+
+
+def link(original: Path, name: Path) -> None:
+    name.parent.mkdir(exist_ok=True)
+    os.link(original, name)
+
+
+def write_run(output: Path) -> None:
+    """What stage 02 leaves for two folds, with random weights."""
+    import models
+
+    settings = config.TrainConfig(**SETTINGS)
+    inputs = records.hashes(output, [artifacts.MANIFEST.path, artifacts.FOLDS.path, artifacts.LABELS.path])
+    config.save(artifacts.run_config(output, "random"), settings)
+    for fold in range(2):
+        network = models.build(settings.model, **settings.model_settings)
+        path = artifacts.fold_folder(output, "random", fold) / "best.pt"
+        checkpoint.save(path, {"config": config.as_dict(settings), "network": network.state_dict()})
+        same = {"settings": config.as_dict(settings), "inputs": inputs}
+        records.write(output, artifacts.trained("random", fold), **same, outputs=[path.relative_to(output).as_posix()])
+
+
+def measure(*command: str) -> None:
+    """Run a stage; print its seconds and the highest memory of all its processes together."""
+    started, peak, log = time.perf_counter(), 0, tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
+    while process.poll() is None:
+        peak = max(peak, proportional_set_size(process.pid))
+        time.sleep(0.1)
+    if process.returncode:
+        log.seek(0)
+        sys.exit(log.read().decode())
+    print(
+        f"{command[0]:20s} {time.perf_counter() - started:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)",
+        flush=True,
+    )
+
+
+def proportional_set_size(root: int) -> int:
+    """Bytes of a process and all that descend from it; shared pages are counted once, in parts."""
+    parents, total = {}, 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except OSError:
+                continue
+    family = {root}
+    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= grown
+    for pid in family:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (OSError, StopIteration):
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    main()
