@@ -111,9 +111,8 @@ def predict(args, rows, *, splits, chosen: list[int], weights: list[str], journa
 
 
 def rebuild(state: dict, path: Path):
-    """The network of a checkpoint, without fetching any pretrained weights."""
-    settings = {**state["config"]["model_settings"], "encoder_weights": "none"}
-    network = models.build(state["config"]["model"], **settings)
+    """The network of a checkpoint, from the checkpoint alone."""
+    network = models.build_untrained(state["config"]["model"], **state["config"]["model_settings"])
     checkpoint.load_weights(network, state["network"], path)
     return network
 

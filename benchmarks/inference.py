@@ -1,7 +1,8 @@
 """Stage 03: probability maps with mirror averaging, in images per second.
 
-Goal: at least 2.2 times eager fp32 on CPU. Measured is what stage 03 does today, eager fp32, beside the two changes that
-would bring it there: channels_last, and bf16 where the processor has it; with the largest difference in probability.
+Goal: at least 2.2 times eager fp32 on CPU. Measured is what stage 03 does today, eager fp32, beside the two changes
+that would bring it there: channels_last, and bf16 where the processor has it; with the largest difference in
+probability.
 
     python -m benchmarks.inference --size 512 --batch 2
 """

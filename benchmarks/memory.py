@@ -1,7 +1,8 @@
 """Memory of stages 00, 03, 04 and 05 with as many images as the competition has.
 
 Goal: at most 2 GiB each, all its processes together, with 12,000 training and 3,205 test images. The DICOMs are links
-to a few phantoms, the network has random weights and works at 32 x 32: neither changes what is kept in memory. Linux only (reads /proc).
+to a few phantoms, the network has random weights and works at 32 x 32: neither changes what is kept in memory.
+Linux only (reads /proc).
 
     python -m benchmarks.memory
     python -m benchmarks.memory --train 1200 --test 320

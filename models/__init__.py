@@ -16,14 +16,25 @@ def build(name: str, **settings: Any) -> SegmentationNetwork:
     Raises:
         ValueError: the name or a setting is unknown (the message lists the known ones), or a value is not possible.
     """
-    if name not in _CLASSES:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}")
-    network = _CLASSES[name]()
+    network = _network(name)
     known = list(inspect.signature(network).parameters)
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(known)}")
     return network(**settings)
+
+
+def build_untrained(name: str, **settings: Any) -> SegmentationNetwork:
+    """The same network without fetching encoder weights: to load a checkpoint into."""
+    if "encoder_weights" in inspect.signature(_network(name)).parameters:
+        settings["encoder_weights"] = "none"
+    return build(name, **settings)
+
+
+def _network(name: str) -> type[SegmentationNetwork]:
+    if name not in _CLASSES:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}")
+    return _CLASSES[name]()
 
 
 def _ica_resunet() -> type[SegmentationNetwork]:

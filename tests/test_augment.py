@@ -110,9 +110,8 @@ def test_the_papers_augmentations_are_all_there_and_each_happens():
     names = {
         type(part).__name__ for step in augment.training().transforms for part in getattr(step, "transforms", [step])
     }
-    assert names == {
-        "HorizontalFlip", "RandomBrightnessContrast", "RandomGamma", "ElasticTransform", "GridDistortion", "OpticalDistortion",
-    }  # fmt: skip
+    distortions = {"ElasticTransform", "GridDistortion", "OpticalDistortion"}
+    assert names == {"HorizontalFlip", "RandomBrightnessContrast", "RandomGamma", *distortions}
     image, mask = sample()
     flips = sum((moved == mask[:, ::-1]).all() for _, moved in augmented(range(200), probability=0.0))
     same = sum((moved == mask).all() for _, moved in augmented(range(200), probability=0.0))
@@ -197,10 +196,11 @@ def epochs(cache, workers, n=2, **settings):
     loader = DataLoader(data, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
     result = []
     for batches.epoch in range(n):
-        result += [(b.index.tolist(), b.image.numpy().tobytes(), b.mask.numpy().tobytes()) for b in loader]
+        result += [(b.position.tolist(), b.image.numpy().tobytes(), b.mask.numpy().tobytes()) for b in loader]
     return result
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 def test_batches_are_the_same_for_0_1_and_3_workers_and_differ_between_epochs(cache):
     alone = epochs(cache, 0)
     assert len(alone) == 6  # 12 images in batches of 5, 5 and 2, twice
@@ -225,7 +225,7 @@ def test_without_a_config_images_come_as_cached_and_negatives_have_empty_masks(c
     assert len(data) == 12
     for index, image_id in enumerate(data.image_ids):
         one = data[(0, index)]
-        assert one.index == index
+        assert one.position == index
         assert one.image.shape == one.mask.shape == (1, 64, 64)
         assert one.image.dtype == one.mask.dtype == torch.uint8
         assert bool(one.mask.any()) == bool(tiny.masks[image_id].any())

@@ -448,11 +448,11 @@ def test_a_colour_jpeg_in_a_grey_dicom_is_rejected(tmp_path):
 
 
 def deflated_bomb(path, *, group_length):
-    """A deflated DICOM whose data set inflates to 1.5 GiB of zeros; about 1.5 MB on disk."""
+    """A deflated DICOM whose data set inflates to 1.5 GiB of zeros; a few MB on disk."""
     plain = write_dicom(path, RAMP, syntax=DeflatedExplicitVRLittleEndian)
     data = plain.read_bytes()
     start = 144 + int.from_bytes(data[140:144], "little")
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
     inner = zlib.decompress(data[start:], -zlib.MAX_WBITS)
     header = inner[: inner.index(b"\xe0\x7f\x10\x00")]
     megabyte = bytes(1 << 20)
@@ -466,7 +466,7 @@ def deflated_bomb(path, *, group_length):
 @pytest.mark.parametrize("group_length", [True, False], ids=["with group length", "without group length"])
 def test_a_deflated_bomb_is_refused_within_one_gigabyte(tmp_path, group_length):
     path = deflated_bomb(tmp_path / "bomb.dcm", group_length=group_length)
-    assert path.stat().st_size < 4 << 20
+    assert path.stat().st_size < 16 << 20
     code = (
         "import resource, sys; from pneumothorax import dicom\n"
         "try: dicom.read(sys.argv[1])\n"
