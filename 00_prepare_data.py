@@ -60,6 +60,7 @@ def main(argv=None):
         outcome = prepare.prepare(found.dicoms, found.not_files, args.input, job, **work)
     else:
         with stage.lock(args.output, "00_prepare_data"):
+            (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # until this run has found all well
             outcome = prepare.prepare(found.dicoms, found.not_files, args.input, job, **work)
             write(args, outcome, job)
 
@@ -74,7 +75,6 @@ def write(args: argparse.Namespace, outcome: prepare.Outcome, job: prepare.Job) 
     """The tables, and the record that seals them. With errors in the labels only rejected.csv, and no record."""
     artifacts.write_table(args.output, artifacts.REJECTED, prepare.rejections(outcome))
     if outcome.label_errors:
-        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # an earlier one is out of date
         return
     artifacts.write_table(args.output, artifacts.MANIFEST, prepare.manifest(outcome))
     artifacts.write_table(args.output, artifacts.LABELS, prepare.label_table(outcome, job.labels))
@@ -94,21 +94,22 @@ def write(args: argparse.Namespace, outcome: prepare.Outcome, job: prepare.Job) 
 
 
 def complain(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> None:
-    """Raise BadInput with everything that would make training on this wrong."""
+    """Raise one BadInput with everything that would make training on this wrong."""
+    complaints = []
     if outcome.label_errors:
-        raise bad_list(f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors)
+        complaints.append(bad_list(f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors))
     if outcome.missing and not args.allow_missing:
-        raise bad_list(
-            f"{len(outcome.missing)} listed ids have no usable image (--allow-missing accepts that)", outcome.missing
-        )
+        headline = f"{len(outcome.missing)} listed ids have no image (--allow-missing accepts that)"
+        complaints.append(bad_list(headline, outcome.missing))
     limit = float(args.max_bad.removesuffix("%"))
     if outcome.bad > (limit / 100 * files if args.max_bad.endswith("%") else limit):
-        bad = [
-            f"{e['source']}: {e['code']}: {e['message']}" for e in outcome.rejected if e["code"] != prepare.UNLABELLED
-        ]
-        raise bad_list(f"{outcome.bad} of {files} files rejected (--max-bad accepts them)", bad)
+        bad = [entry for entry in outcome.rejected if entry["code"] != prepare.UNLABELLED]
+        lines = [f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in bad]
+        complaints.append(bad_list(f"{len(bad)} of {files} files rejected (--max-bad accepts them)", lines))
     if not any(row["split"] == artifacts.TRAIN for row in outcome.rows):
-        raise BadInput("no image has a label: are the images and the label file from the same stage?")
+        complaints.append(BadInput("no image has a label: are the images and the label file from the same stage?"))
+    if complaints:
+        raise BadInput("\n".join(map(str, complaints)))
 
 
 if __name__ == "__main__":

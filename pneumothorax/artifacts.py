@@ -143,6 +143,8 @@ def read_table(output: Path, table: Table) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read ({error}): run {table.made_by} again") from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took surplus cells for an index
+        raise BadInput(f"{path} has rows with too many cells: run {table.made_by} again")
     missing = [column for column in table.columns if column not in frame.columns]
     if missing:
         raise BadInput(f"{path} lacks columns {missing}; it has {list(frame.columns)}: run {table.made_by} again")

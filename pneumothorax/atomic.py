@@ -1,7 +1,7 @@
 """Whole files or none: write under a temporary name, fsync, rename.
 
-A reader never sees half a file. A run killed at any moment leaves at most a `.*.tmp` behind; the stage that owns
-the folder sweeps those up when it starts again.
+A reader never sees half a file. A run killed at any moment leaves at most a `.<name>.<pid>.tmp` behind, which the next
+writer of that file sweeps up (in folders of thousands of files: the stage that owns the folder, when it starts).
 """
 
 import json
@@ -19,6 +19,8 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True) 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if sync:
+        sweep(path.parent, path.name)
     try:
         with open(temporary, "wb") as file:
             fill(file)
@@ -31,9 +33,9 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True) 
         raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed runs left half written in a folder that this process has locked."""
-    for leftover in folder.glob(".*.tmp"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what killed runs left half written of files that only this process may write now."""
+    for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

@@ -29,8 +29,7 @@ def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
     pending = [folder]
     seen = {os.path.realpath(folder)}
     while pending:
-        with os.scandir(pending.pop()) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
+        entries = _listed(pending.pop())
         for entry in entries:
             path = Path(entry.path)
             is_dicom = path.suffix.lower() == ".dcm"
@@ -42,11 +41,19 @@ def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
                     pending.append(path)
             elif is_dicom:
                 (dicoms if entry.is_file(follow_symlinks=follow_symlinks) else not_files).append(path)
-            elif path.name in LABEL_NAMES + SAMPLE_NAMES:
+            elif path.name in LABEL_NAMES + SAMPLE_NAMES and entry.is_file():
                 tables.append(path)
     if not dicoms:
         raise BadInput(f"{folder} holds no *.dcm file at any depth")
     return Found(tuple(sorted(dicoms)), tuple(sorted(not_files)), tuple(sorted(tables)))
+
+
+def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be listed: {error.strerror or error}") from error
 
 
 def label_file(found: Found, given: Path | None) -> Path:

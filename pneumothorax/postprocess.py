@@ -79,7 +79,9 @@ def enlarge(stored: np.ndarray, shape: tuple[int, int], *, above: int) -> Window
     if stored.shape == shape:
         return Window(stored[top : top + height, left : left + width], top, left)
     if shape[0] % stored.shape[0] or shape[1] % stored.shape[1]:
-        return Window(cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_LINEAR), 0, 0)
+        large = cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        left, top, width, height = cv2.boundingRect((large > above).view(np.uint8))
+        return Window(large[top : top + height, left : left + width], top, left) if width else None
     rows, row = _span(top, height, stored.shape[0], shape[0])
     columns, column = _span(left, width, stored.shape[1], shape[1])
     part = stored[row.start : row.stop, column.start : column.stop]
@@ -105,6 +107,10 @@ def drop_small(inside: np.ndarray, min_px: float) -> np.ndarray:
     if min_px <= 1:
         return inside
     _, parts, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
-    keep[0] = False  # the background
-    return keep.astype(np.uint8)[parts]
+    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < min_px)
+    kept = inside.copy() if small.size else inside
+    for part in small[small > 0]:  # 0 is the background
+        left, top, width, height = stats[part, : cv2.CC_STAT_AREA]
+        box = slice(top, top + height), slice(left, left + width)
+        kept[box][parts[box] == part] = 0
+    return kept

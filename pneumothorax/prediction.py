@@ -52,6 +52,8 @@ def predict(
     key: str,
 ) -> None:
     """Write the map of every manifest row that has none made from the same weights (`key`) and image."""
+    artifacts.probability_map(source.output, source.run, split, "x").parent.mkdir(parents=True, exist_ok=True)
+    atomic.sweep(artifacts.probability_map(source.output, source.run, split, "x").parent)
     todo = rows[[not _is_done(journal, source, row, split, key) for row in rows.itertuples()]].reset_index(drop=True)
     for image_id, digest, stored in _maps(networks, todo, source, _title(split, fold)):
         data = png.encode_small(stored)

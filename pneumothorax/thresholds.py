@@ -14,7 +14,7 @@ from pneumothorax import metrics, postprocess
 from pneumothorax.postprocess import Triplet
 
 TOPS = tuple(round(0.30 + 0.05 * step, 2) for step in range(14))  # 0.30 .. 0.95
-BOTTOMS = tuple(round(0.10 + 0.05 * step, 2) for step in range(13))  # 0.10 .. 0.70
+BOTTOMS = tuple(round(0.20 + 0.05 * step, 2) for step in range(11))  # 0.20 .. 0.70
 MIN_AREAS = (0, 100, 250, 500, 750, 1000, 1500, 2000, 3000, 4000, 6000, 8000)  # pixels of 1024 x 1024
 
 

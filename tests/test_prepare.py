@@ -390,7 +390,7 @@ def test_labels_without_an_image_fail_unless_allowed(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "lost,-1"])
     message = refused(folder, tmp_path / "out")
-    assert "1 listed ids have no usable image" in message
+    assert "1 listed ids have no image" in message
     assert "lost" in message
     assert list(manifest_of(tmp_path / "out").index) == ["a"]
     assert list(prepared(folder, tmp_path / "out", "--allow-missing").index) == ["a"]
