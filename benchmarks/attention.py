@@ -8,15 +8,14 @@ in one process. "naive" is the same block as most code writes it: adaptive pooli
 """
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 import models
+from benchmarks import timing
 from models.coord_attention import ImprovedCoordAttention
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -69,6 +68,7 @@ def forward_step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]
         network.eval()
         with torch.inference_mode():
             network(images)
+        synchronise(images)
 
     return run
 
@@ -82,33 +82,23 @@ def training_step(network: nn.Module, images: torch.Tensor) -> Callable[[], None
         optimizer.zero_grad()
         network.training_loss(images, masks, nn.functional.binary_cross_entropy_with_logits)["loss"].backward()
         optimizer.step()
+        synchronise(images)
 
     return run
 
 
-def median_times(steps: dict[str, Callable[[], None]], *, repeats: int, cuda: bool) -> dict[str, float]:
-    """Median seconds of each step; the steps take turns, so that a busy machine slows all of them alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(repeats + 2):  # the first two rounds warm up
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if cuda:
-                torch.cuda.synchronize()
-            if round_number >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def synchronise(images: torch.Tensor) -> None:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
     cuda = torch.device(args.device).type == "cuda"
-    hardware = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {args.threads} threads"
-    print(
-        f"{hardware}; torch {torch.__version__}, Python {platform.python_version()}; {args.encoder}, fp32, "
-        f"medians of {args.repeats}"
-    )
+    timing.machine("torch", "segmentation_models_pytorch")
+    hardware = torch.cuda.get_device_name() if cuda else f"{args.threads} threads"
+    print(f"{hardware}; {args.encoder}, fp32, medians of {args.repeats}")
     print(
         f"{'batch':>5} {'size':>5} {'format':14} {'step':9} {'without ms':>10} {'ours ms':>9} {'ratio':>6} "
         f"{'naive ms':>9} {'ratio':>6}"
@@ -122,8 +112,8 @@ def main(argv=None):
             }
             for step_name, make in (("forward", forward_step), ("training", training_step)):
                 steps = {name: make(network, images) for name, network in networks.items()}
-                times = median_times(steps, repeats=args.repeats, cuda=cuda)
-                base, ours, naive = (1000 * times[name] for name in ("without", "ours", "naive"))
+                seconds = timing.alternate(steps, repeats=args.repeats, warmup=2)
+                base, ours, naive = (1000 * statistics.median(seconds[name]) for name in ("without", "ours", "naive"))
                 print(
                     f"{batch:5} {size:5} {format_name:14} {step_name:9} {base:10.1f} {ours:9.1f} {ours / base:6.3f} "
                     f"{naive:9.1f} {naive / base:6.3f}",

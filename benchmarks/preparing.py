@@ -19,6 +19,7 @@ import pydicom
 from scipy import ndimage
 
 from benchmarks import timing
+from benchmarks.run_lengths import decode_naive
 from pneumothorax import prepare
 
 
@@ -50,7 +51,7 @@ def naive(path: Path, frame: pd.DataFrame, folder: Path) -> None:
     mask = np.zeros(image.shape)
     for text in rows["EncodedPixels"]:
         if text.strip() != "-1":
-            mask = np.maximum(mask, decode(text, *image.shape))
+            mask = np.maximum(mask, decode_naive(text))
     cv2.imwrite(str(folder / "mask.png"), resize(mask * 255, 512))
 
 
@@ -62,17 +63,6 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     )
     zoomed = ndimage.zoom(smooth, [1 / factor for factor in factors], order=1, mode="mirror", grid_mode=True)
     return zoomed.astype(np.uint8)
-
-
-def decode(text: str, height: int, width: int) -> np.ndarray:
-    mask = np.zeros(height * width)
-    numbers = [int(number) for number in text.split()]
-    position = 0
-    for gap, length in zip(numbers[0::2], numbers[1::2], strict=True):
-        position += gap
-        mask[position : position + length] = 1
-        position += length
-    return mask.reshape(width, height).T
 
 
 def floor(path: Path) -> None:

@@ -36,18 +36,24 @@ def material(args: argparse.Namespace) -> Iterator[tuple[list[Path], Path]]:
         yield list(found.dicoms)[: args.images], discovery.label_file(found, None)
 
 
-def compare(ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str) -> dict[str, float]:
-    """Run all ways in turn, `repeats` times, after one warm-up each; print and return the median ms per unit."""
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    for round_number in range(repeats + 1):
+def alternate(ways: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each way, `repeats` rounds in which all take their turn, after `warmup` rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_number in range(warmup + repeats):
         for name, way in ways.items():
             started = time.perf_counter()
             way()
-            if round_number:
-                samples[name].append((time.perf_counter() - started) / per * 1000)
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    for name, median in medians.items():
-        print(f"{name:24s} {median:10.3f} ms per {unit}   ({min(samples[name]):.3f} to {max(samples[name]):.3f})")
+            if round_number >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def compare(ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str) -> dict[str, float]:
+    """Let the ways alternate; print and return the median milliseconds per unit."""
+    medians = {}
+    for name, seconds in alternate(ways, repeats=repeats).items():
+        low, medians[name], high = (1000 / per * pick(seconds) for pick in (min, statistics.median, max))
+        print(f"{name:24s} {medians[name]:10.3f} ms per {unit}   ({low:.3f} to {high:.3f})", flush=True)
     return medians
 
 
