@@ -16,11 +16,10 @@ listed and used by nobody. Bad files never stop the good ones: all are listed, t
 """
 
 import argparse
+import re
 from pathlib import Path
 
-import pandas as pd
-
-from pneumothorax import artifacts, discovery, labels, prepare, records, stage
+from pneumothorax import artifacts, discovery, labels, prepare, records, rle, stage, submission
 from pneumothorax.errors import BadInput, bad_list
 
 
@@ -40,9 +39,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.size < 32 or args.size % 32:
         parser.error(f"--size must be a multiple of 32, got {args.size}")
-    try:
-        float(args.max_bad.removesuffix("%"))
-    except ValueError:
+    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", args.max_bad, re.ASCII):
         parser.error(f"--max-bad is a number or a percentage, got {args.max_bad!r}")
     return args
 
@@ -54,47 +51,50 @@ def main(argv=None):
     sample_csv = discovery.sample_file(found, args.sample_submission)
 
     output = None if args.verify else args.output
-    job = prepare.Job(label_csv, sample_csv, args.size, args.salt, output)
+    job = prepare.plan(label_csv, sample_csv, size=args.size, salt=args.salt, output=output)
+    files = len(found.dicoms) + len(found.not_files) + len(found.unreadable)
     work = {"workers": args.workers, "anew": args.overwrite}
     if args.verify:
-        outcome = prepare.prepare(found.dicoms, found.not_files, args.input, job, **work)
-    else:
-        with stage.lock(args.output, "00_prepare_data"):
-            (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # until this run has found all well
-            outcome = prepare.prepare(found.dicoms, found.not_files, args.input, job, **work)
-            write(args, outcome, job)
-
-    print(*prepare.summary(outcome), sep="\n")
-    complain(args, outcome, len(found.dicoms) + len(found.not_files))
-    if not args.verify:
-        print(f"wrote {args.output / artifacts.MANIFEST.path} and {args.output / 'cache' / str(args.size)}")
-        print(f"next: python 01_make_folds.py --output {args.output}")
-
-
-def write(args: argparse.Namespace, outcome: prepare.Outcome, job: prepare.Job) -> None:
-    """The tables, and the record that seals them. With errors in the labels only rejected.csv, and no record."""
-    artifacts.write_table(args.output, artifacts.REJECTED, prepare.rejections(outcome))
-    if outcome.label_errors:
+        outcome = prepare.prepare(found, args.input, job, **work)
+        finish(args, outcome, files)
         return
-    artifacts.write_table(args.output, artifacts.MANIFEST, prepare.manifest(outcome))
-    artifacts.write_table(args.output, artifacts.LABELS, prepare.label_table(outcome, job.labels))
-    inputs = {"label file": records.sha256(job.labels)}
-    tables = [artifacts.MANIFEST, artifacts.LABELS]
+    with stage.lock(args.output, "00_prepare_data"):
+        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # no later stage runs until all is well
+        outcome = prepare.prepare(found, args.input, job, **work)
+        outputs, facts = write_tables(args.output, outcome, job)
+        finish(args, outcome, files)
+        inputs = {"label file": records.sha256(job.labels)}
+        if job.sample:
+            inputs["sample submission"] = records.sha256(job.sample)
+        records.write(
+            args.output, artifacts.PREPARED, settings={"size": args.size}, inputs=inputs, outputs=outputs, **facts
+        )
+    print(f"wrote {args.output / artifacts.MANIFEST.path} and {args.output / 'cache' / str(args.size)}")
+    print(f"next: python 01_make_folds.py --output {args.output}")
+
+
+def write_tables(output: Path, outcome: prepare.Outcome, job: prepare.Job) -> tuple[list[str], dict[str, str]]:
+    """All tables; returns those to seal and the fingerprints. With errors in the labels only rejected.csv."""
+    artifacts.write_table(output, artifacts.REJECTED, prepare.rejections(outcome))
+    if outcome.label_errors:
+        return [], {}
+    manifest, label_rows = prepare.manifest(outcome), prepare.label_table(outcome, job)
+    artifacts.write_table(output, artifacts.MANIFEST, manifest)
+    artifacts.write_table(output, artifacts.LABELS, label_rows)
+    tables = [artifacts.MANIFEST.path, artifacts.LABELS.path]
+    sample_copy = output / artifacts.SAMPLE_SUBMISSION
     if job.sample:
         sample = labels.read_sample(job.sample)
-        blank = pd.DataFrame({sample.columns[0]: sample.image_ids, sample.columns[1]: "-1"})
-        artifacts.write_table(args.output, artifacts.SAMPLE_SUBMISSION, blank)
-        inputs["sample submission"] = records.sha256(job.sample)
+        submission.write(sample_copy, sample, dict.fromkeys(sample.image_ids, rle.EMPTY))
         tables.append(artifacts.SAMPLE_SUBMISSION)
     else:
-        (args.output / artifacts.SAMPLE_SUBMISSION.path).unlink(missing_ok=True)
-    settings = {"size": args.size}
-    outputs = [table.path for table in tables]
-    records.write(args.output, artifacts.PREPARED, settings=settings, inputs=inputs, outputs=outputs)
+        sample_copy.unlink(missing_ok=True)
+    return tables, prepare.fingerprints(manifest, label_rows, job.size)
 
 
-def complain(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> None:
-    """Raise one BadInput with everything that would make training on this wrong."""
+def finish(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> None:
+    """Print the numbers to check; raise one BadInput with everything that would make training on this wrong."""
+    print(*prepare.summary(outcome), sep="\n")
     complaints = []
     if outcome.label_errors:
         complaints.append(bad_list(f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors))

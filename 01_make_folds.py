@@ -15,7 +15,7 @@ one person end up in several folds and the scores come out too high.
 
 from pathlib import Path
 
-from pneumothorax import artifacts, folds, labels, prepare, records, stage
+from pneumothorax import artifacts, folds, labels, lineage, prepare, records, stage
 from pneumothorax.errors import BadInput
 
 
@@ -33,12 +33,12 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with stage.lock(args.output, "01_make_folds"):
-        records.require(args.output, artifacts.PREPARED)
-        settings = {"folds": args.folds, "seed": 42 if args.seed is None else args.seed}
-        inputs = records.hashes(args.output, [artifacts.MANIFEST.path])
+        inputs = lineage.fold_inputs(args.output)
+        settings = {"folds": args.folds, "seed": 42 if args.seed is None else args.seed, "patients": "PatientID"}
         if args.patients:
             patients = labels.read_patients(args.patients)
-            inputs["patients file"] = records.sha256(args.patients)
+            settings["patients"] = "file"
+            inputs["patients file"] = prepare.patient_hash(records.sha256(args.patients), args.salt)
         if not args.overwrite and records.is_current(args.output, artifacts.FOLDED, settings=settings, inputs=inputs):
             print(f"{args.output / artifacts.FOLDS.path} is up to date")
             return
@@ -60,9 +60,10 @@ def main(argv=None):
         records.write(args.output, artifacts.FOLDED, settings=settings, inputs=inputs, outputs=outputs, **facts)
 
     print(summary.to_string())
-    print(f"patients in more than one fold: 0 of {table['patient_id'].nunique()}; identical images: 0")
-    if not args.patients and table["patient_id"].nunique() == len(table):
-        print("note: every image has a patient of its own; if PatientID is anonymised, pass --patients")
+    n_groups = len(set(folds.groups(train)))
+    print(f"patients in more than one fold: 0 of {n_groups}; identical images: 0")
+    if not args.patients and n_groups > 0.9 * len(table):
+        print(f"warning: {n_groups} patients for {len(table)} images: if PatientID is anonymised, pass --patients")
     print(f"wrote {path}")
     print(f"next: python 02_train.py --config configs/ica_resunet.yaml --output {args.output}")
 

@@ -2,7 +2,7 @@
 
 Reads   output/manifest.csv, folds.csv, labels.csv, cache/    (stages 00 and 01), and a config
 Writes  output/runs/<run>/config.yaml                         every setting, resolved
-        output/runs/<run>/fold<k>/last.pt                     everything needed to go on
+        output/runs/<run>/fold<k>/last.pt                     everything needed to go on (previous.pt: one epoch older)
         output/runs/<run>/fold<k>/best.pt                     the weights of the epoch with the best SIIM Dice
         output/runs/<run>/fold<k>/history.csv                 one row per epoch
 
@@ -14,135 +14,138 @@ other ones under the same name are refused, naming the differences, unless --ove
 """
 
 import argparse
+import contextlib
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 import models
-from pneumothorax import artifacts, cache, config, records, runtime, stage, training
+from pneumothorax import artifacts, cache, config, lineage, records, runtime, stage, training
 from pneumothorax.config import TrainConfig
 from pneumothorax.errors import BadConfig, BadInput
 
-
-@dataclass(frozen=True)
-class Tables:
-    """The training images with their folds, their label rows, and the hashes of the files they came from."""
-
-    train: pd.DataFrame
-    labels: dict[str, list[str]]
-    inputs: dict[str, str]
-
-    @property
-    def n_folds(self) -> int:
-        return int(self.train["fold"].max()) + 1
+DEFAULT_CONFIG = Path("configs/ica_resunet.yaml")
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
-    flag("--config", type=Path, default=Path("configs/ica_resunet.yaml"), help="experiment (default: %(default)s)")
+    flag("--config", type=Path, help=f"experiment (default: the one saved with --run, else {DEFAULT_CONFIG})")
     flag("--run", help="name of the run (default: the config file's name)")
     flag("--fold", default="all", metavar="K|all", help="which fold to hold out (default: %(default)s)")
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     args = parser.parse_args(argv)
-    args.run = args.run or args.config.stem
+    args.run = args.run or (args.config or DEFAULT_CONFIG).stem
     stage.check_name(parser, "--run", args.run)
+    if args.config is None:
+        saved = artifacts.run_config(args.output, args.run)
+        args.config = saved if saved.exists() else DEFAULT_CONFIG
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
     settings = config.load(args.config, args.set, seed=args.seed)
+    build(settings, fetch=False)  # refuse impossible settings before anything is written
+    device = runtime.device(args.device)
     cache_size = cache.size(args.output, settings.image_size)
-    tables = read_tables(args.output)
-    chosen = stage.chosen_folds(args.fold, tables.n_folds)
-    claim_run(args, settings)
+    inputs = lineage.train_inputs(args.output)
+    rows = artifacts.training_rows(args.output)
+    chosen = stage.chosen_folds(args.fold, int(rows["fold"].max()) + 1)
+    claim_run(args, settings, n_folds=int(rows["fold"].max()) + 1)
 
-    checked = False
+    same = {"settings": config.as_dict(settings), "inputs": inputs}
+    verified = False
     for fold in chosen:
-        with stage.lock(args.output, f"02_train-{args.run}-fold{fold}"):
-            if is_finished(args, settings, tables, fold):
+        with stage.lock(args.output, lock_name(args.run, fold)):
+            if not args.overwrite and records.is_current(args.output, artifacts.trained(args.run, fold), **same):
                 print(f"fold {fold} is finished")
                 continue
-            if not checked:
-                cache.verify(args.output, cache_size, tables.train, workers=args.workers)
-                checked = True
-            train_fold(args, settings, tables, cache_size, fold)
+            if not verified:
+                cache.verify(args.output, cache_size, rows, workers=args.workers)
+                verified = True
+            folder = artifacts.fold_folder(args.output, args.run, fold)
+            if args.overwrite and folder.exists():
+                shutil.rmtree(folder)
+            data = fold_data(args.output, rows, cache_size, fold, inputs)
+            facts = train_fold(args, settings, data, folder, device)
+            outputs = [artifacts.best_weights(args.run, fold), artifacts.history(args.run, fold)]
+            records.write(args.output, artifacts.trained(args.run, fold), **same, outputs=outputs, **facts)
     print(f"wrote {artifacts.run_folder(args.output, args.run)}")
     print(f"next: python 03_predict.py --run {args.run} --output {args.output}")
 
 
-def read_tables(output: Path) -> Tables:
-    records.require(output, artifacts.FOLDED)
-    manifest = artifacts.read_table(output, artifacts.MANIFEST)
-    folds = artifacts.read_table(output, artifacts.FOLDS)
-    train = manifest[manifest["split"] == artifacts.TRAIN].merge(folds[["image_id", "fold"]], on="image_id")
-    labels = artifacts.read_table(output, artifacts.LABELS).groupby("image_id")["rle"].agg(list).to_dict()
-    inputs = records.hashes(output, [artifacts.MANIFEST.path, artifacts.FOLDS.path, artifacts.LABELS.path])
-    return Tables(train, labels, inputs)
+def lock_name(run: str, fold: int) -> str:
+    return f"02_train-{run}-fold{fold}"
 
 
-def claim_run(args: argparse.Namespace, settings: TrainConfig) -> None:
+def build(settings: TrainConfig, *, fetch: bool):
+    """The network; fetch=False leaves out pretrained weights. Raises BadConfig for settings it does not know."""
+    make = models.build if fetch else models.build_untrained
+    try:
+        return make(settings.model, **settings.model_settings)
+    except (ValueError, TypeError) as error:
+        raise BadConfig(f"model {settings.model}: {error}") from error
+
+
+def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) -> None:
     """Save the resolved config with the run, or check that the run was made with the same one."""
     folder, path = artifacts.run_folder(args.output, args.run), artifacts.run_config(args.output, args.run)
-    if path.exists():
-        differences = config.differences(yaml.safe_load(path.read_text("utf-8")) or {}, config.as_dict(settings))
-        if differences and not args.overwrite:
-            headline = f"run {args.run} has other settings (choose another --run, or --overwrite to start it anew):"
-            raise BadInput("\n  ".join([headline, *differences]))
-        if differences:
-            print(f"starting {folder} anew: its settings change")
-            shutil.rmtree(folder)
-    if not path.exists():
+    with stage.lock(args.output, f"02_train-{args.run}"):
+        if path.exists():
+            differences = config.differences(yaml.safe_load(path.read_text("utf-8")) or {}, config.as_dict(settings))
+            if not differences:
+                return
+            if not args.overwrite:
+                headline = f"run {args.run} has other settings (choose another --run, or --overwrite to start it anew):"
+                raise BadInput("\n  ".join([headline, *differences]))
+            with contextlib.ExitStack() as locks:  # nobody is training any of its folds
+                for fold in range(n_folds):
+                    locks.enter_context(stage.lock(args.output, lock_name(args.run, fold)))
+                print(f"starting {folder} anew: its settings change")
+                shutil.rmtree(folder)
         config.save(path, settings)
 
 
-def is_finished(args: argparse.Namespace, settings: TrainConfig, tables: Tables, fold: int) -> bool:
-    record = artifacts.trained(args.run, fold)
-    same = {"settings": config.as_dict(settings), "inputs": tables.inputs}
-    return not args.overwrite and records.is_current(args.output, record, **same)
-
-
-def train_fold(args: argparse.Namespace, settings: TrainConfig, tables: Tables, cache_size: int, fold: int) -> None:
-    folder = artifacts.fold_folder(args.output, args.run, fold)
-    if args.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    device = runtime.device(args.device)
-    runtime.seed_everything(settings.seed)
-    try:
-        network = models.build(settings.model, **settings.model_settings)
-    except (ValueError, TypeError) as error:
-        raise BadConfig(f"model {settings.model}: {error}") from error
-    held_out = tables.train["fold"] == fold
-    data = training.FoldData(
-        output=args.output,
+def fold_data(
+    output: Path, rows: pd.DataFrame, cache_size: int, fold: int, inputs: dict[str, str]
+) -> training.FoldData:
+    """Train on all folds but one, validate on that one."""
+    held_out = rows["fold"] == fold
+    return training.FoldData(
+        output=output,
         cache_size=cache_size,
-        train=tables.train[~held_out].reset_index(drop=True),
-        validation=tables.train[held_out].reset_index(drop=True),
-        labels=tables.labels,
-        folds_hash=tables.inputs[artifacts.FOLDS.path],
+        train=rows[~held_out].reset_index(drop=True),
+        validation=rows[held_out].reset_index(drop=True),
+        labels=artifacts.label_rows(output),
+        inputs=inputs,
         fold=fold,
     )
+
+
+def train_fold(args, settings: TrainConfig, data: training.FoldData, folder: Path, device) -> dict[str, float]:
+    """Train to the last epoch from wherever the fold is; returns what the record says about it."""
+    runtime.seed_everything(settings.seed)
+    network = build(settings, fetch=True)
     started = time.perf_counter()
     state = training.Training(network, data, settings, folder=folder, device=device, workers=args.workers)
     state.resume()
     if state.epoch:
-        print(f"fold {fold}: going on after epoch {state.epoch}")
+        print(f"fold {data.fold}: going on after epoch {state.epoch}")
     state.run()
-    print(f"fold {fold}: best SIIM Dice {state.best_score:.4f} in {(time.perf_counter() - started) / 60:.1f} minutes")
-    best, history = (f"runs/{args.run}/fold{fold}/{name}" for name in (training.BEST, training.HISTORY))
-    facts = {
+    if not state.best_path.exists():
+        raise BadInput(f"fold {data.fold}: no epoch gave finite weights and scores: lower learning_rate")
+    minutes = (time.perf_counter() - started) / 60
+    print(f"fold {data.fold}: best SIIM Dice {state.best_score:.4f} in {minutes:.1f} minutes")
+    return {
         "best_score": state.best_score,
         "parameters": sum(weights.numel() for weights in network.parameters()),
         "seconds": sum(row["seconds"] for row in state.history),
     }
-    same = {"settings": config.as_dict(settings), "inputs": tables.inputs}
-    records.write(args.output, artifacts.trained(args.run, fold), **same, outputs=[best, history], **facts)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ Killed and started again it goes on where it stopped. The network is rebuilt fro
     python 03_predict.py --run ica_resunet --split oof --fold 0
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 import models
-from pneumothorax import artifacts, cache, checkpoint, prediction, records, runtime, stage
-from pneumothorax.journal import Journal
+from pneumothorax import artifacts, cache, checkpoint, lineage, prediction, records, runtime, stage
+from pneumothorax.errors import BadInput
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
 
@@ -44,87 +42,58 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with stage.lock(args.output, f"03_predict-{args.run}"):
-        records.require(args.output, artifacts.FOLDED)
+        lineage.folded(args.output)
+        train = artifacts.training_rows(args.output)
+        folds = stage.chosen_folds(args.fold, int(train["fold"].max()) + 1)
         manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
-        folds = artifacts.read_table(args.output, artifacts.FOLDS)
-        train = manifest[manifest["split"] == artifacts.TRAIN].merge(folds[["image_id", "fold"]], on="image_id")
-        test = manifest[manifest["split"] == artifacts.TEST]
-        if test.empty and artifacts.TEST in args.split:
-            print("no test images: predicting out of fold only")
-
-        chosen = stage.chosen_folds(args.fold, int(train["fold"].max()) + 1)
-        train = train[train["fold"].isin(chosen)]
-        rows = {artifacts.OOF: train, artifacts.TEST: test}
-        splits = [split for split in SPLITS if split in args.split and not rows[split].empty]
-
-        trained = [records.require(args.output, artifacts.trained(args.run, fold)) for fold in chosen]
-        weights = {
-            path: digest for record in trained for path, digest in record["outputs"].items() if path.endswith(".pt")
+        rows = {
+            artifacts.OOF: train[train["fold"].isin(folds)],
+            artifacts.TEST: manifest[manifest["split"] == artifacts.TEST],
         }
-        settings = {"split": splits, "fold": chosen}
-        inputs = {**records.hashes(args.output, [artifacts.MANIFEST.path, artifacts.FOLDS.path]), **weights}
-        record = artifacts.predicted(args.run)
-        if (
-            not args.overwrite
-            and records.is_current(args.output, record, settings=settings, inputs=inputs)
-            and maps_present(args)
-        ):
+        splits = [split for split in SPLITS if split in args.split and not rows[split].empty]
+        if not splits:
+            raise BadInput(f"no images to predict: the manifest has no {' or '.join(args.split)} images")
+
+        inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
+        same = {"settings": {"splits": splits, "folds": folds}, "inputs": inputs}
+        record, table = artifacts.predicted(args.run), artifacts.predictions(args.run)
+        current = not args.overwrite and records.is_current(args.output, record, **same)
+        if current and prediction.maps_are_whole(args.output, args.run):
             print(f"the predictions of run {args.run} are up to date")
             return
-
         if args.overwrite:
             artifacts.prediction_journal(args.output, args.run).unlink(missing_ok=True)
-        cache_size = cache.size(args.output, 32)
-        cache.verify(args.output, cache_size, pd.concat([rows[split] for split in splits]), workers=args.workers)
-        with Journal(artifacts.prediction_journal(args.output, args.run)) as journal:
-            made_from = list(weights.values())
-            predict(args, rows, splits=splits, chosen=chosen, weights=made_from, journal=journal, cache_size=cache_size)
-            table = pd.concat([prediction.table(journal, rows[split], split) for split in splits])
-        path = artifacts.write_table(args.output, artifacts.predictions(args.run), table)
-        records.write(
-            args.output, record, settings=settings, inputs=inputs, outputs=[artifacts.predictions(args.run).path]
-        )
 
-    print(f"{len(table)} maps: " + ", ".join(f"{len(rows[split])} {split}" for split in splits))
-    print(f"wrote {path} and {path.parent}/{{{','.join(splits)}}}")
+        cache_size = cache.size(args.output, 32)
+        used = pd.concat([rows[split] for split in splits])
+        cache.verify(args.output, cache_size, used, workers=args.workers)
+        source = prediction.Source(
+            args.output, args.run, cache_size, args.batch_size, args.workers, runtime.device(args.device)
+        )
+        networks = [load(args, fold, source.device) for fold in folds]
+        frame = prediction.predict_splits(
+            networks,
+            folds,
+            rows,
+            splits,
+            source=source,
+            keys=[inputs[artifacts.best_weights(args.run, fold)] for fold in folds],
+        )
+        artifacts.write_table(args.output, table, frame)
+        records.write(args.output, record, **same, outputs=[table.path])
+
+    print(f"{len(frame)} maps: " + ", ".join(f"{len(rows[split])} {split}" for split in splits))
+    print(f"wrote {args.output / table.path} and {(args.output / table.path).parent}/{{{','.join(splits)}}}")
     print(f"next: python 04_submit.py --run {args.run} --output {args.output}")
 
 
-def predict(args, rows, *, splits, chosen: list[int], weights: list[str], journal: Journal, cache_size: int) -> None:
-    """Out-of-fold maps fold by fold, then test maps with all networks at once."""
-    device = runtime.device(args.device)
-    networks = []
-    for fold in chosen:
-        state = checkpoint.load(artifacts.fold_folder(args.output, args.run, fold) / "best.pt")
-        networks.append(
-            rebuild(state, artifacts.fold_folder(args.output, args.run, fold) / "best.pt").to(device).eval()
-        )
-    image_size = state["config"]["image_size"]
-    source = prediction.Source(args.output, args.run, cache_size, image_size, args.batch_size, args.workers, device)
-    if artifacts.OOF in splits:
-        for fold, network, key in zip(chosen, networks, weights, strict=True):
-            held_out = rows[artifacts.OOF][rows[artifacts.OOF]["fold"] == fold]
-            prediction.predict([network], held_out, source, journal, split=artifacts.OOF, fold=fold, key=key)
-    if artifacts.TEST in splits:
-        key = "+".join(weights)
-        prediction.predict(networks, rows[artifacts.TEST], source, journal, split=artifacts.TEST, fold=None, key=key)
-
-
-def rebuild(state: dict, path: Path):
-    """The network of a checkpoint, from the checkpoint alone."""
+def load(args, fold: int, device):
+    """The network of a fold's best checkpoint, from the checkpoint alone, and the size of its images."""
+    path = args.output / artifacts.best_weights(args.run, fold)
+    state = checkpoint.load(path)
     network = models.build_untrained(state["config"]["model"], **state["config"]["model_settings"])
     checkpoint.load_weights(network, state["network"], path)
-    return network
-
-
-def maps_present(args) -> bool:
-    table = artifacts.read_table(args.output, artifacts.predictions(args.run))
-    places = zip(table["split"], table["image_id"], table["sha256"], strict=True)
-    paths = [
-        (artifacts.probability_map(args.output, args.run, split, image_id), digest)
-        for split, image_id, digest in places
-    ]
-    return all(path.is_file() and records.sha256(path) == digest for path, digest in paths)
+    return prediction.Predictor(network.to(device).eval(), state["config"]["image_size"])
 
 
 if __name__ == "__main__":

@@ -15,124 +15,85 @@ submission row is decoded again and compared with its mask. Nothing is uploaded.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from pneumothorax import artifacts, evaluation, labels, png, postprocess, records, stage, submission, thresholds
+from pneumothorax import artifacts, evaluation, labels, lineage, records, stage, submission, thresholds
 from pneumothorax.errors import BadInput
-from pneumothorax.evaluation import Item
+from pneumothorax.thresholds import Fitted, Grid
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
-    flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
+    flag("--run", help="name of the run (default: the submission's, else ica_resunet)")
     flag("--name", help="name of the submission (default: the run's)")
     flag("--sample-submission", type=Path, metavar="CSV", help="another id order than the one stage 00 found")
-    flag("--min-component", type=float, default=100, metavar="PX",
+    flag("--min-component", type=stage.count, default=100, metavar="PX",
          help="drop parts of a mask below this, in pixels of 1024 x 1024 (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
+    args.run = args.run or args.name or "ica_resunet"
     args.name = args.name or args.run
     stage.check_name(parser, "--run", args.run)
     stage.check_name(parser, "--name", args.name)
-    if args.min_component < 0:
-        parser.error("--min-component must be 0 or more")
     return args
 
 
 def main(argv=None):
     args = parse_args(argv)
-    grid = thresholds.Grid(min_component=args.min_component)
-    with stage.lock(args.output, f"04_submit-{args.name}"):
-        folded = records.require(args.output, artifacts.FOLDED)
-        records.require(args.output, artifacts.predicted(args.run))
+    record = artifacts.submitted(args.name)
+    with stage.lock(args.output, f"04_submit-{args.name}"), stage.lock(args.output, f"03_predict-{args.run}"):
         settings = {"run": args.run, "min_component": args.min_component}
-        inputs = records.hashes(args.output, [artifacts.predictions(args.run).path, artifacts.FOLDS.path])
-        sample_path = args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION.path
+        inputs = lineage.submit_inputs(args.output, args.run)
         if args.sample_submission:
-            inputs["sample submission"] = records.sha256(sample_path)
-        record = artifacts.submitted(args.name)
+            inputs["sample submission"] = records.sha256(args.sample_submission)
         if not args.overwrite and records.is_current(args.output, record, settings=settings, inputs=inputs):
             print(f"{args.output / record.path} is up to date")
-            report(args, artifacts.read_table(args.output, artifacts.cross_validation(args.name)))
-            return
-
-        manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
-        predictions = artifacts.read_table(args.output, artifacts.predictions(args.run))
-        items = {split: build_items(args, manifest, predictions, split) for split in (artifacts.OOF, artifacts.TEST)}
-        fold = predictions.loc[predictions["split"] == artifacts.OOF, "fold"].to_numpy().astype(int)
-        if len(set(fold)) < 2:
-            raise BadInput(
-                f"run {args.run} has out-of-fold maps of fewer than two folds: python 03_predict.py --run {args.run}"
-            )
-
-        oof = items[artifacts.OOF]
-        profiles = evaluation.in_workers(
-            evaluation.profile, ((item, grid) for item in oof), len(oof), workers=args.workers, title="thresholds"
-        )
-        fitted = thresholds.fit(profiles, fold, grid)
-        calls = ((item, fitted.by_fold[number]) for item, number in zip(oof, fold, strict=True))
-        images = pd.DataFrame(
-            evaluation.in_workers(evaluation.compare, calls, len(oof), workers=args.workers, title="scores")
-        )
-        images["fold"] = fold
-        images["p_positive"] = predictions.loc[predictions["split"] == artifacts.OOF, "p_max"].to_numpy()
-        table = evaluation.cross_validation(images, fitted)
-
-        outputs = [artifacts.out_of_fold(args.name), artifacts.cross_validation(args.name)]
-        artifacts.write_table(args.output, outputs[0], images)
-        artifacts.write_table(args.output, outputs[1], table)
-        paths = [output.path for output in outputs]
-        if items[artifacts.TEST]:
-            paths.append(
-                write_submission(args, sample_path, items[artifacts.TEST], fitted, (images["true_px"] > 0).mean())
-            )
-        facts = {
-            "final": vars(fitted.final),
-            "by_fold": {str(number): vars(triplet) for number, triplet in fitted.by_fold.items()},
-            "nested_siim_dice": float(images["dice"].mean()),
-            "naive_siim_dice": fitted.naive,
-            "grid": {name: list(values) for name, values in vars(grid).items() if name != "min_component"},
-            "folds_hash": folded["outputs"][artifacts.FOLDS.path],
-        }
-        records.write(args.output, record, settings=settings, inputs=inputs, outputs=paths, **facts)
-    report(args, table)
+        else:
+            make(args, settings, inputs)
+    report(args, artifacts.read_table(args.output, artifacts.cross_validation(args.name)))
 
 
-def build_items(args: argparse.Namespace, manifest: pd.DataFrame, predictions: pd.DataFrame, split: str) -> list[Item]:
-    """One item per map of the split, in the table's order; label rows for training images only."""
-    shape_of = {row.image_id: (row.height, row.width) for row in manifest.itertuples()}
-    rows_of = artifacts.read_table(args.output, artifacts.LABELS).groupby("image_id")["rle"].agg(tuple).to_dict()
-    chosen = predictions[predictions["split"] == split]
-    if split == artifacts.TEST:
-        rows_of = {}
-    return [
-        Item(
-            row.image_id,
-            artifacts.probability_map(args.output, args.run, split, row.image_id),
-            shape_of[row.image_id],
-            rows_of.get(row.image_id, ()),
-        )
-        for row in chosen.itertuples()
-    ]
+def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> None:
+    """Fit, score, write the tables and the submission, and seal them."""
+    artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
+    predictions = artifacts.read_table(args.output, artifacts.predictions(args.run))
+    predictions = predictions[predictions["split"] == artifacts.OOF]
+    if predictions["fold"].nunique() < 2:
+        again = f"python 03_predict.py --run {args.run}"
+        raise BadInput(f"run {args.run} has out-of-fold maps of fewer than two folds: nothing can be nested: {again}")
+    grid = Grid(min_component=args.min_component)
+    oof = evaluation.items(args.output, args.run, artifacts.OOF)
+    fitted, images = evaluation.evaluate(oof, predictions, grid, workers=args.workers)
+
+    tables = [artifacts.out_of_fold(args.name), artifacts.cross_validation(args.name)]
+    artifacts.write_table(args.output, tables[0], images)
+    artifacts.write_table(args.output, tables[1], evaluation.cross_validation(images, fitted))
+    outputs = [table.path for table in tables]
+    tested = evaluation.items(args.output, args.run, artifacts.TEST)
+    if tested:
+        outputs.append(write_submission(args, tested, fitted, share=float((images["true_px"] > 0).mean())))
+    facts = {
+        "final": vars(fitted.final),
+        "by_fold": {str(number): vars(triplet) for number, triplet in fitted.by_fold.items()},
+        "nested_siim_dice": float(images["dice"].mean()),
+        "naive_siim_dice": fitted.naive,
+        "grid": {"tops": grid.tops, "min_areas": grid.min_areas, "bottoms": grid.bottoms},
+    }
+    records.write(
+        args.output, artifacts.submitted(args.name), settings=settings, inputs=inputs, outputs=outputs, **facts
+    )
 
 
-def write_submission(args, sample_path: Path, items: list[Item], fitted: thresholds.Fitted, share: float) -> str:
-    """submission.csv, checked; returns its path below the output folder."""
-    sample = labels.read_sample(sample_path)
-    calls = ((item, fitted.final) for item in items)
-    results = evaluation.in_workers(evaluation.compare, calls, len(items), workers=args.workers, title="submission")
+def write_submission(args: argparse.Namespace, items: list[evaluation.Item], fitted: Fitted, *, share: float) -> str:
+    """submission.csv; returns its path below the output folder."""
+    sample = labels.read_sample(args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION)
+    calls = [(item, fitted.final) for item in items]
+    results = evaluation.in_workers(evaluation.compare, calls, workers=args.workers, title="submission")
     rows = {result["image_id"]: result["rle"] for result in results}
     path = artifacts.submission(args.output, args.name)
     submission.write(path, sample, rows)
-    item_of = {item.image_id: item for item in items}
-
-    def mask_of(image_id: str) -> np.ndarray:
-        item = item_of[image_id]
-        return postprocess.mask(png.read(item.map_path), fitted.final, item.shape)
-
-    submission.check(path, sample, {item.image_id: item.shape for item in items}, mask_of)
-    print(*submission.warnings(rows, share), sep="\n", end="")
+    for warning in submission.warnings(rows, share):
+        print(warning)
     return path.relative_to(args.output).as_posix()
 
 
@@ -143,13 +104,13 @@ def report(args: argparse.Namespace, table: pd.DataFrame) -> None:
     print(f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}")
     print(f"positives-only Dice {both['positive_dice']:.4f} on {both['positives']:.0f} of {both['images']:.0f} images")
     optimism = both["naive_siim_dice"] - both["siim_dice"]
-    print(
-        f"thresholds fitted on the scored images themselves would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})"
-    )
-    print(f"final thresholds: top {both['top']:g}, minimum area {both['min_area']:g}, bottom {both['bottom']:g}")
-    folder = artifacts.submission(args.output, args.name).parent
-    print(f"wrote {folder}")
+    print(f"thresholds fitted on the scored images would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})")
+    final = by_row.loc["final thresholds"]
+    print(f"final thresholds: top {final['top']:g}, minimum area {final['min_area']:g}, bottom {final['bottom']:g}")
+    for edge in thresholds.on_the_edge(final["top"], final["min_area"], final["bottom"], Grid()):
+        print(f"note: the best {edge} is the last one tried")
     path = artifacts.submission(args.output, args.name)
+    print(f"wrote {path.parent}")
     if path.exists():
         competition = "siim-acr-pneumothorax-segmentation"
         print(f"to hand in: kaggle competitions submit -c {competition} -f {path} -m {args.name}")

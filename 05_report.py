@@ -5,7 +5,7 @@ Writes  output/report/table.csv    every score per run and fold, beside predicti
         output/report/index.html   the table, and truth and prediction drawn over the images
         output/report/figures/     the overlays
 
-Runs are compared on the same folds only; others are refused.
+Runs are compared on the same folds, images and labels only; others are refused.
 
     python 05_report.py
     python 05_report.py --names ica_resunet,unet
@@ -13,7 +13,7 @@ Runs are compared on the same folds only; others are refused.
 
 import shutil
 
-from pneumothorax import artifacts, atomic, records, report, stage
+from pneumothorax import artifacts, atomic, cache, lineage, records, report, stage
 from pneumothorax.errors import BadInput
 
 
@@ -33,17 +33,21 @@ def main(argv=None):
     args = parse_args(argv)
     with stage.lock(args.output, "05_report"):
         names = args.names.split(",") if args.names else found_names(args)
-        sealed = {name: records.require(args.output, artifacts.submitted(name)) for name in names}
-        refuse_other_folds(sealed)
+        for name in names:
+            lineage.submitted(args.output, name)  # made on today's folds, images and labels: comparable
         settings = {"names": names, "overlays": args.overlays}
         inputs = records.hashes(args.output, [artifacts.submitted(name).path for name in names])
         runs = [report.Run(name, *tables(args, name)) for name in names]
-        current = records.is_current(args.output, artifacts.REPORTED, settings=settings, inputs=inputs)
-        if args.overwrite or not current:
+        current = not args.overwrite and records.is_current(
+            args.output, artifacts.REPORTED, settings=settings, inputs=inputs
+        )
+        if not current:
             write(args, runs, settings, inputs)
 
     print(report.terminal_table(runs))
-    print(*filter(None, {report.caution(run) for run in runs}), sep="\n")
+    for caution in dict.fromkeys(report.caution(run) for run in runs):
+        if caution:
+            print(caution)
     print(f"{'up to date: ' if current else 'wrote '}{args.output / artifacts.REPORT_TABLE.path}")
     for name in names:
         path = artifacts.submission(args.output, name)
@@ -53,18 +57,10 @@ def main(argv=None):
 
 
 def found_names(args) -> list[str]:
-    names = sorted(path.parent.name for path in (args.output / "submissions").glob("*/postprocess.json"))
+    names = artifacts.submission_names(args.output)
     if not names:
         raise BadInput(f"{args.output / 'submissions'} holds nothing: run 04_submit.py first")
     return names
-
-
-def refuse_other_folds(sealed: dict[str, dict]) -> None:
-    """Scores on other folds are scores of other experiments."""
-    hashes = {name: record["folds_hash"] for name, record in sealed.items()}
-    if len(set(hashes.values())) > 1:
-        listed = ", ".join(f"{name} {digest[:8]}" for name, digest in hashes.items())
-        raise BadInput(f"these submissions were made on different folds: {listed}; choose comparable ones with --names")
 
 
 def tables(args, name: str):
@@ -76,7 +72,7 @@ def tables(args, name: str):
 
 def write(args, runs: list[report.Run], settings: dict, inputs: dict) -> None:
     manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
-    cache_size = int(records.require(args.output, artifacts.PREPARED)["settings"]["size"])
+    cache_size = cache.size(args.output, 32)
     shutil.rmtree(args.output / artifacts.REPORT_FIGURES, ignore_errors=True)  # pictures of earlier reports
     overlays = {run.name: report.draw_overlays(args.output, run, manifest, cache_size, args.overlays) for run in runs}
     artifacts.write_table(args.output, artifacts.REPORT_TABLE, report.combined_table(runs))

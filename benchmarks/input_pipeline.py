@@ -57,9 +57,8 @@ def plain_chain():
 
 
 def load_plain(path: str, transform, mask: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    transform.set_random_seed(seed)  # the same draws as ours
-    changed = transform(image=cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB), mask=mask)
-    return changed["image"], changed["mask"]
+    image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
+    return augment.apply(transform, image, mask, seed=seed)  # the same draws as ours
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from benchmarks import timing
-from pneumothorax import artifacts, checkpoint, config, discovery, labels, phantom, records
+from pneumothorax import artifacts, checkpoint, config, discovery, labels, lineage, phantom, records
 
 SETTINGS = {
     "model_settings": {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": [8, 8, 8, 8, 8]},
@@ -74,14 +74,14 @@ def write_run(output: Path) -> None:
     import models
 
     settings = config.TrainConfig(**SETTINGS)
-    inputs = records.hashes(output, [artifacts.MANIFEST.path, artifacts.FOLDS.path, artifacts.LABELS.path])
+    inputs = lineage.train_inputs(output)
     config.save(artifacts.run_config(output, "random"), settings)
     for fold in range(2):
         network = models.build(settings.model, **settings.model_settings)
-        path = artifacts.fold_folder(output, "random", fold) / "best.pt"
-        checkpoint.save(path, {"config": config.as_dict(settings), "network": network.state_dict()})
+        path = artifacts.best_weights("random", fold)
+        checkpoint.save(output / path, {"config": config.as_dict(settings), "network": network.state_dict()})
         same = {"settings": config.as_dict(settings), "inputs": inputs}
-        records.write(output, artifacts.trained("random", fold), **same, outputs=[path.relative_to(output).as_posix()])
+        records.write(output, artifacts.trained("random", fold), **same, outputs=[path])
 
 
 def measure(*command: str) -> None:

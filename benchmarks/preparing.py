@@ -28,7 +28,7 @@ def main() -> None:
     timing.machine("opencv-python-headless", "pydicom", "scipy")
     with timing.material(args) as (paths, labels), tempfile.TemporaryDirectory() as temporary:
         root = labels.parent
-        job = prepare.Job(labels, None, 512, "salt", Path(temporary) / "ours")
+        job = prepare.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "ours")
         for kind in ("images", "masks"):
             (Path(temporary) / "ours/cache/512" / kind).mkdir(parents=True)
         labelled = [path for path in paths if "row" in prepare.prepare_one(path, root, job, None)]

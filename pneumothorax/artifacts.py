@@ -29,14 +29,15 @@ MANIFEST = Table(
     "manifest.csv",
     (
         *("image_id", "split", "patient_id", "view", "sex", "age", "height", "width"),
-        *("positive", "mask_pixels", "mask_rows", "source", "decoder", "sha256"),
+        *("positive", "mask_pixels", "mask_rows", "source", "decoder", "sha256", "mask_sha256"),
     ),
     "00_prepare_data.py",
     integers=("height", "width", "positive", "mask_pixels", "mask_rows"),
 )
+TRAINING_IMAGES, TEST_IMAGES = "training images", "test images"  # facts of PREPARED: hashes of what stages rest on
 REJECTED = Table("rejected.csv", ("source", "code", "message"), "00_prepare_data.py")
 LABELS = Table("labels.csv", ("image_id", "rle"), "00_prepare_data.py")
-SAMPLE_SUBMISSION = Table("sample_submission.csv", ("ImageId", "EncodedPixels"), "00_prepare_data.py")
+SAMPLE_SUBMISSION = "sample_submission.csv"  # the sample's own header and ids, all rows empty
 
 FOLDED = Record("folds.json", "01_make_folds.py")
 FOLDS = Table("folds.csv", ("image_id", "patient_id", "fold", "stratum"), "01_make_folds.py", integers=("fold",))
@@ -78,6 +79,19 @@ def fold_folder(output: Path, run: str, fold: int) -> Path:
     return run_folder(output, run) / f"fold{fold}"
 
 
+LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, HISTORY = "last.pt", "previous.pt", "history.csv"
+
+
+def best_weights(run: str, fold: int) -> str:
+    """Path below the output folder."""
+    return f"runs/{run}/fold{fold}/best.pt"
+
+
+def history(run: str, fold: int) -> str:
+    """Path below the output folder."""
+    return f"runs/{run}/fold{fold}/{HISTORY}"
+
+
 def trained(run: str, fold: int) -> Record:
     return Record(f"runs/{run}/fold{fold}/finished.json", f"02_train.py --run {run} --fold {fold}")
 
@@ -103,6 +117,11 @@ def prediction_journal(output: Path, run: str) -> Path:
 
 def submitted(name: str) -> Record:
     return Record(f"submissions/{name}/postprocess.json", f"04_submit.py --name {name}")
+
+
+def submission_names(output: Path) -> list[str]:
+    """All there are, in order."""
+    return sorted(path.parent.name for path in (output / "submissions").glob("*/postprocess.json"))
 
 
 def submission(output: Path, name: str) -> Path:
@@ -158,9 +177,24 @@ def read_table(output: Path, table: Table) -> pd.DataFrame:
     return frame
 
 
+def training_rows(output: Path) -> pd.DataFrame:
+    """The manifest's training rows with their `fold`, in the manifest's order."""
+    manifest, folds = read_table(output, MANIFEST), read_table(output, FOLDS)
+    return manifest[manifest["split"] == TRAIN].merge(folds[["image_id", "fold"]], on="image_id")
+
+
+def label_rows(output: Path) -> dict[str, tuple[str, ...]]:
+    """The mask rows of every positive training image, by id."""
+    rows: dict[str, tuple[str, ...]] = {}
+    table = read_table(output, LABELS)
+    for image_id, text in zip(table["image_id"], table["rle"], strict=True):
+        rows[image_id] = (*rows.get(image_id, ()), text)
+    return rows
+
+
 def write_table(output: Path, table: Table, frame: pd.DataFrame) -> Path:
     """Write the table's columns in their order: UTF-8, LF, no index, empty cells for NaN."""
     path = output / table.path
-    text = frame.loc[:, list(table.columns)].to_csv(index=False, lineterminator="\n", na_rep="", float_format="%.6g")
+    text = frame.loc[:, list(table.columns)].to_csv(index=False, lineterminator="\n", na_rep="")
     atomic.write_text(path, text)
     return path

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
+def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True, keep: Path | None = None) -> None:
     """Open a temporary file beside `path`, let `fill` write it, and rename it to `path`.
 
     sync=False leaves out the fsync, for files whose hash is recorded elsewhere and that are made again when it
     does not match (the image cache: thousands of files, and a power cut costs only those).
+    keep: where the file that was there before goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,6 +28,8 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True) 
             file.flush()
             if sync:
                 os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)  # killed here, the file is found under the name it is kept as
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

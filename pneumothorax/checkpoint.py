@@ -12,9 +12,9 @@ from pneumothorax.errors import BadInput
 FORMAT = 1
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (plain types and tensors) atomically."""
-    atomic.write(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
+    """Write `state` (plain types and tensors) atomically; what was there before is kept as `keep`."""
+    atomic.write(path, lambda file: torch.save({"format": FORMAT, **state}, file), keep=keep)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 
 from pneumothorax import atomic
 from pneumothorax.errors import BadConfig
+from pneumothorax.postprocess import Triplet
 
 Setting = bool | int | float | str | list[int] | None
 
@@ -23,8 +24,8 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     image_size: int = pydantic.Field(512, ge=32, multiple_of=32)  # pixels, square; the paper's 512
     epochs: int = pydantic.Field(40, ge=1)  # an epoch holds every positive once; the paper gives no number
     batch_size: int = pydantic.Field(16, ge=2)
-    learning_rate: float = pydantic.Field(1e-4, gt=0)  # Adam's, at the start; not in the paper
-    final_learning_rate: float = pydantic.Field(1e-6, ge=0)  # CosineAnnealingLR's eta_min
+    learning_rate: float = pydantic.Field(1e-4, gt=0, allow_inf_nan=False)  # Adam's, at the start; not in the paper
+    final_learning_rate: float = pydantic.Field(1e-6, ge=0, allow_inf_nan=False)  # CosineAnnealingLR's eta_min
     weight_decay: float = pydantic.Field(0.0, ge=0)
     loss: Literal["bce_dice"] = "bce_dice"  # the paper names none
     # (share of training done, positives per negative): the paper's 2:1 first, then 1:1; the switch point is ours.
@@ -35,13 +36,19 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     # What turns validation maps into masks while training: top threshold, minimum area, bottom threshold, as in
     # stage 04, which fits them anew on out-of-fold maps.
     validation_triplet: tuple[float, float, float] = (0.6, 1500.0, 0.4)
-    seed: int = 42
+    seed: int = pydantic.Field(42, ge=0, lt=2**32)
+
+    @pydantic.field_validator("validation_triplet")
+    @classmethod
+    def _triplet(cls, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        Triplet(*values)
+        return values
 
     @pydantic.field_validator("sampling")
     @classmethod
     def _schedule(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
         shares = [share for share, _ in steps]
-        if not steps or shares[0] != 0 or shares != sorted(shares) or not all(0 <= share < 1 for share in shares):
+        if not steps or shares[0] != 0 or shares != sorted(set(shares)) or not all(0 <= share < 1 for share in shares):
             raise ValueError("the shares of training done begin at 0, rise, and stay below 1")
         if not all(ratio > 0 for _, ratio in steps):
             raise ValueError("positives per negative must be above 0")

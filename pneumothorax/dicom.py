@@ -42,6 +42,9 @@ class Rejected(BadInput):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str]]:
+        return type(self), (self.code, str(self))  # exceptions with two arguments do not cross processes otherwise
+
 
 @dataclass(frozen=True)
 class Header:

@@ -17,6 +17,7 @@ class Found:
     dicoms: tuple[Path, ...]
     not_files: tuple[Path, ...]
     tables: tuple[Path, ...]
+    unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
 
 
 def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
@@ -26,10 +27,17 @@ def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
     dicoms: list[Path] = []
     not_files: list[Path] = []
     tables: list[Path] = []
+    unreadable: list[Path] = []
     pending = [folder]
     seen = {os.path.realpath(folder)}
     while pending:
-        entries = _listed(pending.pop())
+        current = pending.pop()
+        try:
+            with os.scandir(current) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except OSError:
+            unreadable.append(Path(current))
+            continue
         for entry in entries:
             path = Path(entry.path)
             is_dicom = path.suffix.lower() == ".dcm"
@@ -45,15 +53,7 @@ def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
                 tables.append(path)
     if not dicoms:
         raise BadInput(f"{folder} holds no *.dcm file at any depth")
-    return Found(tuple(sorted(dicoms)), tuple(sorted(not_files)), tuple(sorted(tables)))
-
-
-def _listed(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as listing:
-            return sorted(listing, key=lambda entry: entry.name)
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be listed: {error.strerror or error}") from error
+    return Found(tuple(sorted(dicoms)), tuple(sorted(not_files)), tuple(sorted(tables)), tuple(sorted(unreadable)))
 
 
 def label_file(found: Found, given: Path | None) -> Path:

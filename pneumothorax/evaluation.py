@@ -1,6 +1,7 @@
 """Out-of-fold maps and labels -> per-image results and the cross-validation table."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from pneumothorax import artifacts, metrics, png, postprocess, rle, thresholds
+from pneumothorax.errors import BadInput
 from pneumothorax.postprocess import Triplet
 from pneumothorax.thresholds import Fitted, Grid, Profile
 
@@ -24,39 +26,95 @@ class Item:
 
     image_id: str
     map_path: Path
+    map_sha256: str
     shape: tuple[int, int]
     label_rows: tuple[str, ...]
 
+    def read_map(self) -> np.ndarray:
+        """(h, w) uint8. Raises BadInput when it is not the map that stage 03 wrote."""
+        try:
+            data = self.map_path.read_bytes()
+        except OSError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != self.map_sha256:
+            raise BadInput(f"{self.map_path} is not the map that 03_predict.py wrote: run it again")
+        return png.decode(data, self.map_path)
+
+    def truth(self) -> np.ndarray:
+        """(H, W) uint8 of 0 and 1."""
+        return rle.union(self.label_rows, self.shape)
+
 
 def profile(item: Item, grid: Grid) -> Profile:
-    return thresholds.profile(png.read(item.map_path), rle.union(item.label_rows, item.shape), grid)
+    return thresholds.profile(item.read_map(), item.truth(), grid)
 
 
 def compare(item: Item, triplet: Triplet) -> dict[str, Any]:
-    """The image's predicted mask as run lengths, and its pixel counts against the truth."""
-    predicted = postprocess.mask(png.read(item.map_path), triplet, item.shape)
-    true_px, predicted_px, overlap_px = metrics.counts(rle.union(item.label_rows, item.shape), predicted)
+    """The image's predicted mask as run lengths, and its pixel counts against the truth.
+
+    The run lengths are decoded again here: RuntimeError when they are not the mask.
+    """
+    predicted = postprocess.mask(item.read_map(), triplet, item.shape)
+    text = rle.encode(predicted)
+    if not np.array_equal(rle.decode(text, item.shape), predicted):
+        raise RuntimeError(f"{item.image_id}: the run lengths do not decode to the mask")
+    true_px, predicted_px, overlap_px = metrics.counts(item.truth(), predicted)
     dice = float(metrics.image_dice(np.array([true_px]), np.array([predicted_px]), np.array([overlap_px]))[0])
     pixels = {"true_px": true_px, "predicted_px": predicted_px, "overlap_px": overlap_px}
-    return {"image_id": item.image_id, **pixels, "dice": dice, "rle": rle.encode(predicted)}
+    return {"image_id": item.image_id, **pixels, "dice": dice, "rle": text}
+
+
+def items(output: Path, run: str, split: str) -> list[Item]:
+    """One per map of the split, in the predictions table's order; label rows for training images only."""
+    manifest = artifacts.read_table(output, artifacts.MANIFEST)
+    shapes = zip(manifest["height"].tolist(), manifest["width"].tolist(), strict=True)
+    shape_of = dict(zip(manifest["image_id"], shapes, strict=True))
+    rows_of = artifacts.label_rows(output) if split == artifacts.OOF else {}
+    table = artifacts.read_table(output, artifacts.predictions(run))
+    table = table[table["split"] == split]
+    return [
+        Item(
+            image_id,
+            artifacts.probability_map(output, run, split, image_id),
+            digest,
+            shape_of[image_id],
+            rows_of.get(image_id, ()),
+        )
+        for image_id, digest in zip(table["image_id"], table["sha256"], strict=True)
+    ]
+
+
+def evaluate(oof: list[Item], predictions: pd.DataFrame, grid: Grid, *, workers: int) -> tuple[Fitted, pd.DataFrame]:
+    """Fit the thresholds, nested, and score every image with those of the other folds.
+
+    Args:
+        predictions: the predictions table's out-of-fold rows, in the order of `oof`.
+
+    Returns the thresholds and artifacts.out_of_fold rows.
+    """
+    fold = predictions["fold"].to_numpy().astype(int)
+    profiles = in_workers(profile, [(item, grid) for item in oof], workers=workers, title="thresholds")
+    fitted = thresholds.fit(profiles, fold, grid)
+    calls = [(item, fitted.by_fold[number]) for item, number in zip(oof, fold.tolist(), strict=True)]
+    images = pd.DataFrame(in_workers(compare, calls, workers=workers, title="scores"))
+    return fitted, images.assign(fold=fold, p_positive=predictions["p_max"].to_numpy())
 
 
 def in_workers(
-    work: Callable[..., Result], calls: Iterable[tuple[Any, ...]], n: int, *, workers: int, title: str
+    work: Callable[..., Result], calls: Sequence[tuple[Any, ...]], *, workers: int, title: str
 ) -> list[Result]:
     """[work(*arguments) for arguments in calls], in order, in chunks over joblib workers, with a progress bar."""
-    listed = list(calls)
-    chunks = [listed[start : start + IMAGES_PER_CALL] for start in range(0, n, IMAGES_PER_CALL)]
+    chunks = [calls[start : start + IMAGES_PER_CALL] for start in range(0, len(calls), IMAGES_PER_CALL)]
     parallel = joblib.Parallel(n_jobs=max(1, workers), return_as="generator")
     results: list[Result] = []
-    with tqdm(total=n, unit="image", desc=title) as bar:
+    with tqdm(total=len(calls), unit="image", desc=title) as bar:
         for part in parallel(joblib.delayed(_each)(work, chunk) for chunk in chunks):
             results.extend(part)
             bar.update(len(part))
     return results
 
 
-def _each(work: Callable[..., Result], chunk: list[tuple[Any, ...]]) -> list[Result]:
+def _each(work: Callable[..., Result], chunk: Sequence[tuple[Any, ...]]) -> list[Result]:
     return [work(*arguments) for arguments in chunk]
 
 
@@ -75,7 +133,8 @@ def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     numbers = [*artifacts.SCORE_COLUMNS, "naive_siim_dice"]
     for name, aggregate in (("mean", per_fold[numbers].mean()), ("std", per_fold[numbers].std(ddof=1))):
         rows.append({"row": name, "images": len(images), "positives": int((images["true_px"] > 0).sum()), **aggregate})
-    rows.append({**_row("all", images), "naive_siim_dice": fitted.naive, **_triplet(fitted.final)})
+    rows.append({**_row("all", images), "naive_siim_dice": fitted.naive})
+    rows.append({"row": "final thresholds", **_counts(images), **_triplet(fitted.final)})
     rows.append(_nothing("nothing predicted", images))
     rows.extend(_nothing(f"nothing predicted, fold {fold}", part) for fold, part in images.groupby("fold"))
     return pd.DataFrame(rows, columns=list(artifacts.cross_validation("").columns))

@@ -89,7 +89,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     counts = pd.DataFrame(
         {
             "images": by_fold.size(),
-            "patients": by_fold["patient_id"].nunique(),
+            "patients": by_fold["patient_id"].agg(lambda ids: ids[ids != ""].nunique() + int((ids == "").sum())),
             "positives": by_fold["stratum"].agg(lambda column: int((column != NEGATIVE).sum())),
         }
     )

@@ -76,7 +76,8 @@ def read_sample(path: Path) -> Sample:
         raise bad_list(f"{path}: {len(problems)} errors", problems)
     if not rows:
         raise BadInput(f"{path} has no rows")
-    return Sample(("ImageId", "EncodedPixels"), tuple(dict.fromkeys(row[0] for _, row in rows)))
+    header = next(csv.reader(io.StringIO(_text(path), newline="")))
+    return Sample((header[0], header[1]), tuple(dict.fromkeys(row[0] for _, row in rows)))
 
 
 def read_patients(path: Path) -> dict[str, str]:

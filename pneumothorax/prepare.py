@@ -18,10 +18,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from pneumothorax import artifacts, atomic, dicom, labels, png, records, rle
+from pneumothorax.discovery import Found
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.journal import Journal
 
-VERSION = 1  # raise it whenever a cached file would come out differently: earlier journals are then ignored
+VERSION = 2  # raise it whenever a cached file would come out differently: earlier journals are then ignored
 UNLABELLED = "UNLABELLED"
 BAD_LABEL = "SIZE_MISMATCH"
 FILES_PER_CALL = 16  # one joblib call costs about as much as preparing a tenth of an image
@@ -35,9 +36,20 @@ class Job:
 
     labels: Path
     sample: Path | None
+    tables_hash: str  # workers outlive a run, and must not answer from an earlier file of the same name
     size: int
     salt: str
     output: Path | None
+
+    @property
+    def listed(self) -> "Listed":
+        return _listed(self.labels, self.sample, self.tables_hash)
+
+
+def plan(labels_csv: Path, sample_csv: Path | None, *, size: int, salt: str, output: Path | None) -> Job:
+    """The job, with the tables' hash."""
+    tables = "".join(records.sha256(path) for path in (labels_csv, sample_csv) if path)
+    return Job(labels_csv, sample_csv, tables, size, salt, output)
 
 
 @dataclass
@@ -50,6 +62,7 @@ class Outcome:
     missing: list[str] = field(default_factory=list)  # ids with a label or in the sample submission, without a file
     colour: int = 0
     duplicates: int = 0
+    repeated_rows: int = 0  # label rows that stand there twice, word for word
 
     @property
     def unlabelled(self) -> int:
@@ -60,20 +73,20 @@ class Outcome:
         return len(self.rejected) - self.unlabelled
 
 
-def prepare(
-    dicoms: tuple[Path, ...], not_files: tuple[Path, ...], root: Path, job: Job, *, workers: int, anew: bool = False
-) -> Outcome:
-    """Work on every file below `root`, going on where an earlier run stopped. Raises BadInput for unusable tables."""
-    _check_tables(job)
+def prepare(found: Found, root: Path, job: Job, *, workers: int, anew: bool = False) -> Outcome:
+    """Work on every file found below `root`, going on where an earlier run stopped. Raises BadInput for bad tables."""
+    _check_tables(job.listed)
     if job.output is None:
-        entries = dict(_run(dicoms, root, job, {}, workers))
+        entries = dict(_run(found.dicoms, root, job, {}, workers))
     else:
-        entries = _run_with_journal(dicoms, root, job, job.output, workers=workers, anew=anew)
-    for path in not_files:
+        entries = _run_with_journal(found.dicoms, root, job, job.output, workers=workers, anew=anew)
+    for path in found.not_files:
         entries[_source(path, root)] = {
             "code": "NOT_A_FILE",
             "message": "not a regular file (links: --follow-symlinks)",
         }
+    for path in found.unreadable:
+        entries[_source(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
     return _account(entries, root, job)
 
 
@@ -92,12 +105,23 @@ def rejections(outcome: Outcome) -> pd.DataFrame:
     return frame.sort_values(["code", "source"], ignore_index=True)
 
 
-def label_table(outcome: Outcome, path: Path) -> pd.DataFrame:
+def label_table(outcome: Outcome, job: Job) -> pd.DataFrame:
     """The mask rows of the manifest's positive images, as `labels.csv` keeps them: several rows per image."""
-    all_rows = labels.read(path).rows
     ids = sorted(row["image_id"] for row in outcome.rows if row["positive"])
-    pairs = [(image_id, text) for image_id in ids for text in all_rows[image_id]]
+    pairs = [(image_id, text) for image_id in ids for text in job.listed.rows[image_id]]
     return pd.DataFrame(pairs, columns=list(artifacts.LABELS.columns))
+
+
+def fingerprints(manifest_table: pd.DataFrame, label_rows: pd.DataFrame, size: int) -> dict[str, str]:
+    """One hash of everything that training rests on, one of what the test maps rest on: either may change alone."""
+    columns = ["image_id", "patient_id", "height", "width", "positive", "mask_pixels", "sha256", "mask_sha256"]
+    text = {
+        split: manifest_table.loc[manifest_table["split"] == split, columns].to_csv(index=False)
+        for split in (artifacts.TRAIN, artifacts.TEST)
+    }
+    training = f"{size}\n{text[artifacts.TRAIN]}\n{label_rows.to_csv(index=False)}"
+    test = f"{size}\n{text[artifacts.TEST]}"
+    return {artifacts.TRAINING_IMAGES: _digest(training.encode()), artifacts.TEST_IMAGES: _digest(test.encode())}
 
 
 def prepare_one(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
@@ -117,7 +141,7 @@ def prepare_one(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
 def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
     header, dataset = dicom.open_header(path)
     image_id, split = _identify(header.image_id, path.stem, job)
-    rows = _labels(job.labels).get(image_id, ())
+    rows = job.listed.rows.get(image_id, ())
     radiograph = dicom.decode(header, dataset)
     height, width = radiograph.image.shape
     mask_pixels, mask_png = 0, b""
@@ -132,8 +156,8 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
         _store(artifacts.cached_image(job.output, job.size, image_id), image_png)
         _store(artifacts.cached_mask(job.output, job.size, image_id), mask_png)
     return {
-        "key": _key(path, image_id, job),
-        "mask_sha256": _digest(mask_png),
+        "key": _key(path, header.image_id, image_id, job),
+        "uid": header.image_id,
         "colour": radiograph.colour,
         "row": {
             "image_id": image_id,
@@ -150,13 +174,14 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
             "source": _source(path, root),
             "decoder": radiograph.decoder,
             "sha256": _digest(image_png),
+            "mask_sha256": _digest(mask_png),
         },
     }
 
 
 def _identify(uid: str, stem: str, job: Job) -> tuple[str, str]:
     """(image id, split). File name and SOPInstanceUID usually agree; where not, the one that is listed decides."""
-    labelled, tested = _labels(job.labels), _sample_ids(job.sample)
+    labelled, tested = job.listed.rows, job.listed.test_ids
     listed = [name for name in dict.fromkeys((uid, stem)) if name in labelled or name in tested]
     if uid != stem and len(listed) != 1:
         found = "both are" if listed else "neither is"
@@ -179,9 +204,9 @@ def _still_good(known: Entry, path: Path, job: Job) -> bool:
         return False  # what was rejected may decode today, with another decoder installed
     image_id = known["row"]["image_id"]
     try:
-        if known["key"] != _key(path, image_id, job):
+        if known["key"] != _key(path, known["uid"], image_id, job):
             return False
-        stored = (artifacts.cached_image, known["row"]["sha256"]), (artifacts.cached_mask, known["mask_sha256"])
+        stored = (artifacts.cached_image, known["row"]["sha256"]), (artifacts.cached_mask, known["row"]["mask_sha256"])
         return all(
             not digest or records.sha256(file(job.output, job.size, image_id)) == digest for file, digest in stored
         )
@@ -189,33 +214,37 @@ def _still_good(known: Entry, path: Path, job: Job) -> bool:
         return False
 
 
-def _key(path: Path, image_id: str, job: Job) -> str:
+def _key(path: Path, uid: str, image_id: str, job: Job) -> str:
     """Everything an entry was made from; where it changes, the entry is made again."""
     found = path.stat()
-    rows = _labels(job.labels).get(image_id)
-    listed = image_id in _sample_ids(job.sample)
-    return _digest(repr((VERSION, job.size, job.salt, found.st_size, found.st_mtime_ns, rows, listed)).encode())
+    listed = [(name in job.listed.rows, name in job.listed.test_ids) for name in (uid, path.stem)]
+    made_from = (str(path.resolve()), found.st_size, found.st_mtime_ns, listed, job.listed.rows.get(image_id))
+    return _digest(repr((VERSION, job.size, job.salt, *made_from)).encode())
 
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest() if data else ""
 
 
-@functools.lru_cache(maxsize=2)
-def _labels(path: Path) -> dict[str, tuple[str, ...]]:
-    """The label file, read once per worker."""
-    return labels.read(path).rows
+@dataclass(frozen=True)
+class Listed:
+    """What the two tables say: mask rows by training id, the test ids, rows that stand there twice."""
+
+    rows: dict[str, tuple[str, ...]]
+    test_ids: frozenset[str]
+    repeated: int
 
 
-@functools.lru_cache(maxsize=2)
-def _sample_ids(path: Path | None) -> frozenset[str]:
-    return frozenset(labels.read_sample(path).image_ids) if path else frozenset()
+@functools.lru_cache(maxsize=1)
+def _listed(labels_csv: Path, sample_csv: Path | None, tables_hash: str) -> Listed:
+    """The tables, read once per worker and version of the files."""
+    del tables_hash  # part of the cache's key only
+    read = labels.read(labels_csv)
+    return Listed(read.rows, frozenset(labels.read_sample(sample_csv).image_ids if sample_csv else ()), read.repeated)
 
 
-def _check_tables(job: Job) -> None:
-    _labels.cache_clear()
-    _sample_ids.cache_clear()
-    both = sorted(set(_labels(job.labels)) & _sample_ids(job.sample))
+def _check_tables(listed: Listed) -> None:
+    both = sorted(set(listed.rows) & listed.test_ids)
     if both:
         raise bad_list(f"{len(both)} ids are in the label file and in the sample submission", both)
 
@@ -280,7 +309,13 @@ def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:
         outcome.rejected.append({"source": source, "code": entry["code"], "message": entry["message"]})
         if entry.get("label_error"):
             outcome.label_errors.append(entry["message"])
+    spellings = Counter(image_id.casefold() for image_id in by_id)
     for image_id, twins in by_id.items():
+        if spellings[image_id.casefold()] > 1:
+            for twin in twins:
+                message = f"{image_id} differs from another id in case only: on some disks they share a file"
+                outcome.rejected.append({"source": twin["row"]["source"], "code": "BAD_ID", "message": message})
+            continue
         if len({records.sha256(root / twin["row"]["source"]) for twin in twins} if len(twins) > 1 else [0]) == 1:
             outcome.rows.append(twins[0]["row"])
             outcome.colour += twins[0]["colour"]
@@ -292,8 +327,9 @@ def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:
         if job.output is not None:
             artifacts.cached_image(job.output, job.size, image_id).unlink(missing_ok=True)
             artifacts.cached_mask(job.output, job.size, image_id).unlink(missing_ok=True)
-    wanted = set(_labels(job.labels)) | _sample_ids(job.sample)
+    wanted = set(job.listed.rows) | job.listed.test_ids
     rejected_names = {Path(entry["source"]).stem for entry in outcome.rejected}  # listed there already
+    outcome.repeated_rows = job.listed.repeated
     outcome.missing = sorted(wanted - set(by_id) - rejected_names)
     return outcome
 
@@ -321,6 +357,8 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append(f"{outcome.colour} colour images converted to grey")
     if outcome.duplicates:
         lines.append(f"{outcome.duplicates} files are copies of another one: each image kept once")
+    if outcome.repeated_rows:
+        lines.append(f"warning: {outcome.repeated_rows} label rows stand there twice: each taken once")
     hashes = Counter(row["sha256"] for row in rows)
     same = sum(count for count in hashes.values() if count > 1)
     if same:

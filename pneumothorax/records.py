@@ -43,11 +43,12 @@ def write(
     **facts: Any,
 ) -> None:
     """Seal the files `outputs` (paths below `output`), made from `inputs` ({name: sha256}) with `settings`."""
+    sealed = {path: sha256(output / path) for path in outputs}
     body = {
         "made_by": record.made_by,
         "settings": settings,
         "inputs": inputs,
-        "outputs": hashes(output, outputs),
+        "outputs": sealed,
         **facts,
     }
     atomic.write_json(output / record.path, body)
@@ -75,8 +76,11 @@ def is_current(output: Path, record: Record, *, settings: dict[str, Any], inputs
     return same and hashes(output, body["outputs"]) == body["outputs"]
 
 
-def require(output: Path, record: Record) -> dict[str, Any]:
-    """The record, after checking that its files are untouched and that what they were made from has not changed.
+def require(output: Path, record: Record, inputs: dict[str, str] | None = None) -> dict[str, Any]:
+    """The record, after checking that its files are untouched and were made from `inputs` as they are today.
+
+    Args:
+        inputs: {name: sha256} as the record should have them; names it does not list are not compared.
 
     Raises BadInput that names the file and the command to run.
     """
@@ -86,7 +90,7 @@ def require(output: Path, record: Record) -> dict[str, Any]:
             raise BadInput(f"{output / path} is missing: run {record.made_by} again")
         if sha256(output / path) != expected:
             raise BadInput(f"{output / path} is not what {record.made_by} wrote: run {record.made_by} again")
-    for path, expected in body["inputs"].items():
-        if (output / path).is_file() and sha256(output / path) != expected:
-            raise BadInput(f"{output / path} has changed since {record.made_by} read it: run {record.made_by} again")
+    for name, current in (inputs or {}).items():
+        if body["inputs"].get(name) != current:
+            raise BadInput(f"{name} changed since {record.made_by} ran: run {record.made_by} again")
     return body

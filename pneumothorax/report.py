@@ -78,11 +78,11 @@ def draw_overlays(output: Path, run: Run, manifest: pd.DataFrame, cache_size: in
     """Write overlay PNGs below the report; returns what the page says about each."""
     sizes = zip(manifest["image_id"], manifest["height"].astype(int), manifest["width"].astype(int), strict=True)
     shape_of = {image_id: (height, width) for image_id, height, width in sizes}
-    labels = artifacts.read_table(output, artifacts.LABELS).groupby("image_id")["rle"].agg(list).to_dict()
+    labels = artifacts.label_rows(output)
     shown = []
     for row in choose(run.images, n).to_dict("records"):
         image_id = str(row["image_id"])
-        truth = rle.union(labels.get(image_id, []), shape_of[image_id])
+        truth = rle.union(labels.get(image_id, ()), shape_of[image_id])
         masks = truth, rle.decode(str(row["rle"]), shape_of[image_id])
         image = png.read(artifacts.cached_image(output, cache_size, image_id))
         picture = overlay(image, *(png.shrink_mask(mask, cache_size) for mask in masks))

@@ -40,7 +40,7 @@ def parser(manual: str) -> argparse.ArgumentParser:
          help="folder that all stages share (default: %(default)s)")  # fmt: skip
     flag("--workers", type=count, default=joblib.cpu_count(), metavar="N",
          help="processes to use (default: the %(default)s cores this process may use)")  # fmt: skip
-    flag("--seed", type=int, default=None, help="seed of every random choice (default: 42 or the config's)")
+    flag("--seed", type=count, default=None, help="seed of every random choice (default: 42 or the config's)")
     flag("--overwrite", action="store_true", help="make this stage's files anew instead of going on with them")
     return made
 

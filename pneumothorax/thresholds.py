@@ -85,6 +85,13 @@ class Search:
         return triplet, float(scores[t, a, b])
 
 
+def on_the_edge(top: float, min_area: float, bottom: float, grid: Grid) -> list[str]:
+    """Which of the three is the last value of its grid: a wider grid might do better."""
+    values = {"top threshold": (top, grid.tops), "minimum area": (min_area, grid.min_areas)}
+    values["bottom threshold"] = bottom, grid.bottoms
+    return [name for name, (value, tried) in values.items() if value == tried[-1]]
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Thresholds for every purpose."""

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,21 +19,10 @@ from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
 from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
 from pneumothorax.errors import BadInput
-from pneumothorax.losses import CRITERIA, Criterion
+from pneumothorax.losses import CRITERIA
 from pneumothorax.sampling import EpochBatches, SlidingSampling
 
-LAST, BEST, HISTORY = "last.pt", "best.pt", "history.csv"
 MAX_BAD_STEPS = 10  # not-finite losses in a row
-
-
-class Trainable(Protocol):
-    """What training asks of a network (models.network.SegmentationNetwork)."""
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
-
-    def training_loss(
-        self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
-    ) -> dict[str, torch.Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -44,8 +33,8 @@ class FoldData:
     cache_size: int
     train: pd.DataFrame
     validation: pd.DataFrame
-    labels: dict[str, list[str]]
-    folds_hash: str
+    labels: dict[str, tuple[str, ...]]
+    inputs: dict[str, str]  # hashes of what the run rests on (lineage.train_inputs)
     fold: int
 
 
@@ -76,6 +65,7 @@ class Training:
         )
         self.epoch = 0  # finished ones
         self.best_score = -math.inf
+        self.bad_in_a_row = 0  # losses that were not finite
         self.history: list[dict[str, Any]] = []
 
     def run(self) -> None:
@@ -89,18 +79,52 @@ class Training:
             tqdm.write(self._line(row))
 
     def resume(self) -> None:
-        """Go on from `last.pt` where there is one. Raises BadInput when it belongs to another experiment."""
-        path = self.folder / LAST
-        if not path.exists():
+        """Go on from `last.pt`, or from the one before it where that is damaged.
+
+        Raises BadInput when they belong to another experiment or when nothing usable is left.
+        """
+        found = self._latest()
+        if found is None:
             return
-        state = checkpoint.load(path)
+        state, path = found
         self._check_same(state, path)
         checkpoint.load_weights(self.network, state["network"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["torch_rng"])
         self.epoch, self.best_score, self.history = state["epoch"], state["best_score"], state["history"]
+        self.bad_in_a_row = state["bad_in_a_row"]
+        if math.isfinite(self.best_score):
+            self._check_best()
         self._write_history()
+
+    def _latest(self) -> tuple[dict[str, Any], Path] | None:
+        problems = []
+        for name in (artifacts.LAST_CHECKPOINT, artifacts.PREVIOUS_CHECKPOINT):
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                state = checkpoint.load(path)
+            except BadInput as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                print(f"warning: {problems[0]}; going on from {path}")
+            return state, path
+        if problems:
+            raise BadInput("\n  ".join([*problems, self._remedy()]))
+        return None
+
+    def _check_best(self) -> None:
+        """best.pt is the only copy of its weights: a damaged one must not be sealed."""
+        try:
+            self._check_same(checkpoint.load(self.best_path), self.best_path)
+        except BadInput as error:
+            raise BadInput(f"{error}\n  {self._remedy()}") from error
+
+    def _remedy(self) -> str:
+        return f"--fold {self.data.fold} --overwrite trains this fold anew"
 
     def _epoch(self, train_loader: DataLoader, validation_loader: DataLoader) -> dict[str, Any]:
         batches = train_loader.batch_sampler
@@ -128,16 +152,16 @@ class Training:
         """One pass -> (mean loss of the steps taken, images seen)."""
         self.network.train()
         losses: list[float] = []
-        n_images = bad_in_a_row = 0
+        n_images = 0
         for batch in tqdm(loader, desc=f"fold {self.data.fold} epoch {self.epoch + 1}", unit="batch", leave=False):
             images, masks = to_network(batch.image, self.device), batch.mask.to(self.device).float()
             loss = self.network.training_loss(images, masks, self.criterion)["loss"]
             value = float(loss.detach())
             self.optimizer.zero_grad(set_to_none=True)
-            bad_in_a_row = 0 if math.isfinite(value) else bad_in_a_row + 1
-            if bad_in_a_row:
+            self.bad_in_a_row = 0 if math.isfinite(value) else self.bad_in_a_row + 1
+            if self.bad_in_a_row:
                 tqdm.write(f"fold {self.data.fold} epoch {self.epoch + 1}: the loss is {value}, step skipped")
-                if bad_in_a_row == MAX_BAD_STEPS:
+                if self.bad_in_a_row == MAX_BAD_STEPS:
                     raise BadInput(f"{MAX_BAD_STEPS} losses in a row are not finite: lower learning_rate")
                 continue
             loss.backward()
@@ -152,15 +176,16 @@ class Training:
         self.network.eval()
         triplet = postprocess.Triplet(*self.config.validation_triplet)
         rows = self.data.validation
+        image_ids, shapes = rows["image_id"].tolist(), list(zip(rows["height"], rows["width"], strict=True))
         counted = np.zeros((len(rows), 3), dtype=np.int64)
         for batch in loader:
             maps = self.network(to_network(batch.image, self.device)).sigmoid().float().cpu().numpy()
-            for index, probabilities in zip(batch.position.tolist(), maps[:, 0], strict=True):
-                row = rows.iloc[index]
-                shape = (int(row["height"]), int(row["width"]))
-                truth = rle.union(self.data.labels.get(row["image_id"], []), shape)
-                predicted = postprocess.mask(postprocess.quantise(np.nan_to_num(probabilities)), triplet, shape)
-                counted[index] = metrics.counts(truth, predicted)
+            if not np.isfinite(maps).all():
+                return {"siim_dice": math.nan, "positive_dice": math.nan, "nothing_predicted": math.nan}
+            for position, probabilities in zip(batch.position.tolist(), maps[:, 0], strict=True):
+                truth = rle.union(self.data.labels.get(image_ids[position], ()), shapes[position])
+                predicted = postprocess.mask(postprocess.quantise(probabilities), triplet, shapes[position])
+                counted[position] = metrics.counts(truth, predicted)
         dice = metrics.image_dice(*counted.T)
         positive = counted[:, 0] > 0
         return {
@@ -176,6 +201,8 @@ class Training:
         common: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
         common["persistent_workers"] = self.workers > 0
         common["worker_init_fn"] = start_worker
+        # Workers' base seed: from torch's global generator it would differ after a resume.
+        common["generator"] = torch.Generator().manual_seed(self.config.seed)
         return (
             DataLoader(train, batch_sampler=EpochBatches(self.sampling, self.config.batch_size), **common),
             DataLoader(validation, batch_sampler=InOrder(len(validation), self.config.batch_size), **common),
@@ -188,45 +215,50 @@ class Training:
         if score > self.best_score and checkpoint.is_finite(weights):
             self.best_score = score
             best = {**identity, "epoch": self.epoch, "score": score, "network": weights}
-            checkpoint.save(self.folder / BEST, best)
+            checkpoint.save(self.best_path, best)
         whole = {
             **identity,
             "epoch": self.epoch,
             "best_score": self.best_score,
+            "bad_in_a_row": self.bad_in_a_row,
             "history": self.history,
             "network": weights,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        checkpoint.save(self.folder / LAST, whole)
+        last = self.folder / artifacts.LAST_CHECKPOINT
+        checkpoint.save(last, whole, keep=self.folder / artifacts.PREVIOUS_CHECKPOINT)
         self._write_history()
+
+    @property
+    def best_path(self) -> Path:
+        return self.data.output / artifacts.best_weights(self.folder.parent.name, self.data.fold)
 
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""
-        return {
-            "config": configuration.as_dict(self.config),
-            "folds_hash": self.data.folds_hash,
-            "fold": self.data.fold,
-        }
+        return {"config": configuration.as_dict(self.config), "inputs": self.data.inputs, "fold": self.data.fold}
 
     def _check_same(self, state: dict[str, Any], path: Path) -> None:
         own = self._identity()
         differences = configuration.differences(state.get("config", {}), own["config"])
-        differences += configuration.differences(
-            {k: state.get(k) for k in ("folds_hash", "fold")}, {k: own[k] for k in ("folds_hash", "fold")}
-        )
+        inputs = state.get("inputs", {})
+        differences += [f"{name} changed since" for name in own["inputs"] if inputs.get(name) != own["inputs"][name]]
+        if state.get("fold") != own["fold"]:
+            differences.append(f"fold: {state.get('fold')} there, {own['fold']} now")
         if differences:
-            raise BadInput(
-                "\n  ".join([f"{path} belongs to another experiment (--overwrite starts anew):", *differences])
-            )
+            lines = [
+                f"{path} belongs to another experiment (another --run, or --overwrite, starts anew):",
+                *differences,
+            ]
+            raise BadInput("\n  ".join(lines))
 
     def _write_history(self) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, artifacts.HISTORY_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _rounded(value) for key, value in row.items()} for row in self.history)
-        atomic.write_text(self.folder / HISTORY, text.getvalue())
+        atomic.write_text(self.folder / artifacts.HISTORY, text.getvalue())
 
     def _line(self, row: dict[str, float]) -> str:
         left = row["seconds"] * (self.config.epochs - self.epoch)

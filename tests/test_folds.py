@@ -182,7 +182,7 @@ def test_the_stage_writes_training_images_alone_with_hashed_patients(output):
     assert (by_patient == 1).all()
     record = json.loads((out / "folds.json").read_text())
     assert record["leaks"] == {"patients_in_several_folds": 0, "identical_images_in_several_folds": 0}
-    assert record["settings"] == {"folds": 3, "seed": 42}
+    assert record["settings"] == {"folds": 3, "seed": 42, "patients": "PatientID"}
     assert record["outputs"]["folds.csv"] == hashlib.sha256((out / "folds.csv").read_bytes()).hexdigest()
     assert sum(counts["images"] for counts in record["counts"].values()) == 10
 

@@ -126,7 +126,7 @@ def test_the_manifest_holds_the_hash_of_each_cached_png_and_the_sample_keeps_its
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
         assert (real_data / "siim" / row["source"]).is_file()
     given = pd.read_csv(real_data / "siim" / "stage_2_sample_submission.csv", dtype=str)
-    assert artifacts.read_table(siim, artifacts.SAMPLE_SUBMISSION)["ImageId"].tolist() == given["ImageId"].tolist()
+    assert pd.read_csv(siim / artifacts.SAMPLE_SUBMISSION)["ImageId"].tolist() == given["ImageId"].tolist()
 
 
 def test_two_workers_give_the_same_bytes_as_one(real_data, siim, tmp_path):
@@ -204,6 +204,9 @@ def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line
         "odd.dcm": "BAD_HEADER",
         "unlabelled.dcm": "UNLABELLED",
     }
+    with pytest.raises(BadInput, match=r"00_prepare_data\.py first"):  # not before the bad files are accepted
+        run_stage("01_make_folds.py", "--output", tmp_path / "out", "--folds", 2)
+    prepared(folder, tmp_path / "out", "--max-bad", 2)
     run_stage("01_make_folds.py", "--output", tmp_path / "out", "--folds", 2)
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     printed = "".join(capfd.readouterr())

@@ -179,13 +179,13 @@ def test_a_record_that_is_no_text_names_the_command(sealed):
     [
         (lambda folder: (folder / "out.csv").write_text("ouT"), "out.csv is not what 00_made.py wrote"),
         (lambda folder: (folder / "out.csv").unlink(), "out.csv is missing"),
-        (lambda folder: (folder / "in.csv").write_text("iN"), "in.csv has changed since 00_made.py read it"),
+        (lambda folder: (folder / "in.csv").write_text("iN"), "in.csv changed since 00_made.py ran"),
     ],
 )
 def test_changed_outputs_and_inputs_are_noticed_and_the_command_named(sealed, change, message):
     change(sealed)
     with pytest.raises(BadInput, match=message.replace(".", r"\.")) as caught:
-        records.require(sealed, RECORD)
+        records.require(sealed, RECORD, {"in.csv": records.sha256(sealed / "in.csv")})
     assert "run 00_made.py again" in str(caught.value)
 
 
@@ -207,7 +207,7 @@ def test_tables_keep_text_as_text_and_numbers_as_numbers(tmp_path):
     table = artifacts.Table("t.csv", ("image_id", "n", "p"), "00_made.py", integers=("n",), numbers=("p",))
     frame = pd.DataFrame({"image_id": ["1.20", "NA", ""], "n": [1, 2, 3], "p": [0.1, float("nan"), 1 / 3], "extra": 0})
     artifacts.write_table(tmp_path, table, frame)
-    assert (tmp_path / "t.csv").read_bytes() == b"image_id,n,p\n1.20,1,0.1\nNA,2,\n,3,0.333333\n"
+    assert (tmp_path / "t.csv").read_bytes() == b"image_id,n,p\n1.20,1,0.1\nNA,2,\n,3,0.3333333333333333\n"
     back = artifacts.read_table(tmp_path, table)
     assert back["image_id"].tolist() == ["1.20", "NA", ""]
     assert back["n"].tolist() == [1, 2, 3]

@@ -1,7 +1,7 @@
 """All stages, 00 to 05, on a tiny input: what a user relies on from one end to the other."""
 
 import csv
-import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,11 +9,14 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, run_stage, tiny_input
+import torch
+from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 
-from pneumothorax import artifacts, png, records, rle
+import models
+from pneumothorax import artifacts, png, postprocess, prediction, records, report, rle, thresholds, training
 from pneumothorax.errors import BadConfig, BadInput
 
+TABLES = (artifacts.cross_validation, artifacts.out_of_fold)
 TINY = """
 model: ica_resunet
 model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
@@ -119,7 +122,7 @@ def test_history_has_one_row_per_epoch_and_the_ratio_of_the_schedule(finished):
     assert history["negatives"].tolist() == [round(n / r) for n, r in zip(history["positives"], [2, 1], strict=True)]
 
 
-def test_the_report_shows_the_table_and_overlays_and_escapes_names(finished):
+def test_the_report_shows_the_table_and_overlays(finished):
     _, output = finished
     page = (output / artifacts.REPORT_PAGE).read_text("utf-8")
     table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
@@ -127,6 +130,14 @@ def test_the_report_shows_the_table_and_overlays_and_escapes_names(finished):
     assert "are positive: these scores say that the pipeline runs, not how good it is" in page
     for name in [line.split('"')[0] for line in page.split('src="')[1:]]:
         assert (output / "report" / name).is_file()
+
+
+def test_the_page_escapes_names(finished):
+    _, output = finished
+    run = report.Run("<script>alert(1)</script>", *(artifacts.read_table(output, table("tiny")) for table in TABLES))
+    page = report.page([run], {run.name: []})
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
 
 
 def test_without_a_sample_submission_the_stages_give_scores_alone(tmp_path, config):
@@ -160,8 +171,6 @@ def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_wei
 
 
 def same_weights(output, other):
-    import torch
-
     ours, theirs = (
         torch.load(artifacts.fold_folder(place, "tiny", 0) / "last.pt", weights_only=True)["network"]
         for place in (output, other)
@@ -192,8 +201,8 @@ def test_an_unknown_network_lists_the_known_ones(finished, config):
     [
         (("01_make_folds.py",), "00_prepare_data.py"),
         (("02_train.py", "--config", "configs/demo.yaml"), "00_prepare_data.py"),
-        (("03_predict.py",), "01_make_folds.py"),
-        (("04_submit.py",), "01_make_folds.py"),
+        (("03_predict.py",), "00_prepare_data.py"),
+        (("04_submit.py",), "03_predict.py"),
         (("05_report.py",), "04_submit.py"),
     ],
 )
@@ -202,39 +211,194 @@ def test_a_stage_before_its_predecessor_names_the_command_to_run(tmp_path, stage
         run_stage(stage[0], *stage[1:], "--output", tmp_path)
 
 
-def test_new_folds_make_older_runs_unusable_until_trained_again(tmp_path, config):
-    made = tiny_input(tmp_path / "input", test=0, unlabelled=0)
-    output = tmp_path / "output"
-    run_all(made.folder, output, config, "--set", "epochs=1", stages=range(5))
+@pytest.fixture
+def copied(finished, tmp_path):
+    """(input, output) of the complete run, to be changed."""
+    made, output = finished
+    shutil.copytree(output, tmp_path / "output")
+    return made, tmp_path / "output"
+
+
+def test_new_folds_make_older_runs_unusable_until_trained_again(copied, config):
+    made, output = copied
     run_stage("01_make_folds.py", "--output", output, "--folds", 2, "--seed", 7)
-    for script, make_first in (("03_predict.py", "02_train.py"), ("04_submit.py", "03_predict.py")):
-        with pytest.raises(BadInput, match=make_first):
-            run_stage(script, "--run", "tiny", "--output", output)
-    with pytest.raises(BadInput, match="folds"):
-        run_all(made.folder, output, config, "--set", "epochs=1", stages=[2])
+    for script in ("03_predict.py", "04_submit.py", "05_report.py"):
+        argv = ["--run", "tiny"] if script != "05_report.py" else []
+        with pytest.raises(BadInput, match=r"folds changed since 02_train\.py --run tiny --fold 0 ran"):
+            run_stage(script, *argv, "--output", output)
+    with pytest.raises(BadInput, match="folds changed since"):
+        run_all(made.folder, output, config, stages=[2])
+    run_all(made.folder, output, config, "--overwrite", stages=[2])
+    run_all(made.folder, output, config, stages=[3, 4, 5])
 
 
-def test_a_damaged_checkpoint_is_noticed(finished, tmp_path, config):
-    made = tiny_input(tmp_path / "input", test=0, unlabelled=0)
-    output = tmp_path / "output"
-    run_all(made.folder, output, config, "--set", "epochs=1", stages=range(3))
+def test_changed_labels_of_the_same_area_are_noticed_by_every_later_stage(copied, config, tmp_path):
+    """Masks moved by one column: the manifest's areas and the folds stay as they were."""
+    made, output = copied
+    shutil.copytree(made.folder, tmp_path / "input")
+    path = tmp_path / "input" / "train-rle.csv"
+    lines = [line.split(", ") for line in path.read_text().splitlines()]
+    moved = [
+        f"{i}, {int(t.split()[0]) - 64} {t.partition(' ')[2]}" if t[0].isdecimal() else f"{i}, {t}" for i, t in lines
+    ]
+    path.write_text("\n".join(moved) + "\n")
+    folds = (output / "folds.csv").read_bytes()
+    run_all(tmp_path / "input", output, config, stages=[0])
+    with pytest.raises(BadInput, match=r"training images changed since 01_make_folds\.py ran"):
+        run_all(made.folder, output, config, stages=[2])
+    run_all(made.folder, output, config, stages=[1])
+    assert (output / "folds.csv").read_bytes() == folds
+    for script, argv in (
+        ("03_predict.py", ["--run", "tiny"]),
+        ("04_submit.py", ["--run", "tiny"]),
+        ("05_report.py", []),
+    ):
+        with pytest.raises(BadInput, match=r"training images changed since 02_train\.py"):
+            run_stage(script, *argv, "--output", output)
+    with pytest.raises(BadInput, match="training images changed since"):
+        run_all(made.folder, output, config, stages=[2])
+
+
+def test_new_test_images_leave_the_trained_networks_valid(copied, config, tmp_path):
+    made, output = copied
+    folder = tmp_path / "input"
+    shutil.copytree(made.folder, folder)
+    write_dicom(folder / "stage_2_images" / "ID_new.dcm", noise(77), jpeg=True)
+    with open(folder / "stage_2_sample_submission.csv", "a") as file:
+        file.write("ID_new,-1\n")
+    weights = (artifacts.fold_folder(output, "tiny", 0) / "last.pt").stat().st_mtime_ns
+    run_all(folder, output, config)
+    assert (artifacts.fold_folder(output, "tiny", 0) / "last.pt").stat().st_mtime_ns == weights
+    assert "ID_new" in artifacts.submission(output, "tiny").read_text()
+
+
+def test_a_damaged_best_checkpoint_is_noticed_and_its_fold_trained_again_on_request(copied, config):
+    made, output = copied
     path = artifacts.fold_folder(output, "tiny", 0) / "best.pt"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(BadInput, match=r"best.pt is not what 02_train.py"):
+    good = path.read_bytes()
+    path.write_bytes(good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 0xFF]) + good[len(good) // 2 + 1 :])
+    with pytest.raises(BadInput, match=r"best\.pt is not what 02_train\.py"):
         run_stage("03_predict.py", "--run", "tiny", "--output", output)
+    with pytest.raises(BadInput, match="--fold 0 --overwrite trains this fold anew"):
+        run_all(made.folder, output, config, stages=[2])
+    run_all(made.folder, output, config, "--fold", 0, "--overwrite", stages=[2])
+    run_all(made.folder, output, config, stages=[3])
 
 
-def test_runs_on_other_folds_are_not_compared(finished, tmp_path):
+def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before_it(copied, config, capsys):
+    made, output = copied
+    folder = artifacts.fold_folder(output, "tiny", 0)
+    (folder / "finished.json").unlink()
+    weights = torch.load(folder / "last.pt", weights_only=True)["network"]
+    (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000])
+    run_all(made.folder, output, config, stages=[2])
+    printed = capsys.readouterr().out
+    assert "going on from" in printed
+    assert "previous.pt" in printed
+    assert "going on after epoch 1" in printed
+    again = torch.load(folder / "last.pt", weights_only=True)["network"]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_swapped_cached_mask_is_noticed_before_training(copied, config):
+    made, output = copied
+    first, second = (artifacts.cached_mask(output, 64, image_id) for image_id in made.positives[:2])
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(BadInput, match=rf"{made.positives[0]}\.png: damaged"):
+        run_all(made.folder, output, config, "--overwrite", stages=[2])
+
+
+def test_a_run_that_never_gives_finite_numbers_is_not_finished(copied, config):
+    _, output = copied
+    settings = ["--set", "learning_rate=1e30", "--set", "epochs=8", "--run", "wild"]
+    with pytest.raises(BadInput, match="not finite: lower learning_rate"):
+        run_stage("02_train.py", "--config", config, *settings, "--output", output, "--workers", 0)
+    assert not (output / artifacts.trained("wild", 0).path).exists()
+
+
+def test_a_typo_in_the_settings_leaves_no_run_behind(copied, config):
+    _, output = copied
+    wrong = ["--config", config, "--run", "typo", "--output", output, "--set"]
+    with pytest.raises(BadConfig, match="resnet999"):
+        run_stage("02_train.py", *wrong, "model_settings.encoder=resnet999")
+    assert not artifacts.run_config(output, "typo").exists()
+
+
+def test_no_network_is_trained_on_an_image_or_patient_of_the_fold_that_scores_it(
+    finished, config, tmp_path, monkeypatch
+):
+    made, _ = finished
+    seen = []
+
+    class Watched(training.Training):
+        def __init__(self, network, data, *args, **kwargs):
+            seen.append(data)
+            super().__init__(network, data, *args, **kwargs)
+
+    monkeypatch.setattr(training, "Training", Watched)
+    run_all(made.folder, tmp_path / "output", config, "--set", "epochs=1", stages=range(3))
+    assert len(seen) == 2
+    for data in seen:
+        for column in ("image_id", "patient_id"):
+            assert not set(data.train[column]) & set(data.validation[column])
+        assert {*data.train["image_id"], *data.validation["image_id"]} == set(made.masks)
+        assert set(data.validation["fold"]) == {data.fold}
+
+
+def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(finished):
     _, output = finished
-    for name, digest in (("a", "1" * 64), ("b", "2" * 64)):
-        record = artifacts.submitted(name)
-        facts = json.loads((output / artifacts.submitted("tiny").path).read_text())
-        (tmp_path / record.path).parent.mkdir(parents=True)
-        (tmp_path / record.path).write_text(json.dumps({**facts, "inputs": {}, "outputs": {}, "folds_hash": digest}))
-    with pytest.raises(BadInput, match="different folds: a 11111111, b 22222222"):
-        run_stage("05_report.py", "--output", tmp_path)
+    rows = artifacts.training_rows(output)
+    for fold in (0, 1):
+        image_id = rows.loc[rows["fold"] == fold, "image_id"].iloc[0]
+        image = torch.from_numpy(png.read(artifacts.cached_image(output, 64, image_id)))[None, None] / 255
+        stored = png.read(artifacts.probability_map(output, "tiny", artifacts.OOF, image_id))
+        maps = []
+        for number in (fold, 1 - fold):
+            state = torch.load(output / artifacts.best_weights("tiny", number), weights_only=True)
+            network = models.build_untrained("ica_resunet", **state["config"]["model_settings"]).eval()
+            network.load_state_dict(state["network"])
+            maps.append(prediction.probabilities([network], image)[0, 0].numpy() * 255)
+        assert np.abs(stored - maps[0]).max() <= 0.51
+        assert np.abs(stored - maps[1]).max() > 1
+
+
+def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copied, monkeypatch):
+    """The fitted triplets are replaced by very different ones, so that each fold's masks show which was used."""
+    _, output = copied
+    by_fold = {0: postprocess.Triplet(0.1, 0, 0.05), 1: postprocess.Triplet(0.6, 0, 0.55)}
+    final = postprocess.Triplet(0.9, 0, 0.9)
+    monkeypatch.setattr(thresholds, "fit", lambda *_: thresholds.Fitted(by_fold, final, {0: 0.0, 1: 0.0}, 0.0))
+    run_stage("04_submit.py", "--run", "tiny", "--output", output, "--overwrite", "--workers", 0)
+    oof = artifacts.read_table(output, artifacts.out_of_fold("tiny"))
+    for image_id, fold, text in zip(oof["image_id"], oof["fold"], oof["rle"], strict=True):
+        stored = png.read(artifacts.probability_map(output, "tiny", artifacts.OOF, image_id))
+        shape = (64, 64) if image_id.endswith(".0.3") else (128, 128)
+        assert rle.encode(postprocess.mask(stored, by_fold[fold], shape)) == text
+    other = [
+        postprocess.mask(png.read(artifacts.probability_map(output, "tiny", artifacts.OOF, i)), final, (128, 128))
+        for i in oof["image_id"]
+    ]
+    assert sum(int(mask.sum()) for mask in other) != oof["predicted_px"].sum()
+
+
+def test_a_stale_submission_is_not_offered_once_the_test_maps_are_gone(copied, capsys):
+    _, output = copied
+    run_stage("03_predict.py", "--run", "tiny", "--split", "oof", "--output", output, "--workers", 0)
+    run_stage("04_submit.py", "--run", "tiny", "--output", output, "--workers", 0)
+    run_stage("05_report.py", "--output", output)
+    assert not artifacts.submission(output, "tiny").exists()
+    assert "submission.csv" not in capsys.readouterr().out
+
+
+def test_a_map_of_another_image_is_refused(copied):
+    _, output = copied
+    table = artifacts.read_table(output, artifacts.predictions("tiny"))
+    first, second = (
+        artifacts.probability_map(output, "tiny", artifacts.OOF, image_id) for image_id in table["image_id"][:2]
+    )
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(BadInput, match=r"is not the map that 03_predict\.py wrote"):
+        run_stage("04_submit.py", "--run", "tiny", "--output", output, "--overwrite", "--workers", 0)
 
 
 def test_a_map_that_was_changed_is_predicted_again(finished):

@@ -1,0 +1,59 @@
+"""What each stage's results rest on, checked back to the images: one function per stage.
+
+Each requires its predecessor's, so a change anywhere (a label, an image, the folds, a network) is noticed by every
+later stage, which then names the command to run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pneumothorax import artifacts, records
+from pneumothorax.artifacts import TEST, TEST_IMAGES, TRAINING_IMAGES
+
+Hashes = dict[str, str]
+
+
+def prepared(output: Path) -> dict[str, Any]:
+    """Stage 00's record; its facts TRAINING_IMAGES and TEST_IMAGES stand for all pixels, labels and sizes."""
+    return records.require(output, artifacts.PREPARED)
+
+
+def fold_inputs(output: Path) -> Hashes:
+    return {TRAINING_IMAGES: prepared(output)[TRAINING_IMAGES]}
+
+
+def folded(output: Path) -> dict[str, Any]:
+    return records.require(output, artifacts.FOLDED, fold_inputs(output))
+
+
+def train_inputs(output: Path) -> Hashes:
+    """What stage 02 rests on; checkpoints carry it."""
+    return {"folds": folded(output)["outputs"][artifacts.FOLDS.path], **fold_inputs(output)}
+
+
+def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
+    return records.require(output, artifacts.trained(run, fold), train_inputs(output))
+
+
+def predict_inputs(output: Path, run: str, folds: list[int], splits: list[str]) -> Hashes:
+    weights = {}
+    for fold in folds:
+        path = artifacts.best_weights(run, fold)
+        weights[path] = trained(output, run, fold)["outputs"][path]
+    tested = {TEST_IMAGES: prepared(output)[TEST_IMAGES]} if TEST in splits else {}
+    return {**weights, **tested, **train_inputs(output)}
+
+
+def predicted(output: Path, run: str) -> dict[str, Any]:
+    settings = records.read(output, artifacts.predicted(run))["settings"]
+    current = predict_inputs(output, run, settings["folds"], settings["splits"])
+    return records.require(output, artifacts.predicted(run), current)
+
+
+def submit_inputs(output: Path, run: str) -> Hashes:
+    return {"predictions": predicted(output, run)["outputs"][artifacts.predictions(run).path], **train_inputs(output)}
+
+
+def submitted(output: Path, name: str) -> dict[str, Any]:
+    run = records.read(output, artifacts.submitted(name))["settings"]["run"]
+    return records.require(output, artifacts.submitted(name), submit_inputs(output, run))
