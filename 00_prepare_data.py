@@ -46,7 +46,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    found = discovery.search(args.input, follow_symlinks=args.follow_symlinks)
+    found = discovery.search(args.input, follow_symlinks=args.follow_symlinks, skip=args.output)
     label_csv = discovery.label_file(found, args.labels)
     sample_csv = discovery.sample_file(found, args.sample_submission)
 

@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 import models
 from pneumothorax import artifacts, cache, config, lineage, records, runtime, stage, training
@@ -96,10 +95,14 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) 
     """Save the resolved config with the run, or check that the run was made with the same one."""
     folder, path = artifacts.run_folder(args.output, args.run), artifacts.run_config(args.output, args.run)
     with stage.lock(args.output, f"02_train-{args.run}"):
-        if path.exists():
-            differences = config.differences(yaml.safe_load(path.read_text("utf-8")) or {}, config.as_dict(settings))
+        if any(folder.glob(f"fold*/{artifacts.LAST_CHECKPOINT}")):  # before the first epoch nothing is bound
+            differences = config.differences(config.saved(path), config.as_dict(settings))
             if not differences:
                 return
+            if args.overwrite and args.fold != "all":
+                raise BadConfig(
+                    "other settings would start every fold of the run anew: --overwrite them with --fold all"
+                )
             if not args.overwrite:
                 headline = f"run {args.run} has other settings (choose another --run, or --overwrite to start it anew):"
                 raise BadInput("\n  ".join([headline, *differences]))

@@ -45,7 +45,8 @@ def main(argv=None):
         settings = {"run": args.run, "min_component": args.min_component}
         inputs = lineage.submit_inputs(args.output, args.run)
         if args.sample_submission:
-            inputs["sample submission"] = records.sha256(args.sample_submission)
+            labels.read_sample(args.sample_submission)
+            inputs["given sample submission"] = records.sha256(args.sample_submission)
         if not args.overwrite and records.is_current(args.output, record, settings=settings, inputs=inputs):
             print(f"{args.output / record.path} is up to date")
         else:
@@ -61,6 +62,9 @@ def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> No
     if predictions["fold"].nunique() < 2:
         again = f"python 03_predict.py --run {args.run}"
         raise BadInput(f"run {args.run} has out-of-fold maps of fewer than two folds: nothing can be nested: {again}")
+    tested = evaluation.items(args.output, args.run, artifacts.TEST)
+    if tested:
+        submission.check_ids(read_sample(args), [item.image_id for item in tested])
     grid = Grid(min_component=args.min_component)
     oof = evaluation.items(args.output, args.run, artifacts.OOF)
     fitted, images = evaluation.evaluate(oof, predictions, grid, workers=args.workers)
@@ -69,7 +73,6 @@ def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> No
     artifacts.write_table(args.output, tables[0], images)
     artifacts.write_table(args.output, tables[1], evaluation.cross_validation(images, fitted))
     outputs = [table.path for table in tables]
-    tested = evaluation.items(args.output, args.run, artifacts.TEST)
     if tested:
         outputs.append(write_submission(args, tested, fitted, share=float((images["true_px"] > 0).mean())))
     facts = {
@@ -84,14 +87,17 @@ def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> No
     )
 
 
+def read_sample(args: argparse.Namespace) -> labels.Sample:
+    return labels.read_sample(args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION)
+
+
 def write_submission(args: argparse.Namespace, items: list[evaluation.Item], fitted: Fitted, *, share: float) -> str:
     """submission.csv; returns its path below the output folder."""
-    sample = labels.read_sample(args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION)
     calls = [(item, fitted.final) for item in items]
     results = evaluation.in_workers(evaluation.compare, calls, workers=args.workers, title="submission")
     rows = {result["image_id"]: result["rle"] for result in results}
     path = artifacts.submission(args.output, args.name)
-    submission.write(path, sample, rows)
+    submission.write(path, read_sample(args), rows)
     for warning in submission.warnings(rows, share):
         print(warning)
     return path.relative_to(args.output).as_posix()

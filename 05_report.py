@@ -32,7 +32,7 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with stage.lock(args.output, "05_report"):
-        names = args.names.split(",") if args.names else found_names(args)
+        names = list(dict.fromkeys(args.names.split(","))) if args.names else found_names(args)
         for name in names:
             lineage.submitted(args.output, name)  # made on today's folds, images and labels: comparable
         settings = {"names": names, "overlays": args.overlays}
@@ -72,11 +72,12 @@ def tables(args, name: str):
 
 def write(args, runs: list[report.Run], settings: dict, inputs: dict) -> None:
     manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
+    patients = lineage.folded(args.output)["settings"]["patients"]
     cache_size = cache.size(args.output, 32)
     shutil.rmtree(args.output / artifacts.REPORT_FIGURES, ignore_errors=True)  # pictures of earlier reports
     overlays = {run.name: report.draw_overlays(args.output, run, manifest, cache_size, args.overlays) for run in runs}
     artifacts.write_table(args.output, artifacts.REPORT_TABLE, report.combined_table(runs))
-    atomic.write_text(args.output / artifacts.REPORT_PAGE, report.page(runs, overlays))
+    atomic.write_text(args.output / artifacts.REPORT_PAGE, report.page(runs, overlays, patients=patients))
     figures = [f"report/{shown['file']}" for run in runs for shown in overlays[run.name]]
     outputs = [artifacts.REPORT_TABLE.path, artifacts.REPORT_PAGE, *figures]
     records.write(args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs)

@@ -7,15 +7,19 @@
 # One run per config, all compared in one report. FOLDS is 3 unless set, SIZE (of the cached images) is 512.
 # Started again it goes on where it stopped, and does nothing where nothing is left to do.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./environment.sh
 make_environment requirements.txt
 
-output=${OUTPUT:-output}
+from_here() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }  # paths are the caller's
+output=output
+[ -z "${OUTPUT:-}" ] || output=$(from_here "$OUTPUT")
+[ -z "${PATIENTS:-}" ] || PATIENTS=$(from_here "$PATIENTS")
 configs=${CONFIGS:-configs/demo.yaml}
 
 if [ -n "${INPUT:-}" ]; then
-    input=$INPUT
+    input=$(from_here "$INPUT")
 elif [ -z "$(find input -mindepth 1 -maxdepth 1 ! -name '.*' ! -name demo -print -quit)" ]; then
     input=input/demo
     [ -e "$input" ] || python -m pneumothorax.phantom --to "$input"
@@ -31,6 +35,7 @@ python 01_make_folds.py --output "$output" --folds "${FOLDS:-3}" ${PATIENTS:+--p
 names=
 for config in $configs; do
     run=$(basename "$config" .yaml)
+    [ ! -e "$(from_here "$config")" ] || config=$(from_here "$config")
     python 02_train.py --config "$config" --run "$run" --output "$output"
     python 03_predict.py --run "$run" --output "$output"
     python 04_submit.py --run "$run" --output "$output"

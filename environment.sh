@@ -5,12 +5,16 @@ make_environment() {  # make_environment requirements.txt
     local requirements=$1 python=${PYTHON:-python3} stamp
     stamp=.venv/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements" .txt)
     if [ ! -e "$stamp" ]; then
+        if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            echo "error: Python 3.11 or newer is needed: PYTHON=python3.11 chooses one" >&2
+            exit 2
+        fi
         echo "making .venv from $requirements (once, some minutes)"
         if command -v uv >/dev/null; then
             [ -e .venv ] || uv venv --quiet --python "$python" .venv
             uv pip install --quiet --python .venv -r "$requirements"
         else
-            [ -e .venv ] || "$python" -m venv .venv
+            .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
             .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$requirements"
         fi
         touch "$stamp"

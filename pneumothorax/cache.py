@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumothorax import artifacts, records
+from pneumothorax import artifacts, lineage, records
 from pneumothorax.errors import BadInput, bad_list
 
 
 def size(output: Path, image_size: int) -> int:
     """The size the cache was made at. Raises BadInput when it is smaller than `image_size`."""
-    found = int(records.require(output, artifacts.PREPARED)["settings"]["size"])
+    found = int(lineage.prepared(output)["settings"]["size"])
     if found < image_size:
         needed = f"{image_size} are needed: run 00_prepare_data.py --size {image_size}"
         raise BadInput(f"the cache holds {found} x {found} images, {needed}")

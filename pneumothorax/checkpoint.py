@@ -1,5 +1,6 @@
 """Checkpoints: plain types and tensors, written whole, loaded with weights_only and checked."""
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ FORMAT = 1
 
 def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
     """Write `state` (plain types and tensors) atomically; what was there before is kept as `keep`."""
-    atomic.write(path, lambda file: torch.save({"format": FORMAT, **state}, file), keep=keep)
+    whole = io.BytesIO()  # a signal during torch.save to a file ends in an error of its own
+    torch.save({"format": FORMAT, **state}, whole)
+    atomic.write(path, lambda file: file.write(whole.getbuffer()), keep=keep)
 
 
 def load(path: Path) -> dict[str, Any]:

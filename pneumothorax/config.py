@@ -68,8 +68,12 @@ def load(path: Path, overrides: list[str], **fixed: Any) -> TrainConfig:
     values.update({key: value for key, value in fixed.items() if value is not None})
     try:
         return TrainConfig(**values)
-    except (pydantic.ValidationError, TypeError) as error:
-        raise BadConfig(f"{path}: {error}\nknown settings: {', '.join(TrainConfig.model_fields)}") from error
+    except pydantic.ValidationError as error:
+        wrong = "\n  ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        known = ", ".join(TrainConfig.model_fields)
+        raise BadConfig(f"{path}, with what --set and --seed change:\n  {wrong}\nknown settings: {known}") from error
+    except TypeError as error:
+        raise BadConfig(f"{path}: {error}") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -98,6 +102,11 @@ def as_dict(config: TrainConfig) -> dict[str, Any]:
 
 def save(path: Path, config: TrainConfig) -> None:
     atomic.write_text(path, yaml.safe_dump(as_dict(config), sort_keys=False))
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """The settings saved with a run. Raises BadConfig when the file is damaged."""
+    return as_dict(load(path, []))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

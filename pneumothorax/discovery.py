@@ -20,8 +20,11 @@ class Found:
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
 
 
-def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
-    """Walk the folder once, in sorted order. Raises BadInput when it is missing or holds no DICOM file."""
+def search(folder: Path, *, follow_symlinks: bool = False, skip: Path | None = None) -> Found:
+    """Walk the folder once, in sorted order, without the folder `skip` (our own output).
+
+    Raises BadInput when the folder is missing or holds no DICOM file.
+    """
     if not folder.is_dir():
         raise BadInput(f"{folder} does not exist or is no folder: put the data there or pass --input")
     dicoms: list[Path] = []
@@ -29,7 +32,7 @@ def search(folder: Path, *, follow_symlinks: bool = False) -> Found:
     tables: list[Path] = []
     unreadable: list[Path] = []
     pending = [folder]
-    seen = {os.path.realpath(folder)}
+    seen = {os.path.realpath(folder), *([os.path.realpath(skip)] if skip else [])}
     while pending:
         current = pending.pop()
         try:

@@ -18,6 +18,7 @@ from pneumothorax.errors import BadInput, bad_list
 
 MAX_CELL = 4_000_000  # characters: more than any mask of 64 megapixels needs in practice
 _PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
+_ZERO_LENGTH = re.compile(r"(?:\d+ \d+ )*\d+ 0+(?: \d+ \d+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def _cell_problem(image_id: str, text: str) -> str:
         return ""
     if len(text) > MAX_CELL:
         return f"a cell of {len(text)} characters"
+    if _ZERO_LENGTH.fullmatch(text):
+        return "a run of length 0"
     if not _PAIRS.fullmatch(text):
         found = f"found {text[:40]!r}"
         if not re.fullmatch(r"[0-9 ]+", text):

@@ -9,13 +9,17 @@ from typing import Any
 
 from pneumothorax import artifacts, records
 from pneumothorax.artifacts import TEST, TEST_IMAGES, TRAINING_IMAGES
+from pneumothorax.errors import BadInput
 
 Hashes = dict[str, str]
 
 
 def prepared(output: Path) -> dict[str, Any]:
     """Stage 00's record; its facts TRAINING_IMAGES and TEST_IMAGES stand for all pixels, labels and sizes."""
-    return records.require(output, artifacts.PREPARED)
+    record = records.require(output, artifacts.PREPARED)
+    if not {TRAINING_IMAGES, TEST_IMAGES} <= set(record):
+        raise BadInput(f"{output / artifacts.PREPARED.path} is damaged: run {artifacts.PREPARED.made_by} again")
+    return record
 
 
 def fold_inputs(output: Path) -> Hashes:
@@ -51,7 +55,9 @@ def predicted(output: Path, run: str) -> dict[str, Any]:
 
 
 def submit_inputs(output: Path, run: str) -> Hashes:
-    return {"predictions": predicted(output, run)["outputs"][artifacts.predictions(run).path], **train_inputs(output)}
+    made_from = {"predictions": predicted(output, run)["outputs"][artifacts.predictions(run).path]}
+    sample = prepared(output)["outputs"].get(artifacts.SAMPLE_SUBMISSION)
+    return {**made_from, **({"sample submission": sample} if sample else {}), **train_inputs(output)}
 
 
 def submitted(output: Path, name: str) -> dict[str, Any]:

@@ -295,7 +295,8 @@ def _prepare_chunk(paths: tuple[Path, ...], root: Path, job: Job, known: dict[st
 
 
 def _source(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    """Relative to the input folder; bytes of a name that are no text are written out, so that it can be stored."""
+    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:

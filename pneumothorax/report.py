@@ -93,7 +93,14 @@ def draw_overlays(output: Path, run: Run, manifest: pd.DataFrame, cache_size: in
     return shown
 
 
-def page(runs: list[Run], overlays: dict[str, list[dict[str, Any]]]) -> str:
+def grouping(patients: str) -> str:
+    """What "patient" means in these folds, from the setting `patients` of stage 01's record."""
+    if patients == "file":
+        return "patients as given in the file passed to stage 01"
+    return "patients by DICOM PatientID, which says nothing where it is anonymised (SIIM-ACR): scores may be too high"
+
+
+def page(runs: list[Run], overlays: dict[str, list[dict[str, Any]]], *, patients: str) -> str:
     """The HTML page; every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumothorax"),
@@ -113,6 +120,7 @@ def page(runs: list[Run], overlays: dict[str, list[dict[str, Any]]]) -> str:
             }
             for run in runs
         ],
+        grouping=grouping(patients),
         scores=artifacts.SCORE_COLUMNS,
         definitions=metrics.DEFINITIONS,
         truth="#" + bytes(TRUTH_RGB).hex(),

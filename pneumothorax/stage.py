@@ -22,6 +22,7 @@ from pneumothorax.errors import BadConfig, BadInput, OutputLocked
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -121,6 +122,8 @@ def exit_code(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; to go on, give the same command again")
     except OSError as error:
+        if error.errno in NO_RIGHT:
+            return _fail(BAD_INPUT, f"{error.filename or 'a file'}: {error.strerror}")
         if error.errno not in NO_ROOM:
             raise
         return _fail(

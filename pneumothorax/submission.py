@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from pneumothorax import atomic, rle
@@ -10,17 +11,22 @@ from pneumothorax.errors import bad_list
 from pneumothorax.labels import Sample
 
 
+def check_ids(sample: Sample, predicted: Collection[str]) -> None:
+    """Raises BadInput listing every id of the sample without a prediction, and the other way round."""
+    missing = [image_id for image_id in sample.image_ids if image_id not in predicted]
+    extra = sorted(set(predicted) - set(sample.image_ids))
+    if missing or extra:
+        problems = [f"{image_id}: no prediction" for image_id in missing]
+        problems += [f"{image_id}: not in the sample submission" for image_id in extra]
+        raise bad_list(f"the predictions do not fit the sample submission ({len(problems)} ids)", problems)
+
+
 def write(path: Path, sample: Sample, rows: dict[str, str]) -> None:
     """Write one row per id of the sample: its columns and order, LF, no index.
 
     The text is read back before it gets its name. Raises BadInput for missing or extra ids.
     """
-    missing = [image_id for image_id in sample.image_ids if image_id not in rows]
-    extra = sorted(set(rows) - set(sample.image_ids))
-    if missing or extra:
-        problems = [f"{image_id}: no prediction" for image_id in missing]
-        problems += [f"{image_id}: not in the sample submission" for image_id in extra]
-        raise bad_list(f"the predictions do not fit the sample submission ({len(problems)} ids)", problems)
+    check_ids(sample, rows)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(sample.columns)

@@ -54,8 +54,8 @@ class Training:
             self.optimizer, T_max=config.epochs, eta_min=config.final_learning_rate
         )
         positive = data.train["positive"].to_numpy() == 1
-        if not positive.any():
-            raise BadInput(f"fold {data.fold}: no positive image to train on")
+        if not positive.any() or len(positive) < 2:
+            raise BadInput(f"fold {data.fold}: {len(positive)} training images, {positive.sum()} positive: too few")
         self.sampling = SlidingSampling(
             np.flatnonzero(positive).tolist(),
             np.flatnonzero(~positive).tolist(),
@@ -265,7 +265,7 @@ class Training:
         return (
             f"fold {self.data.fold}  epoch {self.epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
             f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['nothing_predicted']:.4f})  "
-            f"positives {row['positive_dice']:.4f}  {row['images_per_second']:.0f} images/s  {left / 60:.1f} min left"
+            f"positives' Dice {row['positive_dice']:.4f}  {row['images_per_second']:.0f} img/s  {left / 60:.1f} min left"
         )
 
 

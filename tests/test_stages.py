@@ -135,7 +135,7 @@ def test_the_report_shows_the_table_and_overlays(finished):
 def test_the_page_escapes_names(finished):
     _, output = finished
     run = report.Run("<script>alert(1)</script>", *(artifacts.read_table(output, table("tiny")) for table in TABLES))
-    page = report.page([run], {run.name: []})
+    page = report.page([run], {run.name: []}, patients="file")
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
