@@ -265,7 +265,7 @@ class Training:
         return (
             f"fold {self.data.fold}  epoch {self.epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
             f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['nothing_predicted']:.4f})  "
-            f"positives' Dice {row['positive_dice']:.4f}  {row['images_per_second']:.0f} img/s  {left / 60:.1f} min left"
+            f"positives {row['positive_dice']:.4f}  {row['images_per_second']:.0f} img/s  {left / 60:.1f} min left"
         )
 
 

@@ -1,0 +1,36 @@
+"""The README tells the truth about files, links and flags."""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+STAGES = sorted(ROOT.glob("0[0-5]_*.py"))
+
+
+def test_no_placeholder_is_left():
+    assert re.findall(r"@[A-Z_]+@", README) == []
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(name):
+    assert (ROOT / name).exists()
+
+
+def test_every_file_of_the_tree_exists_and_every_module_is_listed():
+    tree = README.split("## Where things are")[1].split("To follow one image")[0]
+    named = set()
+    for word in re.findall(r"[\w./*-]+\.(?:py|sh|yaml)", tree.replace(" ... ", " ")):
+        found = [path for folder in (".", "pneumothorax", "models") for path in (ROOT / folder).glob(word)]
+        assert found, f"{word} does not exist"
+        named.update(path.resolve() for path in found)
+    modules = {*(ROOT / "pneumothorax").glob("*.py"), *(ROOT / "models").glob("*.py")}
+    missing = {path.name for path in modules - named} - {"__init__.py"}
+    assert missing == set()
+
+
+def test_every_flag_named_is_a_flag_of_a_stage():
+    known = set(re.findall(r"--[a-z-]+", "".join(path.read_text("utf-8") for path in [*STAGES, ROOT / "test.sh"])))
+    known |= set(re.findall(r"--[a-z-]+", (ROOT / "pneumothorax" / "stage.py").read_text("utf-8"))) | {"--help"}
+    assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
