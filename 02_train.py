@@ -5,6 +5,7 @@ Writes  output/runs/<run>/config.yaml                         every setting, res
         output/runs/<run>/fold<k>/last.pt                     everything needed to go on (previous.pt: one epoch older)
         output/runs/<run>/fold<k>/best.pt                     the weights of the epoch with the best SIIM Dice
         output/runs/<run>/fold<k>/history.csv                 one row per epoch
+        output/runs/<run>/fold<k>/finished.json               its hashes, once the last epoch is done
 
 Killed and started again with the same command it goes on after the last finished epoch. A run keeps its settings:
 other ones under the same name are refused, naming the differences, unless --overwrite starts it anew.

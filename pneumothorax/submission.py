@@ -13,8 +13,9 @@ from pneumothorax.labels import Sample
 
 def check_ids(sample: Sample, predicted: Collection[str]) -> None:
     """Raises BadInput listing every id of the sample without a prediction, and the other way round."""
-    missing = [image_id for image_id in sample.image_ids if image_id not in predicted]
-    extra = sorted(set(predicted) - set(sample.image_ids))
+    known = set(predicted)
+    missing = [image_id for image_id in sample.image_ids if image_id not in known]
+    extra = sorted(known - set(sample.image_ids))
     if missing or extra:
         problems = [f"{image_id}: no prediction" for image_id in missing]
         problems += [f"{image_id}: not in the sample submission" for image_id in extra]

@@ -3,8 +3,9 @@
 import gzip
 
 import pytest
+from conftest import write_lines
 
-from pneumothorax import labels
+from pneumothorax import labels, submission
 from pneumothorax.errors import BadInput
 
 KAGGLE = "ImageId, EncodedPixels\na, 1 4 5 2\na, 10 3\nb, -1\n"
@@ -201,3 +202,18 @@ def test_the_real_patients_file_has_6171_people(real_data):
     patients = labels.read_patients(real_data / "labels" / "nih_patients.csv")
     assert len(patients) == 12047
     assert len(set(patients.values())) == 6171  # FACTS.md
+
+
+@pytest.mark.parametrize("header", ["ImageId,EncodedPixels", "ImageId, EncodedPixels"])
+def test_the_submission_keeps_the_samples_own_header_and_order(tmp_path, header):
+    sample = labels.read_sample(write_lines(tmp_path / "sample.csv", [header, "b,-1", "a,-1", "b,-1"]))
+    submission.write(tmp_path / "submission.csv", sample, {"a": "-1", "b": "0 3"})
+    assert (tmp_path / "submission.csv").read_text() == f"{header}\nb,0 3\na,-1\n"
+
+
+@pytest.mark.parametrize("rows", [{"a": "-1"}, {"a": "-1", "b": "-1", "c": "-1"}])
+def test_a_submission_with_missing_or_extra_ids_is_refused(tmp_path, rows):
+    sample = labels.read_sample(write_lines(tmp_path / "sample.csv", ["ImageId,EncodedPixels", "a,-1", "b,-1"]))
+    with pytest.raises(BadInput, match=r"\(1 ids\)"):
+        submission.write(tmp_path / "submission.csv", sample, rows)
+    assert not (tmp_path / "submission.csv").exists()
