@@ -2,6 +2,7 @@
 
 Reads   output/manifest.csv, folds.csv, labels.csv, cache/    (stages 00 and 01), and a config
 Writes  output/runs/<run>/config.yaml                         every setting, resolved
+        output/runs/<run>/network.json                        the network's parts, shapes and cost
         output/runs/<run>/fold<k>/last.pt                     everything needed to go on (previous.pt: one epoch older)
         output/runs/<run>/fold<k>/best.pt                     the weights of the epoch with the best SIIM Dice
         output/runs/<run>/fold<k>/history.csv                 one row per epoch
@@ -23,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 import models
-from pneumothorax import artifacts, cache, config, lineage, records, runtime, stage, training
+from pneumothorax import artifacts, atomic, cache, config, lineage, network_trace, records, runtime, stage, training
 from pneumothorax.config import TrainConfig
 from pneumothorax.errors import BadConfig, BadInput
 
@@ -50,13 +51,14 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     settings = config.load(args.config, args.set, seed=args.seed)
-    build(settings, fetch=False)  # refuse impossible settings before anything is written
+    network = build(settings, fetch=False)  # refuse impossible settings before anything is written
     device = runtime.device(args.device)
     cache_size = cache.size(args.output, settings.image_size)
     inputs = lineage.train_inputs(args.output)
     rows = artifacts.training_rows(args.output)
     chosen = stage.chosen_folds(args.fold, int(rows["fold"].max()) + 1)
     claim_run(args, settings, n_folds=int(rows["fold"].max()) + 1)
+    describe(args, network, settings)
 
     same = {"settings": config.as_dict(settings), "inputs": inputs}
     verified = False
@@ -115,6 +117,13 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) 
         config.save(path, settings)
 
 
+def describe(args: argparse.Namespace, network, settings: TrainConfig) -> None:
+    """Save what the network is made of and costs, for the report."""
+    path = args.output / artifacts.network_facts(args.run)
+    if args.overwrite or not path.exists():
+        atomic.write_json(path, network_trace.trace(network, settings.image_size))
+
+
 def fold_data(
     output: Path, rows: pd.DataFrame, cache_size: int, fold: int, inputs: dict[str, str]
 ) -> training.FoldData:
@@ -131,7 +140,9 @@ def fold_data(
     )
 
 
-def train_fold(args, settings: TrainConfig, data: training.FoldData, folder: Path, device) -> dict[str, float]:
+def train_fold(
+    args, settings: TrainConfig, data: training.FoldData, folder: Path, device
+) -> dict[str, float | str | None]:
     """Train to the last epoch from wherever the fold is; returns what the record says about it."""
     runtime.seed_everything(settings.seed)
     network = build(settings, fetch=True)
@@ -147,8 +158,9 @@ def train_fold(args, settings: TrainConfig, data: training.FoldData, folder: Pat
     print(f"fold {data.fold}: best SIIM Dice {state.best_score:.4f} in {minutes:.1f} minutes")
     return {
         "best_score": state.best_score,
-        "parameters": sum(weights.numel() for weights in network.parameters()),
         "seconds": sum(row["seconds"] for row in state.history),
+        "device": runtime.device_name(device),
+        "peak_memory_mib": runtime.peak_memory_mib(device),
     }
 
 

@@ -93,7 +93,7 @@ def load(args, fold: int, device):
     state = checkpoint.load(path)
     network = models.build_untrained(state["config"]["model"], **state["config"]["model_settings"])
     checkpoint.load_weights(network, state["network"], path)
-    return prediction.Predictor(network.to(device).eval(), state["config"]["image_size"])
+    return prediction.Predictor(prediction.ready(network, device), state["config"]["image_size"])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Reads   output/runs/<run>/predictions.csv and maps (stage 03), labels.csv, the f
 Writes  output/submissions/<name>/postprocess.json   the thresholds and how they were found
         output/submissions/<name>/cv.csv             every score per fold and overall, beside predicting nothing
         output/submissions/<name>/oof.csv            each training image's out-of-fold mask and Dice
+        output/submissions/<name>/surface.csv        SIIM Dice of every triplet of thresholds tried
         output/submissions/<name>/submission.csv     the sample's ids in its order (only where there are test images)
 
 Thresholds that score fold k are fitted on the other folds; those for the test images on all of them. Every
@@ -69,9 +70,13 @@ def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> No
     oof = evaluation.items(args.output, args.run, artifacts.OOF)
     fitted, images = evaluation.evaluate(oof, predictions, grid, workers=args.workers)
 
-    tables = [artifacts.out_of_fold(args.name), artifacts.cross_validation(args.name)]
-    artifacts.write_table(args.output, tables[0], images)
-    artifacts.write_table(args.output, tables[1], evaluation.cross_validation(images, fitted))
+    tables = {
+        artifacts.out_of_fold(args.name): images,
+        artifacts.cross_validation(args.name): evaluation.cross_validation(images, fitted),
+        artifacts.threshold_surface(args.name): evaluation.threshold_surface(fitted, grid),
+    }
+    for table, frame in tables.items():
+        artifacts.write_table(args.output, table, frame)
     outputs = [table.path for table in tables]
     if tested:
         outputs.append(write_submission(args, tested, fitted, share=float((images["true_px"] > 0).mean())))

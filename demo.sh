@@ -5,6 +5,7 @@
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
 #
 # One run per config, all compared in one report. FOLDS is 3 unless set, SIZE (of the cached images) is 512.
+# SETTINGS='image_size=128 epochs=30' changes these settings of every config.
 # Started again it goes on where it stopped, and does nothing where nothing is left to do.
 set -euo pipefail
 here=$PWD
@@ -16,7 +17,9 @@ from_here() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }  # paths
 output=output
 [ -z "${OUTPUT:-}" ] || output=$(from_here "$OUTPUT")
 [ -z "${PATIENTS:-}" ] || PATIENTS=$(from_here "$PATIENTS")
-configs=${CONFIGS:-configs/demo.yaml}
+configs=${CONFIGS:-configs/demo/ica_resunet.yaml}
+changes=()
+for setting in ${SETTINGS:-}; do changes+=(--set "$setting"); done
 
 if [ -n "${INPUT:-}" ]; then
     input=$(from_here "$INPUT")
@@ -36,7 +39,7 @@ names=
 for config in $configs; do
     run=$(basename "$config" .yaml)
     [ ! -e "$(from_here "$config")" ] || config=$(from_here "$config")
-    python 02_train.py --config "$config" --run "$run" --output "$output"
+    python 02_train.py --config "$config" --run "$run" --output "$output" ${changes[@]+"${changes[@]}"}
     python 03_predict.py --run "$run" --output "$output"
     python 04_submit.py --run "$run" --output "$output"
     names=${names:+$names,}$run

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from models import smp_library
 from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
 from models.network import SegmentationNetwork
 
+PLACEMENTS = ("stages", "skips", "decoder")
+
 
 class IcaResUNet(SegmentationNetwork):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
@@ -26,7 +29,9 @@ class IcaResUNet(SegmentationNetwork):
         encoder: an smp ResNet or ResNeXt, e.g. "resnet18", "resnet34", "resnet50".
         encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
         decoder_channels: of the five decoder levels, coarse to fine.
-        attention: False leaves the plain U-Net, the baseline of the ablation; the four settings below then say nothing.
+        attention: False leaves the plain U-Net, the baseline of the ablation; the five settings below then say nothing.
+        placement: "stages", after layer1 to layer4, seen by the skip and by the next stage (the paper's figure 1);
+            "skips", the same features, seen by the decoder alone; "decoder", after the four coarse decoder levels.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.
     """
 
@@ -37,6 +42,7 @@ class IcaResUNet(SegmentationNetwork):
         encoder_weights: str | Path = "imagenet",
         decoder_channels: Sequence[int] = (256, 128, 64, 32, 16),
         attention: bool = True,
+        placement: str = "stages",
         merge: str = DEFAULT_MERGE,
         pooling: str = "avg+max",
         residual: bool = True,
@@ -47,6 +53,8 @@ class IcaResUNet(SegmentationNetwork):
             raise ValueError(f"encoder is one of {', '.join(_encoder_names())}, got {encoder!r}")
         if len(decoder_channels) != 5 or min(decoder_channels) < 1:
             raise ValueError(f"decoder_channels are five numbers of at least 1, got {decoder_channels}")
+        if placement not in PLACEMENTS:
+            raise ValueError(f"placement is one of {', '.join(PLACEMENTS)}, got {placement!r}")
 
         # The parts keep smp's names, so that with attention=False the state is that of smp.Unet.
         unet = smp_library.load().Unet(
@@ -57,12 +65,21 @@ class IcaResUNet(SegmentationNetwork):
         self.segmentation_head = unet.segmentation_head
         weights_of.load(self.encoder, encoder_weights, name=encoder)
 
+        def block(channels: int) -> nn.Module:
+            return ImprovedCoordAttention(
+                channels, reduction=reduction, merge=merge, pooling=pooling, residual=residual
+            )
+
+        self.placement = placement
+        in_encoder = attention and placement != "decoder"
         self.attention = nn.ModuleList(
-            ImprovedCoordAttention(channels, reduction=reduction, merge=merge, pooling=pooling, residual=residual)
-            if attention
-            else nn.Identity()
+            block(channels) if in_encoder else nn.Identity()
             for channels in self.encoder.out_channels[2:]  # of layer1 to layer4
         )
+        if attention and placement == "decoder":
+            levels = self.decoder.blocks
+            for number, channels in enumerate(decoder_channels[:4]):
+                levels[number] = AttendedLevel(levels[number], block(channels))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.encode(self.prepare(images))
@@ -70,19 +87,30 @@ class IcaResUNet(SegmentationNetwork):
         return self.segmentation_head(pixels)
 
     def encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised pixels (N, 1, H, W) -> features at strides 1 (the pixels), 2, 4, 8, 16, 32.
-
-        Skip and next stage both see the attended features.
-        """
+        """Normalised pixels (N, 1, H, W) -> features at strides 1 (the pixels), 2, 4, 8, 16, 32."""
         encoder = self.encoder
         stem = encoder.relu(encoder.bn1(encoder.conv1(pixels)))  # (N, 64, H/2, W/2)
         features = [pixels, stem]
         x = encoder.maxpool(stem)
         stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
         for stage, attention in zip(stages, self.attention, strict=True):
-            x = attention(stage(x))
-            features.append(x)
+            x = stage(x)
+            attended = attention(x)
+            features.append(attended)
+            x = x if self.placement == "skips" else attended
         return features
+
+
+class AttendedLevel(nn.Module):
+    """A decoder level of smp's U-Net followed by attention; takes and gives what the level does."""
+
+    def __init__(self, level: nn.Module, attention: nn.Module) -> None:
+        super().__init__()
+        self.level = level
+        self.attention = attention
+
+    def forward(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        return self.attention(self.level(*arguments, **keywords))
 
 
 def _encoder_names() -> list[str]:

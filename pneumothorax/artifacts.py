@@ -92,6 +92,11 @@ def history(run: str, fold: int) -> str:
     return f"runs/{run}/fold{fold}/{HISTORY}"
 
 
+def network_facts(run: str) -> str:
+    """Path below the output folder: JSON of the network's size, cost and tensor shapes."""
+    return f"runs/{run}/network.json"
+
+
 def trained(run: str, fold: int) -> Record:
     return Record(f"runs/{run}/fold{fold}/finished.json", f"02_train.py --run {run} --fold {fold}")
 
@@ -134,6 +139,12 @@ def cross_validation(name: str) -> Table:
     columns = ("row", "images", "positives", *SCORE_COLUMNS, "naive_siim_dice", "top", "min_area", "bottom")
     numbers = columns[3:]
     return Table(f"submissions/{name}/cv.csv", columns, f"04_submit.py --name {name}", ("images", "positives"), numbers)
+
+
+def threshold_surface(name: str) -> Table:
+    """SIIM Dice over all out-of-fold images of every triplet tried (naive: fitted where it is scored)."""
+    columns = ("top", "min_area", "bottom", "siim_dice")
+    return Table(f"submissions/{name}/surface.csv", columns, f"04_submit.py --name {name}", numbers=columns)
 
 
 def out_of_fold(name: str) -> Table:

@@ -27,12 +27,14 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     learning_rate: float = pydantic.Field(1e-4, gt=0, allow_inf_nan=False)  # Adam's, at the start; not in the paper
     final_learning_rate: float = pydantic.Field(1e-6, ge=0, allow_inf_nan=False)  # CosineAnnealingLR's eta_min
     weight_decay: float = pydantic.Field(0.0, ge=0)
+    mixed_precision: bool = False  # bf16 where the device has it, else fp16 with loss scaling
     loss: Literal["bce_dice"] = "bce_dice"  # the paper names none
     # (share of training done, positives per negative): the paper's 2:1 first, then 1:1; the switch point is ours.
     sampling: tuple[tuple[float, float], ...] = ((0.0, 2.0), (0.33, 1.0))
     # Chance of each augmentation on a negative and on a positive image: the paper distorts positives more often.
     augment_negative: float = pydantic.Field(0.3, ge=0, le=1)
     augment_positive: float = pydantic.Field(0.5, ge=0, le=1)
+    validate_every: int = pydantic.Field(1, ge=1)  # epochs; the last one is always validated
     # What turns validation maps into masks while training: top threshold, minimum area, bottom threshold, as in
     # stage 04, which fits them anew on out-of-fold maps.
     validation_triplet: tuple[float, float, float] = (0.6, 1500.0, 0.4)

@@ -1,6 +1,7 @@
 """Out-of-fold maps and labels -> per-image results and the cross-validation table."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,13 @@ def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     rows.append(_nothing("nothing predicted", images))
     rows.extend(_nothing(f"nothing predicted, fold {fold}", part) for fold, part in images.groupby("fold"))
     return pd.DataFrame(rows, columns=list(artifacts.cross_validation("").columns))
+
+
+def threshold_surface(fitted: Fitted, grid: Grid) -> pd.DataFrame:
+    """Rows of artifacts.threshold_surface: every triplet of the grid whose bottom is not above its top."""
+    triplets = itertools.product(grid.tops, grid.min_areas, grid.bottoms)
+    table = pd.DataFrame(triplets, columns=["top", "min_area", "bottom"]).assign(siim_dice=fitted.surface.ravel())
+    return table[np.isfinite(table["siim_dice"])]
 
 
 def _row(name: str, part: pd.DataFrame) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""What training minimises: functions of logits and masks, both (N, 1, H, W)."""
+"""What training minimises: functions of logits and masks, both (N, 1, H, W).
+
+Sums over pixels are made in fp32, whatever the logits come in.
+"""
 
 from collections.abc import Callable
 
@@ -14,14 +17,14 @@ def soft_dice_loss(logits: torch.Tensor, masks: torch.Tensor, *, smooth: float =
     `smooth` pixels on both sides keep a gradient in batches without any positive pixel, where the loss pushes
     false positives down. (The Dice loss of segmentation_models_pytorch is zero there.)
     """
-    probabilities = logits.sigmoid()
+    probabilities = logits.float().sigmoid()
     overlap = (probabilities * masks).sum()
     return 1 - (2 * overlap + smooth) / (probabilities.sum() + masks.sum() + smooth)
 
 
 def bce_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Mean binary cross-entropy plus soft Dice loss, in equal parts."""
-    return functional.binary_cross_entropy_with_logits(logits, masks) + soft_dice_loss(logits, masks)
+    return functional.binary_cross_entropy_with_logits(logits.float(), masks) + soft_dice_loss(logits, masks)
 
 
 CRITERIA: dict[str, Criterion] = {"bce_dice": bce_dice}

@@ -37,6 +37,11 @@ class Source:
     device: torch.device
 
 
+def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The network in evaluation mode on the device, in the memory format in which its convolutions are fastest."""
+    return network.to(device, memory_format=torch.channels_last).eval()
+
+
 @torch.inference_mode()
 def probabilities(networks: Sequence[torch.nn.Module], images: torch.Tensor) -> torch.Tensor:
     """(N, 1, H, W) images in [0, 1] -> (N, 1, H, W) float32: the networks' mean over image and mirror."""

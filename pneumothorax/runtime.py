@@ -1,4 +1,7 @@
-"""The process's own state: seeds and the device. Called by stages, never by the package."""
+"""The process's own state: seeds, the device and its memory. Called by stages, never by the package."""
+
+import platform
+import sys
 
 import torch
 
@@ -20,3 +23,22 @@ def device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BadConfig(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return found
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the kind of CPU and the threads computing on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """The most memory used so far: a GPU's allocated tensors, or this whole process; None where unknown (Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform == "linux" else peak / 2**20  # Linux counts in KiB, macOS in bytes

@@ -100,6 +100,7 @@ class Fitted:
     final: Triplet  # for test images, from all folds
     naive_by_fold: dict[int, float]  # SIIM Dice of each fold with `final`
     naive: float  # SIIM Dice of all images with `final`
+    surface: np.ndarray  # (T, A, B) SIIM Dice of all images with each triplet of the grid; -inf where impossible
 
 
 def fit(profiles: list[Profile], folds: np.ndarray, grid: Grid) -> Fitted:
@@ -108,11 +109,13 @@ def fit(profiles: list[Profile], folds: np.ndarray, grid: Grid) -> Fitted:
     numbers = sorted(set(folds.tolist()))
     if len(numbers) < 2:
         raise ValueError("nested thresholds need at least two folds")
-    final, naive = search.best(np.ones(len(folds), dtype=bool))
+    everything = np.ones(len(folds), dtype=bool)
+    final, naive = search.best(everything)
     at = (grid.tops.index(final.top), grid.min_areas.index(final.min_area), grid.bottoms.index(final.bottom))
     return Fitted(
         by_fold={fold: search.best(folds != fold)[0] for fold in numbers},
         final=final,
         naive_by_fold={fold: float(search.scores(folds == fold)[at]) for fold in numbers},
         naive=naive,
+        surface=search.scores(everything),
     )

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pneumothorax import artifacts, atomic, checkpoint, metrics, postprocess, rle
+from pneumothorax import artifacts, atomic, checkpoint, metrics, postprocess, precision, rle
 from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
 from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
@@ -23,6 +23,7 @@ from pneumothorax.losses import CRITERIA
 from pneumothorax.sampling import EpochBatches, SlidingSampling
 
 MAX_BAD_STEPS = 10  # not-finite losses in a row
+NOT_VALIDATED = {"siim_dice": math.nan, "positive_dice": math.nan, "nothing_predicted": math.nan}
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Training:
     def __init__(
         self, network: Any, data: FoldData, config: TrainConfig, *, folder: Path, device: torch.device, workers: int
     ) -> None:
-        self.network = network.to(device)
+        self.network = network.to(device, memory_format=torch.channels_last)  # convolutions are faster so
         self.data, self.config, self.folder, self.device, self.workers = data, config, folder, device, workers
         self.criterion = CRITERIA[config.loss]
         self.optimizer = torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.autocast = precision.autocast(device, enabled=config.mixed_precision)
+        self.scaler = precision.scaler(device, enabled=config.mixed_precision)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=config.epochs, eta_min=config.final_learning_rate
         )
@@ -91,6 +94,7 @@ class Training:
         checkpoint.load_weights(self.network, state["network"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["torch_rng"])
         self.epoch, self.best_score, self.history = state["epoch"], state["best_score"], state["history"]
         self.bad_in_a_row = state["bad_in_a_row"]
@@ -135,7 +139,9 @@ class Training:
         loss, n_images = self._train(train_loader)
         seconds_training = time.perf_counter() - started
         self.scheduler.step()
-        scores = self._validate(validation_loader)
+        last = self.epoch + 1 == self.config.epochs
+        due = last or (self.epoch + 1) % self.config.validate_every == 0
+        scores = self._validate(validation_loader) if due else NOT_VALIDATED
         return {
             "epoch": self.epoch + 1,
             "learning_rate": learning_rate,
@@ -155,7 +161,8 @@ class Training:
         n_images = 0
         for batch in tqdm(loader, desc=f"fold {self.data.fold} epoch {self.epoch + 1}", unit="batch", leave=False):
             images, masks = to_network(batch.image, self.device), batch.mask.to(self.device).float()
-            loss = self.network.training_loss(images, masks, self.criterion)["loss"]
+            with self.autocast:
+                loss = self.network.training_loss(images, masks, self.criterion)["loss"]
             value = float(loss.detach())
             self.optimizer.zero_grad(set_to_none=True)
             self.bad_in_a_row = 0 if math.isfinite(value) else self.bad_in_a_row + 1
@@ -164,8 +171,9 @@ class Training:
                 if self.bad_in_a_row == MAX_BAD_STEPS:
                     raise BadInput(f"{MAX_BAD_STEPS} losses in a row are not finite: lower learning_rate")
                 continue
-            loss.backward()
-            self.optimizer.step()
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             losses.append(value)
             n_images += len(images)
         return float(np.mean(losses)) if losses else math.nan, n_images
@@ -179,9 +187,11 @@ class Training:
         image_ids, shapes = rows["image_id"].tolist(), list(zip(rows["height"], rows["width"], strict=True))
         counted = np.zeros((len(rows), 3), dtype=np.int64)
         for batch in loader:
-            maps = self.network(to_network(batch.image, self.device)).sigmoid().float().cpu().numpy()
+            with self.autocast:
+                logits = self.network(to_network(batch.image, self.device))
+            maps = logits.float().sigmoid().cpu().numpy()
             if not np.isfinite(maps).all():
-                return {"siim_dice": math.nan, "positive_dice": math.nan, "nothing_predicted": math.nan}
+                return NOT_VALIDATED
             for position, probabilities in zip(batch.position.tolist(), maps[:, 0], strict=True):
                 truth = rle.union(self.data.labels.get(image_ids[position], ()), shapes[position])
                 predicted = postprocess.mask(postprocess.quantise(probabilities), triplet, shapes[position])
@@ -225,6 +235,7 @@ class Training:
             "network": weights,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
         last = self.folder / artifacts.LAST_CHECKPOINT
@@ -262,12 +273,18 @@ class Training:
 
     def _line(self, row: dict[str, float]) -> str:
         left = row["seconds"] * (self.config.epochs - self.epoch)
+        scores = (
+            f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['nothing_predicted']:.4f})  "
+            f"positives {row['positive_dice']:.4f}  "
+        )
         return (
             f"fold {self.data.fold}  epoch {self.epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
-            f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['nothing_predicted']:.4f})  "
-            f"positives {row['positive_dice']:.4f}  {row['images_per_second']:.0f} img/s  {left / 60:.1f} min left"
+            f"{'' if math.isnan(row['siim_dice']) else scores}"
+            f"{row['images_per_second']:.0f} img/s  {left / 60:.1f} min left"
         )
 
 
 def _rounded(value: float) -> float | str:
-    return value if isinstance(value, int) else f"{value:.6g}"
+    if isinstance(value, int):
+        return value
+    return "" if math.isnan(value) else f"{value:.6g}"

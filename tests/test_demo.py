@@ -36,7 +36,7 @@ def phantoms(tmp_path_factory):
 def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do(phantoms, tmp_path):
     seconds, printed = demo(tmp_path, INPUT=phantoms)
     assert seconds < 480
-    table = artifacts.read_table(tmp_path, artifacts.cross_validation("demo")).set_index("row")
+    table = artifacts.read_table(tmp_path, artifacts.cross_validation("ica_resunet")).set_index("row")
     gain = table.at["all", "siim_dice"] - table.at["nothing predicted", "siim_dice"]
     assert gain >= 0.05
     assert 0.5 <= table.at["all", "positive_dice"] < 0.95
@@ -49,12 +49,12 @@ def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do
 
 
 def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
-    _, printed = demo(tmp_path, INPUT=real_data / "siim", CONFIGS="configs/demo.yaml")
+    _, printed = demo(tmp_path, INPUT=real_data / "siim", CONFIGS="configs/demo/ica_resunet.yaml")
     manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
     train = manifest[manifest["split"] == artifacts.TRAIN]
     assert (len(train), int(train["positive"].sum())) == (30, 8)
     sample = pd.read_csv(real_data / "siim" / "stage_2_sample_submission.csv", dtype=str)
-    submission = pd.read_csv(artifacts.submission(tmp_path, "demo"), dtype=str)
+    submission = pd.read_csv(artifacts.submission(tmp_path, "ica_resunet"), dtype=str)
     assert list(submission.columns) == list(sample.columns)
     assert submission["ImageId"].tolist() == sample["ImageId"].tolist()
     assert "these scores say that the pipeline runs, not how good it is" in printed
@@ -66,7 +66,7 @@ def test_the_demo_runs_on_real_files_without_a_test_set(real_data, tmp_path):
     manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
     assert (len(manifest), int(manifest["positive"].sum())) == (224, 80)
     assert artifacts.read_table(tmp_path, artifacts.FOLDS)["patient_id"].nunique() == 185
-    assert not artifacts.submission(tmp_path, "demo").exists()
+    assert not artifacts.submission(tmp_path, "ica_resunet").exists()
     assert (tmp_path / artifacts.REPORT_PAGE).is_file()
 
 

@@ -1,6 +1,7 @@
 """All stages, 00 to 05, on a tiny input: what a user relies on from one end to the other."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 
 import models
@@ -122,6 +124,28 @@ def test_history_has_one_row_per_epoch_and_the_ratio_of_the_schedule(finished):
     assert history["negatives"].tolist() == [round(n / r) for n, r in zip(history["positives"], [2, 1], strict=True)]
 
 
+def test_epochs_between_validations_have_no_scores_and_the_last_one_has(copied, config):
+    _, output = copied
+    more = ["--set", "validate_every=2", "--set", "epochs=3", "--set", "mixed_precision=true", "--fold", 0]
+    run_stage("02_train.py", "--config", config, "--run", "rare", *more, "--output", output, "--workers", 0)
+    history = pd.read_csv(artifacts.fold_folder(output, "rare", 0) / "history.csv")
+    assert history["siim_dice"].notna().tolist() == [False, True, True]
+    assert history["train_loss"].notna().all()
+    best = torch.load(artifacts.fold_folder(output, "rare", 0) / "best.pt", weights_only=True)
+    assert best["epoch"] in (2, 3)
+
+
+def test_the_run_knows_what_its_network_is_made_of_and_what_training_took(finished):
+    _, output = finished
+    facts = json.loads((output / artifacts.network_facts("tiny")).read_text("utf-8"))
+    network = models.build("ica_resunet", **yaml.safe_load(TINY)["model_settings"])
+    assert facts["parameters"] == sum(weights.numel() for weights in network.parameters())
+    assert facts["size"] == 64
+    record = records.read(output, artifacts.trained("tiny", 0))
+    assert record["peak_memory_mib"] > 100  # PyTorch alone takes more
+    assert "CPU" in record["device"]
+
+
 def test_the_report_shows_the_table_and_overlays(finished):
     _, output = finished
     page = (output / artifacts.REPORT_PAGE).read_text("utf-8")
@@ -200,7 +224,7 @@ def test_an_unknown_network_lists_the_known_ones(finished, config):
     "stage, missing",
     [
         (("01_make_folds.py",), "00_prepare_data.py"),
-        (("02_train.py", "--config", "configs/demo.yaml"), "00_prepare_data.py"),
+        (("02_train.py", "--config", "configs/demo/ica_resunet.yaml"), "00_prepare_data.py"),
         (("03_predict.py",), "00_prepare_data.py"),
         (("04_submit.py",), "03_predict.py"),
         (("05_report.py",), "04_submit.py"),

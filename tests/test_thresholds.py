@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import disc
 
-from pneumothorax import metrics, postprocess, thresholds
+from pneumothorax import evaluation, metrics, postprocess, thresholds
 from pneumothorax.postprocess import Triplet
 
 GRID = thresholds.Grid(tops=(0.5, 0.8), min_areas=(0, 3000, 40000), bottoms=(0.3, 0.5, 0.6), min_component=1000)
@@ -89,3 +89,15 @@ def test_one_fold_alone_cannot_be_nested():
     profiles = [thresholds.profile(one, truth, GRID) for one, truth in zip(maps, truths, strict=True)]
     with pytest.raises(ValueError, match="two folds"):
         thresholds.fit(profiles, np.zeros(4, dtype=int), GRID)
+
+
+def test_the_surface_holds_every_triplets_score_on_all_images():
+    maps, truths = simulated(40, seed=3)
+    profiles = [thresholds.profile(one, truth, GRID) for one, truth in zip(maps, truths, strict=True)]
+    fitted = thresholds.fit(profiles, np.arange(40) % 2, GRID)
+    table = evaluation.threshold_surface(fitted, GRID)
+    # 2 tops x 3 areas x 3 bottoms, less top 0.5 under bottom 0.6 with each area.
+    assert len(table) == 15
+    for row in table.to_dict("records"):
+        triplet = Triplet(row["top"], row["min_area"], row["bottom"], GRID.min_component)
+        assert row["siim_dice"] == pytest.approx(brute_force(maps, truths, triplet))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumothorax import checkpoint, losses, prediction
+from pneumothorax import checkpoint, losses, precision, prediction
 from pneumothorax.errors import BadInput
 
 
@@ -29,6 +29,28 @@ def test_bce_dice_is_the_sum_of_its_parts():
     bce = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean()
     dice = 1 - (2 * (p * masks).sum() + 1) / (p.sum() + masks.sum() + 1)
     assert losses.bce_dice(logits, masks).item() == pytest.approx((bce + dice).item(), rel=1e-5)
+
+
+def test_losses_of_16_bit_logits_are_summed_in_32_bits():
+    # 65,536 pixels at probability 0.5 sum to 32,768; in bf16 the sum would stop growing at 256.
+    logits, masks = torch.zeros(1, 1, 256, 256, dtype=torch.bfloat16), torch.ones(1, 1, 256, 256)
+    dice = (2 * 32768 + 1) / (32768 + 65536 + 1)
+    assert losses.soft_dice_loss(logits, masks).item() == pytest.approx(1 - dice, rel=1e-4)
+    assert losses.bce_dice(logits, masks).dtype == torch.float32
+
+
+def test_on_a_cpu_mixed_precision_is_bf16_without_loss_scaling():
+    cpu = torch.device("cpu")
+    for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        with precision.autocast(cpu, enabled=enabled):
+            assert torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 8, 8)).dtype == dtype
+        assert not precision.scaler(cpu, enabled=enabled).is_enabled()
+
+
+@pytest.mark.parametrize("has_bf16, dtype", [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bf16_gets_fp16(monkeypatch, has_bf16, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert precision.half(torch.device("cuda")) is dtype
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
