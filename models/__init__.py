@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from models.network import SegmentationNetwork
 
+SMP = "smp/"  # and an architecture of segmentation_models_pytorch
+
 
 def build(name: str, **settings: Any) -> SegmentationNetwork:
-    """The network `name`, e.g. build("ica_resunet", encoder_weights="none"). Settings are the class's own arguments.
+    """The network `name`, e.g. build("ica_resunet", encoder_weights="none") or build("smp/FPN", encoder="resnet34").
+
+    Settings are the class's own arguments.
 
     Raises:
         ValueError: the name or a setting is unknown (the message lists the known ones), or a value is not possible.
     """
-    network = _network(name)
-    known = list(inspect.signature(network).parameters)
+    network, known = _network(name)
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(known)}")
@@ -26,15 +30,23 @@ def build(name: str, **settings: Any) -> SegmentationNetwork:
 
 def build_untrained(name: str, **settings: Any) -> SegmentationNetwork:
     """The same network without fetching encoder weights: to load a checkpoint into."""
-    if "encoder_weights" in inspect.signature(_network(name)).parameters:
+    _, known = _network(name)
+    if "encoder_weights" in known:
         settings["encoder_weights"] = "none"
     return build(name, **settings)
 
 
-def _network(name: str) -> type[SegmentationNetwork]:
+def _network(name: str) -> tuple[Callable[..., SegmentationNetwork], list[str]]:
+    """What builds the network, and the names of its settings."""
+    if name.startswith(SMP):
+        from models import smp_network
+
+        architecture = name.removeprefix(SMP)
+        return functools.partial(smp_network.SmpNetwork, architecture), smp_network.settings_of(architecture)
     if name not in _CLASSES:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}")
-    return _CLASSES[name]()
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}, {SMP}<architecture>")
+    network = _CLASSES[name]()
+    return network, list(inspect.signature(network).parameters)
 
 
 def _ica_resunet() -> type[SegmentationNetwork]:
@@ -43,6 +55,43 @@ def _ica_resunet() -> type[SegmentationNetwork]:
     return IcaResUNet
 
 
-_CLASSES: dict[str, Callable[[], type[SegmentationNetwork]]] = {"ica_resunet": _ica_resunet}
+def _ica_resunet_paper() -> type[SegmentationNetwork]:
+    from models.ica_resunet_paper import IcaResUNetPaper
+
+    return IcaResUNetPaper
+
+
+def _unet() -> type[SegmentationNetwork]:
+    from models.unet import UNet
+
+    return UNet
+
+
+def _albunet() -> type[SegmentationNetwork]:
+    from models.albunet import AlbuNet
+
+    return AlbuNet
+
+
+def _chexlocnet() -> type[SegmentationNetwork]:
+    from models.chexlocnet import CheXLocNet
+
+    return CheXLocNet
+
+
+def _unetpp_msof() -> type[SegmentationNetwork]:
+    from models.unetpp_msof import UNetPlusPlusMsof
+
+    return UNetPlusPlusMsof
+
+
+_CLASSES: dict[str, Callable[[], type[SegmentationNetwork]]] = {
+    "ica_resunet": _ica_resunet,
+    "ica_resunet_paper": _ica_resunet_paper,
+    "unet": _unet,
+    "albunet": _albunet,
+    "chexlocnet": _chexlocnet,
+    "unetpp_msof": _unetpp_msof,
+}
 
 NAMES = tuple(_CLASSES)

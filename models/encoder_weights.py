@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 from models import smp_library
 
 MAX_LISTED = 10
+# Classifiers in the files of torchvision, timm and the encoders' authors: an encoder has none.
+CLASSIFIERS = ("fc.", "_fc.", "classifier.", "last_linear.", "head.")
 WAY_OUT = "pass encoder_weights=none or the path of a .pth or .safetensors file"
 
 
@@ -19,38 +21,38 @@ class WeightsError(ValueError):
     """Encoder weights cannot be had or do not fit; the message says what differs and what to do."""
 
 
-def load(encoder: nn.Module, weights: str | Path, *, name: str) -> None:
+def load(encoder: nn.Module, weights: str | Path, *, name: str, depth: int = 5, unused: Sequence[str] = ()) -> None:
     """Fill an encoder that takes one grey channel.
 
     Args:
-        encoder: an smp encoder built with in_channels=1 and no weights.
+        encoder: an smp encoder built with in_channels=1 and no weights, or modules with the same names.
         weights: "imagenet" (downloaded by smp, or from its cache), "none" (random, as built), or the path of a .pth or
             .safetensors file with torchvision's names (conv1.weight, ..., fc.*) or smp's (the same, or after
-            "encoder."). Three input channels become one by their sum; fc.* is not used.
-        name: smp's name of the encoder, e.g. "resnet34".
+            "encoder."). Three input channels become one by their sum; classifiers are not used.
+        name: smp's name of the encoder, e.g. "resnet34", or "tu-" and timm's.
+        depth: the encoder's, in levels.
+        unused: beginnings of names that this encoder leaves out, e.g. "conv1.".
 
     Raises:
-        WeightsError: no network, no such file, or a file that does not fit.
+        WeightsError: no network, no such file, or weights that do not fit.
     """
     if str(weights) == "none":
         return
-    if str(weights) == "imagenet":
-        encoder.load_state_dict(_download(name))
-        return
-    path = Path(weights)
-    state = _as_encoder_state(_read(path), encoder)
-    _check(state, encoder, path)
+    state = _download(name, depth) if str(weights) == "imagenet" else _read(Path(weights))
+    state = _as_encoder_state(state, encoder, unused)
+    _check(state, encoder, weights)
     encoder.load_state_dict(state)
 
 
-def _download(name: str) -> dict[str, torch.Tensor]:
+def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
     """smp's ImageNet weights, the first convolution already reduced to one channel."""
     encoders = smp_library.load().encoders
-    published = encoders.encoders[name]["pretrained_settings"]
-    if "imagenet" not in published:
+    from_timm = name.startswith("tu-")
+    if not from_timm and "imagenet" not in encoders.encoders[name]["pretrained_settings"]:
         raise WeightsError(f"smp has no ImageNet weights for {name}: {WAY_OUT}")
     try:
-        return encoders.get_encoder(name, in_channels=1, weights="imagenet").state_dict()
+        weights = True if from_timm else "imagenet"  # timm has one set per name
+        return encoders.get_encoder(name, in_channels=1, depth=depth, weights=weights).state_dict()
     except Exception as error:  # hub, HTTP and file errors share no base class, and the way out is one
         raise WeightsError(
             f"the ImageNet weights of {name} could not be downloaded; no network: {WAY_OUT} "
@@ -82,20 +84,28 @@ def _read_pth(path: Path) -> object:
 READERS: dict[str, Callable[[Path], object]] = {".pth": _read_pth, ".safetensors": load_file}
 
 
-def _as_encoder_state(state: dict[str, torch.Tensor], encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """The file's tensors under the encoder's names, the first convolution for one channel, fc.* left out."""
+def _as_encoder_state(
+    state: dict[str, torch.Tensor], encoder: nn.Module, unused: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """The tensors under the encoder's names, the first convolution for one channel, the classifier left out."""
+    wanted = encoder.state_dict()
+    left_out = (*CLASSIFIERS, *unused)
     state = {name.removeprefix("encoder."): value for name, value in state.items()}
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    first = next(name for name, module in encoder.named_modules() if isinstance(module, nn.Conv2d)) + ".weight"
-    if first in state and state[first].ndim == 4 and state[first].shape[1] == 3:
-        state[first] = state[first].sum(1, keepdim=True)
-    for name, value in encoder.state_dict().items():
+    state = {name: value for name, value in state.items() if name in wanted or not name.startswith(left_out)}
+    for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):  # a counter that older files do not have
             state.setdefault(name, value)
+        elif name in state and _is_first_convolution(state[name], value):
+            state[name] = state[name].sum(1, keepdim=True)
     return state
 
 
-def _check(state: dict[str, torch.Tensor], encoder: nn.Module, path: Path) -> None:
+def _is_first_convolution(given: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether the one sees colour where the other sees grey; some encoders have several, side by side."""
+    return given.ndim == 4 and given.shape[1] == 3 and wanted.shape == (given.shape[0], 1, *given.shape[2:])
+
+
+def _check(state: dict[str, torch.Tensor], encoder: nn.Module, weights: str | Path) -> None:
     wanted = encoder.state_dict()
     differences = []
     if missing := sorted(wanted.keys() - state.keys()):
@@ -110,7 +120,7 @@ def _check(state: dict[str, torch.Tensor], encoder: nn.Module, path: Path) -> No
     if shapes:
         differences.append(f"wrong shape: {_listed(shapes)}")
     if differences:
-        raise WeightsError("\n  ".join([f"encoder weights {path} do not fit:", *differences]))
+        raise WeightsError("\n  ".join([f"encoder weights {weights} do not fit:", *differences]))
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from pneumothorax import config
 from pneumothorax.errors import BadConfig
@@ -116,3 +117,35 @@ def test_differences_are_listed_one_by_one(tmp_path):
 def test_a_config_cannot_be_changed_afterwards(tmp_path):
     with pytest.raises(ValueError, match="frozen"):
         loaded(tmp_path).epochs = 3
+
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_config_of_the_repository_holds_only_what_differs(path):
+    config.load(path, [])
+    written = yaml.safe_load(path.read_text("utf-8"))
+    defaults = config.as_dict(config.TrainConfig())
+    same = [key for key, value in written.items() if key != "model" and defaults[key] == value]
+    assert same == []
+
+
+def test_the_paper_networks_have_a_full_config_and_a_small_twin_of_the_same_network():
+    for name in ("unet", "chexlocnet", "albunet", "ica_resunet"):
+        full, small = (config.load(ROOT / "configs" / folder / f"{name}.yaml", []) for folder in (".", "demo"))
+        assert full.model == small.model == name
+        assert (full.image_size, small.image_size < 512) == (512, True)
+
+
+def test_the_ablation_differs_from_the_full_block_in_its_switches_alone():
+    full = config.as_dict(config.load(ROOT / "configs" / "demo" / "ica_resunet.yaml", []))
+    switches = {"attention", "pooling", "merge", "residual", "placement"}
+    found = []
+    for path in sorted((ROOT / "configs" / "ablation").glob("*.yaml")):
+        other = config.as_dict(config.load(path, []))
+        changed = {**other["model_settings"]}
+        own = {key: changed.pop(key) for key in switches & changed.keys()}
+        assert {**other, "model_settings": changed} == full
+        found.append(tuple(sorted(own.items())))
+    assert len(set(found)) == len(found) == 8  # none, published, three merges, residual, two other placements

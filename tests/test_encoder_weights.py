@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import models
-from models import encoder_weights, smp_library
+from models import encoder_weights, smp_library, torchvision_ops
 from models.encoder_weights import WeightsError
 
 
@@ -43,6 +43,40 @@ def test_both_layouts_in_both_formats_fill_the_encoder(tmp_path, suffix, prefix)
     red, green, blue = state.pop("conv1.weight").unbind(1)
     torch.testing.assert_close(loaded.pop("conv1.weight")[:, 0], red + green + blue)
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    "name, first, in_torchvision",
+    [
+        ("mobilenet_v2", "features.0.0.weight", True),
+        ("mobileone_s0", "stage0.rbr_conv.0.conv.weight", False),  # several first convolutions, side by side
+    ],
+)
+def test_encoders_other_than_resnets_are_filled_too(tmp_path, name, first, in_torchvision):
+    torch.manual_seed(1)
+    if in_torchvision:
+        state = getattr(torchvision_ops.load().models, name)(num_classes=3).state_dict()
+    else:
+        state = smp_library.load().encoders.get_encoder(name, in_channels=3, weights=None).state_dict()
+        state["last_linear.weight"] = torch.zeros(3, 1024)
+    encoder = smp_library.load().encoders.get_encoder(name, in_channels=1, weights=None)
+    encoder_weights.load(encoder, write(tmp_path / "weights.pth", state), name=name)
+    loaded = encoder.state_dict()
+    torch.testing.assert_close(loaded[first], state[first].sum(1, keepdim=True))
+    same = [key for key in loaded if loaded[key].shape == state[key].shape]
+    assert len(same) > 0.9 * len(loaded)
+    assert all(torch.equal(loaded[key], state[key]) for key in same)
+
+
+def test_names_that_an_encoder_leaves_out_are_no_difference(tmp_path):
+    layer1, state = grey_encoder().layer1, torchvision_state()
+    path = write(tmp_path / "layer1.pth", {name: value for name, value in state.items() if "layer" not in name})
+    later = {name.removeprefix("layer1."): value for name, value in state.items() if name.startswith("layer1.")}
+    write(path, {**later, "conv1.weight": state["conv1.weight"], "stem.weight": state["conv1.weight"]})
+    with pytest.raises(WeightsError, match=r"unexpected: conv1.weight, stem.weight"):
+        encoder_weights.load(layer1, path, name="resnet18")
+    encoder_weights.load(layer1, path, name="resnet18", unused=("conv1.", "stem."))
+    assert torch.equal(layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
 def test_one_input_channel_is_taken_as_it_is(tmp_path):
@@ -143,6 +177,24 @@ def test_without_a_network_the_error_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr(smp.encoders, "get_encoder", offline)
     with pytest.raises(WeightsError, match=r"no network.*weights=none.*\.pth or \.safetensors.*not known"):
         models.build("ica_resunet", encoder="resnet18")
+
+
+@pytest.mark.parametrize("name, asked", [("resnet18", "imagenet"), ("tu-resnet18", True)])
+def test_downloaded_weights_fill_the_network(monkeypatch, name, asked):
+    encoders = smp_library.load().encoders
+    torch.manual_seed(1)
+    published = encoders.get_encoder(name, in_channels=1, weights=None)
+    calls = []
+
+    def hub(name, *, in_channels, depth, weights):
+        calls.append((name, in_channels, depth, weights))
+        return published
+
+    monkeypatch.setattr(encoders, "get_encoder", hub)
+    network = models.build("smp/Linknet", encoder=name, encoder_weights="imagenet")
+    assert calls == [(name, 1, 5, asked)]
+    loaded = network.network.encoder.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in published.state_dict().items())
 
 
 def test_an_encoder_without_published_weights_says_so():
