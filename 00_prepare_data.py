@@ -18,6 +18,7 @@ listed and used by nobody. Bad files never stop the good ones: all are listed, t
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from pneumothorax import artifacts, discovery, labels, prepare, records, rle, stage, submission
 from pneumothorax.errors import BadInput, bad_list
@@ -66,6 +67,7 @@ def main(argv=None):
         inputs = {"label file": records.sha256(job.labels)}
         if job.sample:
             inputs["sample submission"] = records.sha256(job.sample)
+        facts["drawn"] = (args.input / discovery.DRAWN_NOTE).is_file()
         records.write(
             args.output, artifacts.PREPARED, settings={"size": args.size}, inputs=inputs, outputs=outputs, **facts
         )
@@ -73,7 +75,7 @@ def main(argv=None):
     print(f"next: python 01_make_folds.py --output {args.output}")
 
 
-def write_tables(output: Path, outcome: prepare.Outcome, job: prepare.Job) -> tuple[list[str], dict[str, str]]:
+def write_tables(output: Path, outcome: prepare.Outcome, job: prepare.Job) -> tuple[list[str], dict[str, Any]]:
     """All tables; returns those to seal and the fingerprints. With errors in the labels only rejected.csv."""
     artifacts.write_table(output, artifacts.REJECTED, prepare.rejections(outcome))
     if outcome.label_errors:

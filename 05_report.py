@@ -1,9 +1,12 @@
-"""Stage 05: the cross-validation table of one or more runs, and a page with overlays.
+"""Stage 05: one or more runs compared: tables with intervals, curves, figures, and every image to look at.
 
-Reads   output/submissions/<name>/{cv.csv,oof.csv,postprocess.json} (stage 04), the manifest, labels and cache
-Writes  output/report/table.csv    every score per run and fold, beside predicting nothing
-        output/report/index.html   the table, and truth and prediction drawn over the images
-        output/report/figures/     the overlays
+Reads   output/submissions/<name>/ (stage 04), output/runs/<run>/ (02), the manifest, labels, folds and cache
+Writes  output/report/index.html      the page; opens from the folder, needs no network
+        output/report/table.csv       every score per run and fold, beside predicting nothing
+        output/report/per_image.csv   one row per image and run with every per-image score
+        output/report/summary.json    every number of the page
+        output/report/figures/        the page's figures
+        output/report/gallery/, gallery.js    thumbnails, scores and outlines of every image
 
 Runs are compared on the same folds, images and labels only; others are refused.
 
@@ -11,21 +14,32 @@ Runs are compared on the same folds, images and labels only; others are refused.
     python 05_report.py --names ica_resunet,unet
 """
 
-import shutil
+import pandas as pd
 
-from pneumothorax import artifacts, atomic, cache, lineage, records, report, stage
+from pneumothorax import (
+    artifacts,
+    atomic,
+    cache,
+    gallery,
+    illustrations,
+    lineage,
+    page,
+    records,
+    report,
+    stage,
+)
 from pneumothorax.errors import BadInput
+
+DEFAULT_SEED = 42
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     parser.add_argument("--names", help="submissions to compare, with commas between (default: all there are)")
-    parser.add_argument(
-        "--overlays", type=stage.count, default=24, help="images to draw per run (default: %(default)s)"
-    )
     args = parser.parse_args(argv)
     for name in args.names.split(",") if args.names else ():
         stage.check_name(parser, "--names", name)
+    args.seed = DEFAULT_SEED if args.seed is None else args.seed
     return args
 
 
@@ -35,14 +49,17 @@ def main(argv=None):
         names = list(dict.fromkeys(args.names.split(","))) if args.names else found_names(args)
         for name in names:
             lineage.submitted(args.output, name)  # made on today's folds, images and labels: comparable
-        settings = {"names": names, "overlays": args.overlays}
-        inputs = records.hashes(args.output, [artifacts.submitted(name).path for name in names])
-        runs = [report.Run(name, *tables(args, name)) for name in names]
+        manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
+        folds = artifacts.read_table(args.output, artifacts.FOLDS)
+        runs = [report.load(args.output, name, manifest, folds) for name in names]
+        settings = {"names": names, "seed": args.seed}
+        inputs = records.hashes(args.output, report.sources(runs))
         current = not args.overwrite and records.is_current(
             args.output, artifacts.REPORTED, settings=settings, inputs=inputs
         )
         if not current:
-            write(args, runs, settings, inputs)
+            outputs = write(args, runs, manifest)
+            records.write(args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs)
 
     print(report.terminal_table(runs))
     for caution in dict.fromkeys(report.caution(run) for run in runs):
@@ -63,24 +80,31 @@ def found_names(args) -> list[str]:
     return names
 
 
-def tables(args, name: str):
-    return (
-        artifacts.read_table(args.output, artifacts.cross_validation(name)),
-        artifacts.read_table(args.output, artifacts.out_of_fold(name)),
-    )
-
-
-def write(args, runs: list[report.Run], settings: dict, inputs: dict) -> None:
-    manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
-    patients = lineage.folded(args.output)["settings"]["patients"]
+def write(args, runs: list[report.Run], manifest: pd.DataFrame) -> list[str]:
+    """Everything below report/; returns the files' paths below the output folder."""
+    statistics = report.statistics(runs, seed=args.seed)
+    evaluated = report.evaluated(runs, lineage.prepared(args.output), lineage.folded(args.output))
     cache_size = cache.size(args.output, 32)
-    shutil.rmtree(args.output / artifacts.REPORT_FIGURES, ignore_errors=True)  # pictures of earlier reports
-    overlays = {run.name: report.draw_overlays(args.output, run, manifest, cache_size, args.overlays) for run in runs}
-    artifacts.write_table(args.output, artifacts.REPORT_TABLE, report.combined_table(runs))
-    atomic.write_text(args.output / artifacts.REPORT_PAGE, report.page(runs, overlays, patients=patients))
-    figures = [f"report/{shown['file']}" for run in runs for shown in overlays[run.name]]
-    outputs = [artifacts.REPORT_TABLE.path, artifacts.REPORT_PAGE, *figures]
-    records.write(args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs)
+
+    tables = {
+        artifacts.REPORT_TABLE: report.combined_table(runs),
+        artifacts.PER_IMAGE: report.per_image_table(runs),
+    }
+    for table, frame in tables.items():
+        artifacts.write_table(args.output, table, frame)
+    summary = report.summary(runs, statistics, evaluated, seed=args.seed)
+    atomic.write_json(args.output / artifacts.REPORT_SUMMARY, summary)
+
+    folder = (args.output / artifacts.REPORT_PAGE).parent
+    figures = illustrations.draw(args.output, runs, statistics, manifest, cache_size=cache_size)
+    images = {run.name: run.images for run in runs}
+    shown = gallery.write(args.output, folder, images, manifest, cache_size=cache_size, workers=args.workers)
+    content = report.content(runs, statistics, evaluated, figures)
+    atomic.write_text(args.output / artifacts.REPORT_PAGE, page.render(content))
+
+    pictures = [path for group in figures.values() for figure in group for path in (figure.light, figure.dark) if path]
+    written = [f"{folder.name}/{path}" for path in (*pictures, *shown)]
+    return [*(table.path for table in tables), artifacts.REPORT_SUMMARY, artifacts.REPORT_PAGE, *written]
 
 
 if __name__ == "__main__":

@@ -92,6 +92,12 @@ def history(run: str, fold: int) -> str:
     return f"runs/{run}/fold{fold}/{HISTORY}"
 
 
+def history_table(run: str, fold: int) -> Table:
+    """One row per epoch; scores are empty in epochs without validation."""
+    made_by = f"02_train.py --run {run} --fold {fold}"
+    return Table(history(run, fold), HISTORY_COLUMNS, made_by, ("epoch",), HISTORY_COLUMNS[1:])
+
+
 def network_facts(run: str) -> str:
     """Path below the output folder: JSON of the network's size, cost and tensor shapes."""
     return f"runs/{run}/network.json"
@@ -157,6 +163,17 @@ def out_of_fold(name: str) -> Table:
 
 REPORTED = Record("report/report.json", "05_report.py")
 REPORT_TABLE = Table("report/table.csv", ("run", *cross_validation("").columns), "05_report.py")
+PER_IMAGE = Table(
+    "report/per_image.csv",
+    (
+        *("run", "image_id", "patient_id", "fold", "view", "sex", "height", "width", "positive", "p_positive"),
+        *("true_px", "predicted_px", "overlap_px", "dice", "precision", "recall", "iou"),
+    ),
+    "05_report.py",
+    integers=("fold", "height", "width", "positive", "true_px", "predicted_px", "overlap_px"),
+    numbers=("p_positive", "dice", "precision", "recall", "iou"),
+)
+REPORT_SUMMARY = "report/summary.json"
 REPORT_PAGE = "report/index.html"
 REPORT_FIGURES = "report/figures"
 

@@ -25,24 +25,61 @@ def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
         size: the images' height and width; distortions scale with it.
         probability: of one intensity change, and of one distortion; a flip always has 0.5.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for updates when imported
+    import_quietly()
+    import albumentations as A
+
+    kinds = alternatives(size=size)
+    choices = [A.OneOf(list(kinds[kind].values()), p=probability) for kind in ("intensity", "distortion")]
+    return A.Compose([*kinds["flip"].values(), *choices], strict=True)
+
+
+def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
+    """{kind: {name: transform}}, of (size, size) images: `training` applies at most one of each kind."""
+    import_quietly()
     import albumentations as A
 
     scale = size / 512
     sigma = max(1.0, 6 * scale)
-    intensity = [
-        A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=0.25, p=1.0),
-        A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.0, p=1.0),
-        A.RandomGamma(gamma_limit=(70, 140), p=1.0),
-    ]
-    distortion = [
-        # Pixels move by about 0.16 * alpha / sigma: 3.3 at 512 (alpha 120, sigma 6), in proportion at other sizes.
-        A.ElasticTransform(alpha=20 * scale * sigma, sigma=sigma, p=1.0),
-        A.GridDistortion(num_steps=5, distort_limit=0.3, p=1.0),
-        A.OpticalDistortion(distort_limit=0.5, p=1.0),
-    ]
-    steps = [A.HorizontalFlip(p=0.5), A.OneOf(intensity, p=probability), A.OneOf(distortion, p=probability)]
-    return A.Compose(steps, strict=True)
+    return {
+        "flip": {"horizontal flip": A.HorizontalFlip(p=0.5)},
+        "intensity": {
+            "contrast": A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=0.25, p=1.0),
+            "brightness": A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.0, p=1.0),
+            "gamma": A.RandomGamma(gamma_limit=(70, 140), p=1.0),
+        },
+        "distortion": {
+            # Pixels move by about 0.16 * alpha / sigma: 3.3 at 512 (alpha 120, sigma 6), in proportion at other sizes.
+            "elastic distortion": A.ElasticTransform(alpha=20 * scale * sigma, sigma=sigma, p=1.0),
+            "grid distortion": A.GridDistortion(num_steps=5, distort_limit=0.3, p=1.0),
+            "optical distortion": A.OpticalDistortion(distort_limit=0.5, p=1.0),
+        },
+    }
+
+
+def each_alone(
+    image: np.ndarray, mask: np.ndarray, *, draws: int = 16, seed: int = 0
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{name: (image, mask)} of each transform of `training` alone, of `draws` the one that changes the image most.
+
+    Args:
+        image, mask: (S, S) uint8, the mask of 0 and 1.
+    """
+    import_quietly()
+    import albumentations as A
+
+    shown = {}
+    for transforms in alternatives(size=len(image)).values():
+        for name, transform in transforms.items():
+            alone = A.Compose([A.OneOf([transform], p=1.0)], strict=True)  # OneOf: whatever its own probability
+            results = [apply(alone, image, mask, seed=seed + draw) for draw in range(draws)]
+            changes = [float(np.abs(changed.astype(np.int16) - image).mean()) for changed, _ in results]
+            shown[name] = results[int(np.argmax(changes))]
+    return shown
+
+
+def import_quietly() -> None:
+    """albumentations asks the network for updates when imported, unless told not to."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 def apply(transform: A.Compose, image: np.ndarray, mask: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -48,33 +48,58 @@ def image_dice(true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.nda
     return _ratio(2 * np.asarray(overlap_px), np.asarray(true_px) + predicted_px, empty=1.0)
 
 
+def image_scores(true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray) -> dict[str, np.ndarray]:
+    """(N,) pixel counts -> dice, precision, recall and iou of each image, (N,) in [0, 1].
+
+    Both masks empty = 1, one empty = 0, for all four.
+    """
+    true_px, predicted_px, overlap_px = (np.asarray(column) for column in (true_px, predicted_px, overlap_px))
+    both_empty = (true_px == 0) & (predicted_px == 0)
+    return {
+        "dice": image_dice(true_px, predicted_px, overlap_px),
+        "precision": np.where(both_empty, 1.0, _ratio(overlap_px, predicted_px, empty=0.0)),
+        "recall": np.where(both_empty, 1.0, _ratio(overlap_px, true_px, empty=0.0)),
+        "iou": _ratio(overlap_px, true_px + predicted_px - overlap_px, empty=1.0),
+    }
+
+
+def fractions(
+    true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(N,) pixel counts -> each score of DEFINITIONS but the AUC as (numerator, denominator), both (N,) float.
+
+    A score of any set of images, with any weights, is the sum of its numerators over the sum of its denominators.
+    """
+    true_px, predicted_px, overlap_px = (
+        np.asarray(column, dtype=np.int64) for column in (true_px, predicted_px, overlap_px)
+    )
+    positive, found, every = true_px > 0, predicted_px > 0, np.ones(len(true_px))
+    image = image_scores(true_px, predicted_px, overlap_px)
+    parts = {
+        "siim_dice": (image["dice"], every),
+        "positive_dice": (image["dice"] * positive, positive),
+        "pooled_dice": (2 * overlap_px, true_px + predicted_px),
+        "pooled_precision": (overlap_px, predicted_px),
+        "pooled_recall": (overlap_px, true_px),
+        "pooled_iou": (overlap_px, true_px + predicted_px - overlap_px),
+        "image_precision": (image["precision"], every),
+        "image_recall": (image["recall"], every),
+        "image_iou": (image["iou"], every),
+        "sensitivity": (found & positive, positive),
+        "specificity": (~found & ~positive, ~positive),
+        "ppv": (found & positive, found),
+    }
+    return {name: (part.astype(float), whole.astype(float)) for name, (part, whole) in parts.items()}
+
+
 def scores(
     true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray, p_positive: np.ndarray
 ) -> dict[str, float]:
     """All of DEFINITIONS from (N,) pixel counts and image-level probabilities; NaN where a score is undefined."""
-    true_px, predicted_px, overlap_px = (
-        np.asarray(column, dtype=np.int64) for column in (true_px, predicted_px, overlap_px)
-    )
-    positive, found = true_px > 0, predicted_px > 0
-    both_empty = ~positive & ~found
-    union_px = true_px + predicted_px - overlap_px
-    dice = image_dice(true_px, predicted_px, overlap_px)
-    total_true, total_predicted, total_overlap = (int(column.sum()) for column in (true_px, predicted_px, overlap_px))
-    return {
-        "siim_dice": _mean(dice),
-        "positive_dice": _mean(dice[positive]),
-        "pooled_dice": _share(2 * total_overlap, total_true + total_predicted),
-        "pooled_precision": _share(total_overlap, total_predicted),
-        "pooled_recall": _share(total_overlap, total_true),
-        "pooled_iou": _share(total_overlap, int(union_px.sum())),
-        "image_precision": _mean(np.where(both_empty, 1.0, _ratio(overlap_px, predicted_px, empty=0.0))),
-        "image_recall": _mean(np.where(both_empty, 1.0, _ratio(overlap_px, true_px, empty=0.0))),
-        "image_iou": _mean(_ratio(overlap_px, union_px, empty=1.0)),
-        "auc": _auc(positive, p_positive),
-        "sensitivity": _share(int((found & positive).sum()), int(positive.sum())),
-        "specificity": _share(int((~found & ~positive).sum()), int((~positive).sum())),
-        "ppv": _share(int((found & positive).sum()), int(found.sum())),
-    }
+    parts = fractions(true_px, predicted_px, overlap_px)
+    found = {name: _share(float(part.sum()), float(whole.sum())) for name, (part, whole) in parts.items()}
+    found["auc"] = _auc(np.asarray(true_px) > 0, p_positive)
+    return {name: found[name] for name in DEFINITIONS}
 
 
 def nothing_predicted(true_px: np.ndarray) -> dict[str, float]:
@@ -89,11 +114,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray, *, empty: float) -> np.ndarray:
     return np.where(whole == 0, empty, np.asarray(part) / np.maximum(whole, 1))
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def _share(part: int, whole: int) -> float:
+def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 

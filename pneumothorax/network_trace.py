@@ -241,7 +241,8 @@ class _Operations:
             name = None  # over an axis of one
         if name is not None:
             if name == "convolution":
-                name = f"convolution {' × '.join(str(length) for length in inputs[1].shape[2:])}"
+                kernel = inputs[1].shape[2:]
+                name = f"{' × '.join(map(str, kernel))} conv" if max(kernel) > 1 else "pointwise conv"
             if name in ("mean", "maximum") and inputs[0].ndim == 4:
                 axis = args[1][0] if isinstance(args[1], list | tuple) else args[1]
                 name = f"{name} {self.leaves.get(inputs[0].stride()[axis], '')}".strip()

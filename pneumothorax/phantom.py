@@ -5,6 +5,7 @@ Writes below --to (a folder that does not exist yet, or is empty)
     train-rle.csv                                   their labels, spaced as in Kaggle's file
     stage_2_images/ID_xxxxxxxxx.dcm                 test images
     stage_2_sample_submission.csv                   the test images' ids
+    drawn_chests.txt                                says what they are; stage 00 tells the report
 
     python -m pneumothorax.phantom --to input/demo --train 240 --test 60 --seed 42 --workers 2
 """
@@ -29,7 +30,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 from tqdm import tqdm
 
-from pneumothorax import rle
+from pneumothorax import discovery, rle
 from pneumothorax.errors import BadInput
 from pneumothorax.phantom_film import Phantom, draw
 
@@ -110,6 +111,8 @@ def write_dataset(
         rows = _write_films(partial, [*train, *unlabelled, *test], workers or joblib.cpu_count())
         _write_labels(partial / "train-rle.csv", train, rows[: len(train)])
         _write_sample_submission(partial / "stage_2_sample_submission.csv", test)
+        note = "Drawn chests in real DICOM files: demo data, nobody's radiographs.\n"
+        (partial / discovery.DRAWN_NOTE).write_text(note, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # empty: a rename onto an existing folder fails on Windows
         partial.rename(folder)

@@ -39,7 +39,7 @@ class Source:
 
 def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The network in evaluation mode on the device, in the memory format in which its convolutions are fastest."""
-    return network.to(device, memory_format=torch.channels_last).eval()
+    return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 @torch.inference_mode()

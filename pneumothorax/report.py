@@ -1,96 +1,202 @@
-"""The report: the cross-validation table of one or more runs, and overlays of truth and prediction on a page."""
+"""What the report says of one or more runs: their tables, statistics over patients and costs, as data."""
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import jinja2
-import numpy as np
 import pandas as pd
 
-from pneumothorax import artifacts, atomic, metrics, png, rle
+from pneumothorax import artifacts, bootstrap, comparison, curves, metrics, page, per_image, records, strata
+from pneumothorax.errors import BadInput
 
 FEW_POSITIVES = 50  # below this a fold's positives-only Dice rests on a handful of images
-TRUTH_RGB, PREDICTION_RGB = (0, 158, 255), (255, 176, 0)  # told apart with any colour vision, on grey
 HEADLINES = ("siim_dice", "positive_dice", "pooled_dice", "pooled_iou", "auc", "sensitivity", "specificity")
+COMPARED = ("siim_dice", "positive_dice", "pooled_dice", "auc")  # between every two runs
 
 
 @dataclass(frozen=True)
 class Run:
-    """One submission's cross-validation table and its out-of-fold images."""
+    """One submission: what stage 04 found, and what its run cost.
+
+    Args:
+        run: name of the run behind the submission `name`.
+        table: artifacts.cross_validation rows.
+        images: artifacts.out_of_fold rows.
+        per_image: artifacts.PER_IMAGE rows.
+        surface: artifacts.threshold_surface rows.
+        histories: history.csv of each fold.
+        network: what network_trace.trace found; None for a run that has no such file.
+    """
 
     name: str
+    run: str
     table: pd.DataFrame
     images: pd.DataFrame
+    per_image: pd.DataFrame
+    surface: pd.DataFrame
+    histories: tuple[pd.DataFrame, ...]
+    network: dict[str, Any] | None
+    cost: page.Cost
+
+    def row(self, name: str) -> dict[str, Any]:
+        """A row of the cross-validation table, e.g. "all" or "nothing predicted"."""
+        return dict(self.table.set_index("row").loc[name])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What follows from the runs' per-image tables; everything but `differences` by run.
+
+    Args:
+        operating_points: curves.operating_point rows.
+        calibration_errors: expected calibration errors.
+        differences: comparison.all_pairs rows; none with a single run.
+    """
+
+    intervals: dict[str, pd.DataFrame]
+    strata: dict[str, pd.DataFrame]
+    roc: dict[str, pd.DataFrame]
+    operating_points: dict[str, pd.DataFrame]
+    calibration: dict[str, pd.DataFrame]
+    calibration_errors: dict[str, float]
+    differences: pd.DataFrame
+
+
+def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -> Run:
+    """All that earlier stages left of the submission `name` and its run."""
+    run = records.read(output, artifacts.submitted(name))["settings"]["run"]
+    images = artifacts.read_table(output, artifacts.out_of_fold(name))
+    trained = [records.read(output, artifacts.trained(run, fold)) for fold in sorted(set(images["fold"]))]
+    network = _network(output, run)
+    memory = [record["peak_memory_mib"] for record in trained if record.get("peak_memory_mib") is not None]
+    cost = page.Cost(
+        parameters=network["parameters"] if network else None,
+        multiply_adds=network["multiply_adds"] if network else None,
+        seconds=sum(record["seconds"] for record in trained),
+        peak_memory_mib=max(memory, default=None),
+        device=", ".join(sorted({record.get("device", "") for record in trained})),
+    )
+    return Run(
+        name=name,
+        run=run,
+        table=artifacts.read_table(output, artifacts.cross_validation(name)),
+        images=images,
+        per_image=per_image.table(images, manifest, folds, name),
+        surface=artifacts.read_table(output, artifacts.threshold_surface(name)),
+        histories=tuple(
+            artifacts.read_table(output, artifacts.history_table(run, fold)) for fold in sorted(set(images["fold"]))
+        ),
+        network=network,
+        cost=cost,
+    )
+
+
+def sources(runs: list[Run]) -> list[str]:
+    """Paths below the output folder of the files that stand, through the records, for all that the report rests on."""
+    own = [path for run in runs for path in (artifacts.submitted(run.name).path, artifacts.network_facts(run.run))]
+    return [artifacts.PREPARED.path, artifacts.FOLDED.path, *own]
+
+
+def _network(output: Path, run: str) -> dict[str, Any] | None:
+    path = output / artifacts.network_facts(run)
+    if not path.is_file():
+        return None
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        facts["parameters"], facts["multiply_adds"], facts["parts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is damaged: delete it and run 02_train.py --run {run} again") from error
+    return facts
+
+
+def statistics(runs: list[Run], *, seed: int) -> Statistics:
+    """Intervals, strata, curves and paired differences. Raises BadInput when the runs' images or folds differ."""
+    frames = {run.name: run.per_image for run in runs}
+    calibration = {name: curves.calibration(frame) for name, frame in frames.items()}
+    return Statistics(
+        differences=comparison.all_pairs(frames, COMPARED, seed=seed),
+        intervals={name: bootstrap.intervals(frame, seed=seed) for name, frame in frames.items()},
+        strata={name: strata.table(frame, seed=seed) for name, frame in frames.items()},
+        roc={name: curves.roc(frame) for name, frame in frames.items()},
+        operating_points={name: curves.operating_point(frame) for name, frame in frames.items()},
+        calibration=calibration,
+        calibration_errors={name: curves.expected_calibration_error(table) for name, table in calibration.items()},
+    )
 
 
 def combined_table(runs: list[Run]) -> pd.DataFrame:
-    """All runs' tables below each other, with a `run` column in front."""
+    """All runs' cross-validation tables below each other, with a `run` column in front."""
     return pd.concat([run.table.assign(run=run.name) for run in runs], ignore_index=True)
 
 
-def terminal_table(runs: list[Run]) -> str:
-    """The headline scores of every run as text, predicting nothing first."""
-    header = ["run", "folds", *HEADLINES]
-    lines = [header, _nothing_line(runs[0])]
-    for run in runs:
-        folds = run.table[run.table["row"].str.match(r"fold \d")]
-        mean, std = (run.table[run.table["row"] == name].iloc[0] for name in ("mean", "std"))
-        lines.append([run.name, str(len(folds)), *(f"{mean[name]:.4f} ± {std[name]:.4f}" for name in HEADLINES)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+def per_image_table(runs: list[Run]) -> pd.DataFrame:
+    """Rows of artifacts.PER_IMAGE: of predicting nothing first, then of every run."""
+    return pd.concat([per_image.nothing(runs[0].per_image), *(run.per_image for run in runs)], ignore_index=True)
+
+
+def summary(runs: list[Run], found: Statistics, about: page.Evaluated, *, seed: int) -> dict[str, Any]:
+    """Every number of the page, for programs: plain types, None where a number is undefined."""
+    return {
+        "evaluated": asdict(about),
+        "definitions": metrics.DEFINITIONS,
+        "bootstrap": {"unit": "patient", "repeats": bootstrap.REPEATS, "confidence": 0.95, "seed": seed},
+        "runs": {
+            run.name: {
+                "run": run.run,
+                "cost": asdict(run.cost),
+                "cross_validation": _rows(run.table),
+                "intervals": _rows(found.intervals[run.name]),
+                "strata": _rows(found.strata[run.name]),
+                "calibration": _rows(found.calibration[run.name]),
+                "expected_calibration_error": _plain(found.calibration_errors[run.name]),
+            }
+            for run in runs
+        },
+        "differences": _rows(found.differences),
+    }
+
+
+def content(
+    runs: list[Run], found: Statistics, about: page.Evaluated, figures: dict[str, list[page.Figure]]
+) -> page.Content:
+    """What the page shows."""
+    return page.Content(
+        evaluated=about,
+        runs=[
+            page.Run(run.name, run.table, found.intervals[run.name], found.strata[run.name], run.cost) for run in runs
+        ],
+        differences=found.differences,
+        figures=figures,
+    )
+
+
+def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any]) -> page.Evaluated:
+    """Counts of the first run's images: the others' are the same (`statistics` refuses others).
+
+    Args:
+        prepared, folded: the records of stages 00 and 01.
+    """
+    frame = runs[0].per_image
+    return page.Evaluated(
+        images=len(frame),
+        positives=int((frame["true_px"] > 0).sum()),
+        patients=bootstrap.patients(frame)[1],
+        folds=frame["fold"].nunique(),
+        grouping=grouping(folded["settings"]["patients"]),
+        cautions=[text for text in [caution(runs[0])] if text],
+        drawn=prepared.get("drawn", False),
     )
 
 
 def caution(run: Run) -> str:
     """A warning where there are too few images to conclude anything, "" otherwise."""
-    positives = int((run.images["true_px"] > 0).sum())
+    positives = int((run.per_image["true_px"] > 0).sum())
     if positives >= FEW_POSITIVES:
         return ""
-    images = f"Only {positives} of {len(run.images)} images are positive"
+    images = f"Only {positives} of {len(run.per_image)} images are positive"
     return f"{images}: these scores say that the pipeline runs, not how good it is."
-
-
-def choose(images: pd.DataFrame, n: int) -> pd.DataFrame:
-    """About `n` images worth a look: positives from the worst to the best Dice, and the largest false alarms."""
-    positive = images[images["true_px"] > 0].sort_values(["dice", "image_id"])
-    alarms = images[(images["true_px"] == 0) & (images["predicted_px"] > 0)]
-    alarms = alarms.sort_values(["predicted_px", "image_id"], ascending=[False, True]).head(n // 4)
-    wanted = min(len(positive), n - len(alarms))
-    spread = np.unique(np.linspace(0, max(0, len(positive) - 1), wanted).round().astype(int))
-    return pd.concat([positive.iloc[spread], alarms])
-
-
-def overlay(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """(S, S) uint8 grey, two (S, S) masks -> (S, S, 3) uint8 BGR: prediction filled, truth outlined."""
-    picture = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    tint = np.array(PREDICTION_RGB[::-1], dtype=np.float32)
-    inside = prediction > 0
-    picture[inside] = (0.6 * picture[inside] + 0.4 * tint).astype(np.uint8)
-    contours, _ = cv2.findContours((truth > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, TRUTH_RGB[::-1], 2, cv2.LINE_AA)
-    return picture
-
-
-def draw_overlays(output: Path, run: Run, manifest: pd.DataFrame, cache_size: int, n: int) -> list[dict[str, Any]]:
-    """Write overlay PNGs below the report; returns what the page says about each."""
-    sizes = zip(manifest["image_id"], manifest["height"].astype(int), manifest["width"].astype(int), strict=True)
-    shape_of = {image_id: (height, width) for image_id, height, width in sizes}
-    labels = artifacts.label_rows(output)
-    shown = []
-    for row in choose(run.images, n).to_dict("records"):
-        image_id = str(row["image_id"])
-        truth = rle.union(labels.get(image_id, ()), shape_of[image_id])
-        masks = truth, rle.decode(str(row["rle"]), shape_of[image_id])
-        image = png.read(artifacts.cached_image(output, cache_size, image_id))
-        picture = overlay(image, *(png.shrink_mask(mask, cache_size) for mask in masks))
-        name = f"{run.name}-{image_id}.png"
-        atomic.write_bytes(output / artifacts.REPORT_FIGURES / name, png.encode_small(picture))
-        facts = {key: row[key] for key in ("dice", "fold", "true_px", "predicted_px")}
-        shown.append({"file": f"figures/{name}", "image_id": image_id, **facts})
-    return shown
 
 
 def grouping(patients: str) -> str:
@@ -100,34 +206,30 @@ def grouping(patients: str) -> str:
     return "patients by DICOM PatientID, which says nothing where it is anonymised (SIIM-ACR): scores may be too high"
 
 
-def page(runs: list[Run], overlays: dict[str, list[dict[str, Any]]], *, patients: str) -> str:
-    """The HTML page; every text is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pneumothorax"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["score"] = lambda value: "" if pd.isna(value) else f"{value:.4f}"
-    return environment.get_template("report.html").render(
-        runs=[
-            {
-                "name": run.name,
-                "rows": run.table.to_dict("records"),
-                "caution": caution(run),
-                "overlays": overlays[run.name],
-            }
-            for run in runs
-        ],
-        grouping=grouping(patients),
-        scores=artifacts.SCORE_COLUMNS,
-        definitions=metrics.DEFINITIONS,
-        truth="#" + bytes(TRUTH_RGB).hex(),
-        prediction="#" + bytes(PREDICTION_RGB).hex(),
+def terminal_table(runs: list[Run]) -> str:
+    """The headline scores of every run as text, predicting nothing first."""
+    header = ["run", "folds", *HEADLINES]
+    nothing = runs[0].row(page.NOTHING)
+    lines = [
+        header,
+        [page.NOTHING, "", *("" if pd.isna(nothing[name]) else f"{nothing[name]:.4f}" for name in HEADLINES)],
+    ]
+    for run in runs:
+        mean, std = run.row("mean"), run.row("std")
+        scores = (f"{mean[name]:.4f} ± {std[name]:.4f}" for name in HEADLINES)
+        lines.append([run.name, str(run.per_image["fold"].nunique()), *scores])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
-def _nothing_line(run: Run) -> list[str]:
-    row = run.table[run.table["row"] == "nothing predicted"].iloc[0]
-    return ["nothing predicted", "", *("" if pd.isna(row[name]) else f"{row[name]:.4f}" for name in HEADLINES)]
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [_plain(row) for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities as None: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

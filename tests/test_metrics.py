@@ -80,6 +80,20 @@ def test_all_scores_of_four_images_by_hand():
     )
 
 
+def test_scores_of_each_image_by_hand_and_with_the_empty_rule():
+    # (true, predicted, both): both empty; only predicted; only true; apart; 2 of 4 true and 2 of 5 predicted pixels.
+    found = metrics.image_scores(np.array([0, 0, 4, 4, 4]), np.array([0, 3, 0, 5, 5]), np.array([0, 0, 0, 0, 2]))
+    assert found["dice"] == pytest.approx([1, 0, 0, 0, 4 / 9])
+    assert found["precision"] == pytest.approx([1, 0, 0, 0, 2 / 5])
+    assert found["recall"] == pytest.approx([1, 0, 0, 0, 2 / 4])
+    assert found["iou"] == pytest.approx([1, 0, 0, 0, 2 / 7])
+
+
+def test_pixel_counts_of_a_narrow_type_are_summed_without_overflow():
+    pixels = np.full(3000, 1024 * 1024, dtype=np.int32)  # 3.1e9 in all, past the limit of int32
+    assert metrics.scores(pixels, pixels, pixels, np.ones(3000))["pooled_dice"] == 1
+
+
 def test_predicting_nothing_scores_the_share_of_negatives():
     found = metrics.nothing_predicted(np.array([0, 0, 0, 5]))
     assert found["siim_dice"] == 0.75

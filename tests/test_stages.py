@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,9 @@ import yaml
 from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 
 import models
-from pneumothorax import artifacts, png, postprocess, prediction, records, report, rle, thresholds, training
+from pneumothorax import artifacts, discovery, png, postprocess, prediction, records, report, rle, thresholds, training
 from pneumothorax.errors import BadConfig, BadInput
 
-TABLES = (artifacts.cross_validation, artifacts.out_of_fold)
 TINY = """
 model: ica_resunet
 model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
@@ -146,22 +146,78 @@ def test_the_run_knows_what_its_network_is_made_of_and_what_training_took(finish
     assert "CPU" in record["device"]
 
 
-def test_the_report_shows_the_table_and_overlays(finished):
+def test_the_report_shows_the_scores_and_every_file_it_names_is_there(finished):
     _, output = finished
-    page = (output / artifacts.REPORT_PAGE).read_text("utf-8")
+    folder = output / "report"
+    page = (folder / "index.html").read_text("utf-8")
     table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
     assert f"{table.at['all', 'siim_dice']:.4f}" in page
+    assert f"{100 * table.at['all', 'pooled_iou']:.2f}" in page  # Table 1 is in percent
     assert "are positive: these scores say that the pipeline runs, not how good it is" in page
-    for name in [line.split('"')[0] for line in page.split('src="')[1:]]:
-        assert (output / "report" / name).is_file()
+    named = set(re.findall(r'(?:src|srcset)="((?!data:)[^"]+)"', page))
+    assert {"figures/roc.svg", "figures/roc-dark.svg", "figures/comparison.png", "gallery.js"} <= named
+    assert [name for name in named if not (folder / name).is_file()] == []
+    made = artifacts.read_table(output, artifacts.MANIFEST)
+    train = made.loc[made["split"] == artifacts.TRAIN, "image_id"]
+    assert {path.stem for path in (folder / "gallery").iterdir()} == set(train)
 
 
-def test_the_page_escapes_names(finished):
+def test_the_per_image_table_lets_anyone_compute_the_scores_again(finished):
     _, output = finished
-    run = report.Run("<script>alert(1)</script>", *(artifacts.read_table(output, table("tiny")) for table in TABLES))
-    page = report.page([run], {run.name: []}, patients="file")
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
+    rows = artifacts.read_table(output, artifacts.PER_IMAGE)
+    table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
+    for run, row in (("tiny", "all"), ("nothing predicted", "nothing predicted")):
+        own = rows[rows["run"] == run]
+        assert own["dice"].mean() == pytest.approx(table.at[row, "siim_dice"])
+        assert own["iou"].mean() == pytest.approx(table.at[row, "image_iou"])
+        assert own.loc[own["positive"] == 1, "dice"].mean() == pytest.approx(table.at[row, "positive_dice"])
+    folds = artifacts.read_table(output, artifacts.FOLDS).set_index("image_id")
+    assert (rows["patient_id"].to_numpy() == folds.loc[rows["image_id"], "patient_id"].to_numpy()).all()
+
+
+def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
+    _, output = finished
+
+    def refuse(name):
+        raise ValueError(name)
+
+    text = (output / artifacts.REPORT_SUMMARY).read_text("utf-8")
+    summary = json.loads(text, parse_constant=refuse)  # NaN and Infinity are no JSON
+    assert summary["evaluated"]["images"] == 12
+    assert summary["evaluated"]["drawn"] is False
+    found = {row["score"]: row for row in summary["runs"]["tiny"]["intervals"]}
+    assert set(found) == set(artifacts.SCORE_COLUMNS)
+    assert found["siim_dice"]["low"] <= found["siim_dice"]["value"] <= found["siim_dice"]["high"]
+
+
+def test_two_submissions_of_one_run_do_not_differ(copied):
+    _, output = copied
+    run_stage("04_submit.py", "--run", "tiny", "--name", "again", "--output", output, "--workers", 0)
+    run_stage("05_report.py", "--output", output, "--workers", 0)
+    differences = json.loads((output / artifacts.REPORT_SUMMARY).read_text("utf-8"))["differences"]
+    assert {(row["first"], row["second"], row["difference"], row["p"]) for row in differences} == {
+        ("again", "tiny", 0.0, 1.0)
+    }
+    assert {row["score"] for row in differences} == set(report.COMPARED)
+
+
+def test_a_report_of_other_runs_keeps_no_figure_of_earlier_ones(copied):
+    _, output = copied
+    run_stage("04_submit.py", "--run", "tiny", "--name", "again", "--output", output, "--workers", 0)
+    run_stage("05_report.py", "--output", output, "--workers", 0)
+    figures = output / artifacts.REPORT_FIGURES
+    assert (figures / "surface-again.svg").is_file()
+    run_stage("05_report.py", "--names", "tiny", "--output", output, "--workers", 0)
+    assert not (figures / "surface-again.svg").exists()
+    assert (figures / "surface-tiny.svg").is_file()
+
+
+def test_the_report_says_of_the_demo_data_that_its_chests_are_drawn(copied, config, tmp_path):
+    made, output = copied
+    shutil.copytree(made.folder, tmp_path / "input")
+    (tmp_path / "input" / discovery.DRAWN_NOTE).touch()
+    run_all(tmp_path / "input", output, config, stages=[0, 1, 2, 3, 4, 5])
+    assert "drawn chests" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
 
 
 def test_without_a_sample_submission_the_stages_give_scores_alone(tmp_path, config):
