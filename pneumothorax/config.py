@@ -11,7 +11,6 @@ import yaml
 
 from pneumothorax import atomic
 from pneumothorax.errors import BadConfig
-from pneumothorax.postprocess import Triplet
 
 Setting = bool | int | float | str | list[int] | None
 
@@ -35,16 +34,7 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     augment_negative: float = pydantic.Field(0.3, ge=0, le=1)
     augment_positive: float = pydantic.Field(0.5, ge=0, le=1)
     validate_every: int = pydantic.Field(1, ge=1)  # epochs; the last one is always validated
-    # What turns validation maps into masks while training: top threshold, minimum area, bottom threshold, as in
-    # stage 04, which fits them anew on out-of-fold maps.
-    validation_triplet: tuple[float, float, float] = (0.6, 1500.0, 0.4)
     seed: int = pydantic.Field(42, ge=0, lt=2**32)
-
-    @pydantic.field_validator("validation_triplet")
-    @classmethod
-    def _triplet(cls, values: tuple[float, float, float]) -> tuple[float, float, float]:
-        Triplet(*values)
-        return values
 
     @pydantic.field_validator("sampling")
     @classmethod

@@ -4,7 +4,6 @@ The page is opened from a folder, where browsers let it load scripts but no data
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,15 +27,15 @@ TRUTH_RGB, PREDICTION_RGB = (0, 158, 255), (255, 176, 0)  # told apart with any 
 GRID = 512
 SIMPLIFIED_BY_PX = 1.0
 
-FOUND, MISSED, FALSE_POSITIVE, TRUE_NEGATIVE = OUTCOMES = ("found", "missed", "false positive", "true negative")
-KNOWN = ("image_id", "split", "view", "sex", "height", "width")  # the manifest's columns used here
+OUTCOMES = ("found", "missed", "false positive", "true negative")
+KNOWN = ("image_id", "view", "sex", "height", "width")  # the manifest's columns used here
 
 
 @dataclass(frozen=True)
 class Item:
     """One image to draw: its cached image, where its thumbnail goes, its size (H, W), and its masks as run lengths.
 
-    `predictions` has one row per run, rle.EMPTY where nothing was predicted or the run lacks the image.
+    `predictions` has one row per run.
     """
 
     image: Path
@@ -59,7 +58,7 @@ def write(
 
     Args:
         folder: where the page stands.
-        runs: artifacts.out_of_fold rows by name, in the order in which the page offers them.
+        runs: artifacts.out_of_fold rows by name, of the same images, in the order in which the page offers them.
         manifest: artifacts.MANIFEST rows.
 
     Returns the paths of the written files below `folder`, in the manifest's order.
@@ -75,10 +74,9 @@ def write(
 
 
 def predicted_images(runs: Mapping[str, pd.DataFrame], manifest: pd.DataFrame) -> pd.DataFrame:
-    """The manifest's rows of images that any run predicted, with their `fold` and `true_px`, in its order."""
-    facts = pd.concat([frame[["image_id", "fold", "true_px"]] for frame in runs.values()])
-    known = manifest.loc[manifest["split"] == artifacts.TRAIN, list(KNOWN)]
-    return known.merge(facts.drop_duplicates("image_id"), on="image_id", validate="one_to_one")
+    """The manifest's rows of images that the runs predicted, with their `fold` and `true_px`, in its order."""
+    facts = next(iter(runs.values()))[["image_id", "fold", "true_px"]]
+    return manifest[list(KNOWN)].merge(facts, on="image_id", validate="one_to_one")
 
 
 def items(
@@ -94,7 +92,7 @@ def items(
             folder / THUMBNAILS / f"{image_id}.jpg",
             shape,
             labels.get(image_id, ()),
-            tuple(str(rows.get(image_id, rle.EMPTY)) for rows in rows_of),
+            tuple(rows[image_id] for rows in rows_of),
         )
         for image_id, shape in zip(images["image_id"], sizes, strict=True)
     ]
@@ -136,7 +134,7 @@ def _subpath(contour: np.ndarray) -> str:
 def data(
     runs: Mapping[str, pd.DataFrame], images: pd.DataFrame, outlines: list[tuple[str, ...]], *, large: str
 ) -> dict[str, Any]:
-    """What the page's script reads: columns, all in the order of `images`; None where a run lacks an image.
+    """What the page's script reads: columns, all in the order of `images`.
 
     Args:
         outlines: of the truth and of each run, per image.
@@ -164,21 +162,11 @@ def data(
 
 
 def _run_columns(frame: pd.DataFrame, image_ids: pd.Series) -> dict[str, list[Any]]:
-    rows = frame.set_index("image_id").reindex(image_ids)
-    true, predicted = rows["true_px"].to_numpy() > 0, rows["predicted_px"].to_numpy() > 0
+    rows = frame.set_index("image_id").loc[image_ids]
+    true, predicted = rows["true_px"] > 0, rows["predicted_px"] > 0
     outcome = np.select([true & predicted, true, predicted], [0, 1, 2], 3)  # positions in OUTCOMES
-    outcome = np.where(rows["predicted_px"].isna(), np.nan, outcome)
-    return {
-        "dice": _numbers(rows["dice"].round(4)),
-        "predicted_px": _numbers(rows["predicted_px"]),
-        "outcome": _numbers(pd.Series(outcome)),
-    }
-
-
-def _numbers(column: pd.Series) -> list[float | int | None]:
-    """Whole numbers without ".0", None for NaN: short JSON."""
-    values = column.astype("float64").tolist()
-    return [None if math.isnan(value) else int(value) if value.is_integer() else value for value in values]
+    numbers = {"dice": rows["dice"].round(4), "predicted_px": rows["predicted_px"]}
+    return {"outcome": outcome.tolist(), **{name: column.tolist() for name, column in numbers.items()}}
 
 
 def write_data(path: Path, columns: dict[str, Any]) -> None:

@@ -113,6 +113,7 @@ class _Call:
     module: nn.Module
     parent: _Call | None
     multiply_adds: int  # while it runs: of the pass until then
+    given: set[int] = field(default_factory=set)  # ids of the tensors it was called with
     sources: set[_Origin] = field(default_factory=set)  # of what its operations took from outside
     shapes: list[Shape] = field(default_factory=list)
     single: bool = False  # the output is one tensor
@@ -160,14 +161,15 @@ class _Recorder:
     def _entering(self, path: str) -> Any:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             parent = self.running[-1] if self.running else None
-            call = _Call(path, module, parent, self._flops() // 2)
+            given = _tensors((args, kwargs))
+            call = _Call(path, module, parent, self._flops() // 2, {id(tensor) for tensor in given})
             if parent is None:
                 self.root = call
             else:
                 parent.children.append(call)
             self.running.append(call)
             if self.attention is None and type(module).__name__ == ATTENTION:
-                self.attention, self.inside_attention = _Operations(path, _tensors((args, kwargs))[0]), call
+                self.attention, self.inside_attention = _Operations(path, given[0]), call
 
         return enter
 
@@ -178,9 +180,9 @@ class _Recorder:
         tensors = _tensors(output)
         call.shapes = [_shape(tensor) for tensor in tensors]
         # A list may hold inputs that are only handed on (a pyramid with one more level); one tensor was worked on.
-        kept = set() if call.single and not isinstance(module, nn.Identity) else {id(one) for one in _tensors(args)}
+        worked_on = call.single and not isinstance(module, nn.Identity)
         for tensor in tensors:
-            if id(tensor) in kept:
+            if id(tensor) in call.given and not worked_on:
                 continue
             self.origins[tensor] = frozenset({_Origin(call, self.origins.get(tensor, frozenset()))})
         if call is self.inside_attention:

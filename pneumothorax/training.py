@@ -14,15 +14,17 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pneumothorax import artifacts, atomic, checkpoint, metrics, postprocess, precision, rle
+from pneumothorax import artifacts, atomic, checkpoint, postprocess, precision, rle, thresholds
 from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
 from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.losses import CRITERIA
 from pneumothorax.sampling import EpochBatches, SlidingSampling
+from pneumothorax.thresholds import Grid, Profile
 
 MAX_BAD_STEPS = 10  # not-finite losses in a row
+SELECTION_GRID = Grid(tops=(0.5, 0.7, 0.9), min_areas=(0, 500, 1000, 2000, 4000), bottoms=(0.3, 0.5))
 NOT_VALIDATED = {"siim_dice": math.nan, "positive_dice": math.nan, "nothing_predicted": math.nan}
 
 
@@ -180,12 +182,16 @@ class Training:
 
     @torch.inference_mode()
     def _validate(self, loader: DataLoader) -> dict[str, float]:
-        """Scores of the validation fold's masks at label resolution, with the config's fixed triplet."""
+        """Scores of the validation fold at label resolution.
+
+        SIIM Dice is that of the best thresholds of SELECTION_GRID for this fold: thresholds fixed beforehand would
+        prefer the epochs in which a network predicts nothing yet. It serves to choose an epoch and is too high as a
+        score; stage 04 scores with thresholds of the other folds.
+        """
         self.network.eval()
-        triplet = postprocess.Triplet(*self.config.validation_triplet)
         rows = self.data.validation
         image_ids, shapes = rows["image_id"].tolist(), list(zip(rows["height"], rows["width"], strict=True))
-        counted = np.zeros((len(rows), 3), dtype=np.int64)
+        profiles: dict[int, Profile] = {}
         for batch in loader:
             with self.autocast:
                 logits = self.network(to_network(batch.image, self.device))
@@ -194,14 +200,15 @@ class Training:
                 return NOT_VALIDATED
             for position, probabilities in zip(batch.position.tolist(), maps[:, 0], strict=True):
                 truth = rle.union(self.data.labels.get(image_ids[position], ()), shapes[position])
-                predicted = postprocess.mask(postprocess.quantise(probabilities), triplet, shapes[position])
-                counted[position] = metrics.counts(truth, predicted)
-        dice = metrics.image_dice(*counted.T)
-        positive = counted[:, 0] > 0
+                stored = postprocess.quantise(probabilities)
+                profiles[position] = thresholds.profile(stored, truth, SELECTION_GRID)
+        everything = [profiles[position] for position in range(len(rows))]
+        search = thresholds.Search(everything, SELECTION_GRID)
+        negative = search.empty_dice == 1
         return {
-            "siim_dice": float(dice.mean()),
-            "positive_dice": float(dice[positive].mean()),
-            "nothing_predicted": float((~positive).mean()),
+            "siim_dice": search.best(np.ones(len(rows), dtype=bool))[1],
+            "positive_dice": float(search.dice[~negative, SELECTION_GRID.bottoms.index(0.5)].mean()),
+            "nothing_predicted": float(negative.mean()),
         }
 
     def _loaders(self) -> tuple[DataLoader, DataLoader]:
@@ -219,10 +226,13 @@ class Training:
         )
 
     def _save(self, score: float) -> None:
-        """best.pt first, last.pt second: a kill between the two repeats the epoch and writes the same best.pt."""
+        """best.pt first, last.pt second: a kill between the two repeats the epoch and writes the same best.pt.
+
+        Of equally good epochs the last one is kept: a fold on which nothing beats an empty prediction has many.
+        """
         weights = self.network.state_dict()
         identity = self._identity()
-        if score > self.best_score and checkpoint.is_finite(weights):
+        if score >= self.best_score and checkpoint.is_finite(weights):
             self.best_score = score
             best = {**identity, "epoch": self.epoch, "score": score, "network": weights}
             checkpoint.save(self.best_path, best)

@@ -89,9 +89,11 @@ def test_scores_of_each_image_by_hand_and_with_the_empty_rule():
     assert found["iou"] == pytest.approx([1, 0, 0, 0, 2 / 7])
 
 
-def test_pixel_counts_of_a_narrow_type_are_summed_without_overflow():
-    pixels = np.full(3000, 1024 * 1024, dtype=np.int32)  # 3.1e9 in all, past the limit of int32
-    assert metrics.scores(pixels, pixels, pixels, np.ones(3000))["pooled_dice"] == 1
+def test_pixel_counts_of_a_narrow_type_are_added_without_overflow():
+    pixels = np.full(3, 40_000, dtype=np.uint16)  # 40,000 + 40,000 is past its limit
+    found = metrics.scores(pixels, pixels, pixels // 4, np.ones(3))
+    assert found["siim_dice"] == found["pooled_dice"] == 0.25  # 2 * 10 / (40 + 40)
+    assert found["pooled_iou"] == pytest.approx(1 / 7)  # 10 / (40 + 40 - 10)
 
 
 def test_predicting_nothing_scores_the_share_of_negatives():

@@ -17,6 +17,7 @@ from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 
 import models
 from pneumothorax import artifacts, discovery, png, postprocess, prediction, records, report, rle, thresholds, training
+from pneumothorax.config import TrainConfig
 from pneumothorax.errors import BadConfig, BadInput
 
 TINY = """
@@ -133,6 +134,44 @@ def test_epochs_between_validations_have_no_scores_and_the_last_one_has(copied, 
     assert history["train_loss"].notna().all()
     best = torch.load(artifacts.fold_folder(output, "rare", 0) / "best.pt", weights_only=True)
     assert best["epoch"] in (2, 3)
+
+
+class Bright(torch.nn.Module):
+    """Finds what is brighter than grey 217, at probability 0.55, below the usual thresholds; one idle weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.idle = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return torch.where(images > 0.85, 0.2, -9.0) + self.idle
+
+
+@pytest.fixture
+def in_training(finished, tmp_path):
+    """Training of Bright on the small data set, validated on the same images."""
+    _, output = finished
+    rows = artifacts.training_rows(output)
+    data = training.FoldData(tmp_path, 64, rows, rows, artifacts.label_rows(output), {}, 0)
+    shutil.copytree(output / "cache", tmp_path / "cache")
+    folder = artifacts.fold_folder(tmp_path, "bright", 0)
+    settings = TrainConfig(**yaml.safe_load(TINY))
+    return training.Training(Bright(), data, settings, folder=folder, device=torch.device("cpu"), workers=0)
+
+
+def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(in_training):
+    scores = in_training._validate(in_training._loaders()[1])
+    assert scores["nothing_predicted"] == 0.5
+    assert scores["siim_dice"] > 0.8  # with a top threshold of 0.6 nothing would be found: 0.5
+
+
+def test_of_equally_good_epochs_the_last_one_is_kept(in_training):
+    kept = []
+    for score in (0.5, 0.5, 0.4, float("nan"), 0.6):
+        in_training.epoch += 1
+        in_training._save(score)
+        kept.append(torch.load(in_training.best_path, weights_only=True)["epoch"])
+    assert kept == [1, 2, 2, 2, 5]
 
 
 def test_the_run_knows_what_its_network_is_made_of_and_what_training_took(finished):

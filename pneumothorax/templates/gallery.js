@@ -60,8 +60,7 @@ function startGallery(app, data) {
     );
     const text = now.id.trim().toLowerCase();
     const within = (value, from, to) =>
-      (from === null && to === null) ||
-      (value !== null && (from === null || value >= from) && (to === null || value <= to));
+      (from === null || value >= from) && (to === null || value <= to);
     const passes = (at) =>
       (outcome === null || a.outcome[at] === outcome) &&
       (!now.fold || String(images.fold[at]) === now.fold) &&
@@ -72,9 +71,9 @@ function startGallery(app, data) {
       (!text || images.id[at].toLowerCase().includes(text));
     const keys = {
       dice: (at) => a.dice[at],
-      difference: (at) => (b && a.dice[at] !== null && b.dice[at] !== null ? a.dice[at] - b.dice[at] : null),
+      difference: (at) => (b ? a.dice[at] - b.dice[at] : 0),
       true: (at) => share(images.true_px[at], at),
-      predicted: (at) => (a.predicted_px[at] === null ? null : share(a.predicted_px[at], at)),
+      predicted: (at) => share(a.predicted_px[at], at),
       fold: (at) => images.fold[at],
       id: (at) => images.id[at],
     };
@@ -82,10 +81,8 @@ function startGallery(app, data) {
     const sign = now.order === "descending" ? -1 : 1;
     const keyed = [];
     for (let at = 0; at < images.id.length; at++) if (passes(at)) keyed.push([key(at), at]);
-    keyed.sort(([left, leftAt], [right, rightAt]) => {
-      if (left === null || right === null) return (left === null) - (right === null) || leftAt - rightAt;
-      return sign * ((left > right) - (left < right)) || leftAt - rightAt; // equal ones in the manifest's order
-    });
+    // Equal ones stay in the manifest's order.
+    keyed.sort(([left, leftAt], [right, rightAt]) => sign * ((left > right) - (left < right)) || leftAt - rightAt);
     order = keyed.map(([, at]) => at);
   }
 
@@ -96,7 +93,7 @@ function startGallery(app, data) {
     if (pixels === 0) return "0\u00a0%";
     return value < 0.01 ? "<\u00a00.01\u00a0%" : `${value.toFixed(2)}\u00a0%`;
   };
-  const outcomeOf = (run, at) => (run.outcome[at] === null ? null : outcomes[run.outcome[at]]);
+  const outcomeOf = (run, at) => outcomes[run.outcome[at]];
 
   function picture(run, at, { large = false } = {}) {
     const id = images.id[at];
@@ -115,14 +112,14 @@ function startGallery(app, data) {
 
   function facts(run, at) {
     const outcome = outcomeOf(run, at);
-    const lines = element("div", { class: "facts" }, element("b", { class: "run" }, run.name));
-    if (outcome === null) return (lines.append(element("span", {}, "not predicted")), lines);
-    lines.append(
+    return element(
+      "div",
+      { class: "facts" },
+      element("b", { class: "run" }, run.name),
       element("span", { class: `outcome ${outcome.replace(" ", "-")}` }, outcome),
       element("span", {}, `Dice ${run.dice[at].toFixed(4)}`),
       element("span", {}, `predicted ${percent(run.predicted_px[at], at)}`),
     );
-    return lines;
   }
 
   const about = (at) =>
@@ -198,9 +195,9 @@ function startGallery(app, data) {
         "tr",
         {},
         element("th", { scope: "row" }, run.name),
-        element("td", {}, outcomeOf(run, at) ?? "not predicted"),
-        element("td", {}, run.dice[at] === null ? "–" : run.dice[at].toFixed(4)),
-        element("td", {}, run.predicted_px[at] === null ? "–" : percent(run.predicted_px[at], at)),
+        element("td", {}, outcomeOf(run, at)),
+        element("td", {}, run.dice[at].toFixed(4)),
+        element("td", {}, percent(run.predicted_px[at], at)),
       );
     dialog.querySelector("tbody").replaceChildren(...runs.map(row));
     dialog.querySelector("[data-step='-1']").disabled = enlarged === 0;
