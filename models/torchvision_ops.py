@@ -1,26 +1,126 @@
 """torchvision's operators on a PyTorch build for which it has no compiled ones."""
 
+import importlib
+from functools import cache, partial
 from types import ModuleType
 
+import numpy as np
 import torch
 
-# torchvision describes these two at import, in Python, and fails where its compiled library has not declared them.
-SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-OPERATORS = ("nms", "qnms")
+# torchvision describes the first two at import, in Python, and fails where its compiled library has not declared them.
+# Its detection networks call nms and roi_align; qnms stays without an implementation.
+NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+SCHEMAS = {
+    "nms": NMS_SCHEMA,
+    "qnms": NMS_SCHEMA,
+    "roi_align": "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
+    "int sampling_ratio, bool aligned) -> Tensor",
+}
+ROWS_AT_ONCE = 256  # of the table of overlaps in `nms`: bounds its memory
 
 
 def load() -> ModuleType:
     """The torchvision module, also where PyTorch is a CPU build and torchvision the index's one built for CUDA.
 
-    There `import torchvision` raises "operator torchvision::nms does not exist". Declaring the operators, without
-    an implementation, lets it import; its networks without detection heads need none of them.
+    There `import torchvision` raises "operator torchvision::nms does not exist". Declaring the operators lets it
+    import, and `nms` and `roi_align` below serve its detection networks. Where compiled operators exist nothing is
+    touched.
     """
     try:
         import torchvision
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
-        for operator in OPERATORS:
-            torch.library.define(f"torchvision::{operator}", SCHEMA)
+        _declare()
         import torchvision
+
+        # torchvision asks this before it calls an operator; for any other than ours the answer is not true, and the
+        # call fails with the operator's name instead of torchvision's own message.
+        for name in ("torchvision.extension", "torchvision.ops.roi_align"):
+            vars(importlib.import_module(name))["_has_ops"] = lambda: True
     return torchvision
+
+
+@cache  # the registrations live as long as the Library
+def _declare() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in SCHEMAS.items():
+        library.define(name + schema)
+    library.impl("nms", nms, "CompositeExplicitAutograd")
+    library.impl("roi_align", roi_align, "CompositeImplicitAutograd")  # autograd derives the gradient
+    return library
+
+
+def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Indices of the boxes kept, best first: each drops every later one that overlaps it by more than the threshold.
+
+    boxes (N, 4) as x1, y1, x2, y2; scores (N,), of equal ones the first counts as better. In NumPy.
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    wide = torch.promote_types(boxes.dtype, torch.float32)
+    best_first = boxes.detach()[order].to("cpu", wide).numpy()
+    x1, y1, x2, y2 = best_first.T
+    areas = (x2 - x1) * (y2 - y1)
+    kept = np.ones(len(best_first), dtype=bool)
+    for start in range(0, len(best_first), ROWS_AT_ONCE):
+        rows = start + np.flatnonzero(kept[start : start + ROWS_AT_ONCE])
+        widths = np.minimum(x2[rows, None], x2[start:]) - np.maximum(x1[rows, None], x1[start:])
+        heights = np.minimum(y2[rows, None], y2[start:]) - np.maximum(y1[rows, None], y1[start:])
+        shared = widths.clip(min=0) * heights.clip(min=0)
+        with np.errstate(invalid="ignore"):  # two boxes without area: 0 / 0 drops none
+            drops = shared / (areas[rows, None] + areas[start:] - shared) > iou_threshold
+        for row, dropped in zip(rows, drops, strict=True):
+            if kept[row]:
+                kept[row + 1 :] &= ~dropped[row + 1 - start :]
+    return order[torch.from_numpy(np.flatnonzero(kept)).to(order.device)]
+
+
+def roi_align(  # noqa: PLR0917 - the operator's own arguments
+    images: torch.Tensor,
+    rois: torch.Tensor,
+    spatial_scale: float,
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> torch.Tensor:
+    """images (N, C, H, W), rois (K, 5) as image, x1, y1, x2, y2 -> (K, C, pooled_height, pooled_width).
+
+    Each output is the mean of bilinear samples on a grid within its part of the box (He et al.: Mask R-CNN, section 3).
+    Such a mean is separable: rows @ image @ columns with two small matrices per box, which BLAS does fast and
+    autograd differentiates. As compiled, it has no gradient for the boxes and computes half precision in float32.
+    """
+    height, width = images.shape[2:]
+    wide = torch.promote_types(images.dtype, torch.float32)
+    pooled = images.new_zeros(len(rois), images.shape[1], pooled_height, pooled_width, dtype=wide)
+    owners = rois[:, 0].long()
+    boxes = rois[:, 1:].detach().to(wide) * spatial_scale - (0.5 if aligned else 0.0)
+    weights = partial(_sampling_weights, sampling_ratio=sampling_ratio, at_least=-torch.inf if aligned else 1.0)
+    with torch.autocast(images.device.type, enabled=False):
+        for image in owners.unique().tolist():
+            chosen = torch.where(owners == image)[0]
+            x1, y1, x2, y2 = boxes[chosen].unbind(1)
+            rows = weights(y1, y2, pooled_height, height)  # (k, pooled_height, H)
+            cols = weights(x1, x2, pooled_width, width)  # (k, pooled_width, W)
+            pixels = images[image].to(wide).permute(1, 2, 0)  # (H, W, C)
+            by_row = (rows.flatten(0, 1) @ pixels.flatten(1)).unflatten(1, (width, -1))
+            by_row = by_row.unflatten(0, (-1, pooled_height))  # (k, pooled_height, W, C)
+            pooled[chosen] = (cols.unsqueeze(1) @ by_row).permute(0, 3, 1, 2)
+    return pooled.to(images.dtype)
+
+
+def _sampling_weights(
+    start: torch.Tensor, end: torch.Tensor, parts: int, length: int, *, sampling_ratio: int, at_least: float
+) -> torch.Tensor:
+    """Boxes from start to end (k,) along one axis of `length` pixels -> weight of each pixel (k, parts, length)."""
+    part = (end - start).clamp(min=at_least) / parts  # (k,)
+    samples = torch.full_like(part, sampling_ratio) if sampling_ratio > 0 else part.ceil().clamp(min=1)
+    n_samples = int(samples.max())
+    sample = torch.arange(n_samples, device=part.device, dtype=part.dtype)
+    within = (sample + 0.5) / samples[:, None]  # (k, samples), beyond 1 where a box needs fewer
+    number = torch.arange(parts, device=part.device, dtype=part.dtype)
+    place = start[:, None, None] + part[:, None, None] * (number[:, None] + within[:, None])  # (k, parts, samples)
+    counts = (within[:, None] < 1) & (place >= -1) & (place <= length)
+    pixel = torch.arange(length, device=part.device, dtype=part.dtype)
+    tent = 1 - (place.clamp(0, length - 1)[..., None] - pixel).abs()  # (k, parts, samples, length)
+    return (tent.clamp(min=0) * counts[..., None]).sum(2) / samples[:, None, None]

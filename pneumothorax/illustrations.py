@@ -45,13 +45,15 @@ class Album:
         self.folder = folder
         self.written: set[str] = set()
 
-    def curve(self, name: str, make: Callable[[Style], Figure], *, title: str, caption: str, alt: str) -> page.Figure:
+    def curve(
+        self, name: str, make: Callable[[Style], Figure], *, title: str, caption: str, alt: str, wide: bool = False
+    ) -> page.Figure:
         """One SVG for light and one for dark pages."""
         files = {figures.LIGHT: f"{name}.svg", figures.DARK: f"{name}{figures.DARK_SUFFIX}.svg"}
         for style, file in files.items():
             self._save(make(style), file)
         light, dark = (f"{self.folder.name}/{file}" for file in files.values())
-        return page.Figure(title, caption, light, alt, dark)
+        return page.Figure(title, caption, light, alt, dark, wide)
 
     def picture(self, name: str, figure: Figure, *, title: str, caption: str, alt: str) -> page.Figure:
         """One PNG of radiographs, on black."""
@@ -113,6 +115,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
             title="Where the score comes from",
             caption="Dice of the positive images by mask size, view and sex, with 95 % intervals over patients.",
             alt="Dice of positive images by mask size, view and sex",
+            wide=True,
         ),
     ]
 
@@ -142,7 +145,8 @@ def pictures(album: Album, output: Path, runs: list[Run], manifest: pd.DataFrame
         figures_paper.read_compared(output, cache_size, each, shape_of[each], images)
         for each in figures_paper.choose_compared(images)
     ]
-    augmented = augment.each_alone(sample[0].image, sample[0].truth)
+    shown = sample[len(sample) // 2]  # a mask of middling size
+    augmented = augment.each_alone(shown.image, shown.truth)
     return [
         album.picture(
             "data-sample",
@@ -153,7 +157,7 @@ def pictures(album: Album, output: Path, runs: list[Run], manifest: pd.DataFrame
         ),
         album.picture(
             "augmentation",
-            figures_paper.augmentation(sample[0], augmented),
+            figures_paper.augmentation(shown, augmented),
             title="Augmentation",
             caption="The paper’s figure 5: each augmentation of training alone, at its strongest of some draws.",
             alt="One radiograph under every augmentation",
@@ -164,6 +168,7 @@ def pictures(album: Album, output: Path, runs: list[Run], manifest: pd.DataFrame
             title="Learning rate",
             caption="The paper’s figure 6, with the loss and the validation score of the same epochs: thin, the folds.",
             alt="Learning rate, loss and validation score by epoch",
+            wide=True,
         ),
         album.picture(
             "comparison",
@@ -191,6 +196,7 @@ def diagrams(album: Album, runs: list[Run]) -> list[page.Figure]:
                 caption=f"As the paper’s figure 1: {trace['network']} with the shapes of a real forward pass "
                 f"(channels × height × width, {trace['size']} × {trace['size']} image).",
                 alt=f"Diagram of the network of {run.name}",
+                wide=True,
             )
         )
     attended = next((run for run in runs if run.network and run.network["attention"]), None)
@@ -203,6 +209,7 @@ def diagrams(album: Album, runs: list[Run]) -> list[page.Figure]:
                 title="Improved coordinate attention",
                 caption=f"The paper’s figure 3: the first attention block of {attended.name}, with true shapes.",
                 alt="Diagram of the coordinate attention block",
+                wide=True,
             )
         )
     return drawn

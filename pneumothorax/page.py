@@ -93,13 +93,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture; `light` and `dark` are paths seen from the page, `dark` for dark screens."""
+    """A picture; `light` and `dark` are paths seen from the page, `dark` for dark screens; `wide` fills the row."""
 
     title: str
     caption: str
     light: str
     alt: str
     dark: str | None = None
+    wide: bool = False
 
 
 @dataclass(frozen=True)

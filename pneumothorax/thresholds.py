@@ -13,9 +13,10 @@ import numpy as np
 from pneumothorax import metrics, postprocess
 from pneumothorax.postprocess import Triplet
 
-TOPS = tuple(round(0.30 + 0.05 * step, 2) for step in range(14))  # 0.30 .. 0.95
-BOTTOMS = tuple(round(0.20 + 0.05 * step, 2) for step in range(11))  # 0.20 .. 0.70
-MIN_AREAS = (0, 100, 250, 500, 750, 1000, 1500, 2000, 3000, 4000, 6000, 8000)  # pixels of 1024 x 1024
+# The strict ends are for overconfident networks, which without them could not be held back as far as is best.
+TOPS = (*(round(0.30 + 0.05 * step, 2) for step in range(14)), 0.97, 0.98, 0.99)  # 0.30 .. 0.95 by 0.05
+BOTTOMS = (*(round(0.20 + 0.05 * step, 2) for step in range(11)), 0.80, 0.90)  # 0.20 .. 0.70 by 0.05
+MIN_AREAS = (0, 100, 250, 500, 750, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 24000)  # of 1024 x 1024
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ class Remembering(nn.Module):
     def forward(self, images):
         if self.kept is None:
             self.kept = torch.arange(images.shape[3], dtype=torch.float32)
-        return images * self.kept * self.weight
+        return images * (self.kept * self.weight)
 
 
 @pytest.mark.parametrize("look", [network_trace.trace, network_trace.multiply_adds])
