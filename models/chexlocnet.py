@@ -50,6 +50,7 @@ class CheXLocNet(SegmentationNetwork):
         representation_size: width of the two layers that score a box and correct it.
         mask_channels, mask_layers: width and number of the 3x3 convolutions before an instance's mask.
         smallest_anchor: side as a share of the image's longer side, at stride 4; each coarser level doubles it.
+        anchor_overlap: intersection over union with an instance from which an anchor is trained to propose it.
         proposals: boxes handed on per image, and at most so many per level before overlapping ones are dropped.
         sampled_anchors, sampled_proposals: per image, those the losses are computed on.
         score_threshold: instances that score less are dropped.
@@ -70,6 +71,7 @@ class CheXLocNet(SegmentationNetwork):
         mask_channels: int = 256,
         mask_layers: int = 4,
         smallest_anchor: float = 1 / 32,
+        anchor_overlap: float = 0.7,
         proposals: int = 1000,
         sampled_anchors: int = 256,
         sampled_proposals: int = 512,
@@ -106,7 +108,7 @@ class CheXLocNet(SegmentationNetwork):
         self.proposer = detection.rpn.RegionProposalNetwork(
             Anchors(smallest_anchor),
             detection.rpn.RPNHead(fpn_channels, len(HEIGHT_PER_WIDTH)),
-            fg_iou_thresh=0.7,
+            fg_iou_thresh=anchor_overlap,
             bg_iou_thresh=0.3,
             batch_size_per_image=sampled_anchors,
             positive_fraction=0.5,
