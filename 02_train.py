@@ -58,7 +58,6 @@ def main(argv=None):
     rows = artifacts.training_rows(args.output)
     chosen = stage.chosen_folds(args.fold, int(rows["fold"].max()) + 1)
     claim_run(args, settings, n_folds=int(rows["fold"].max()) + 1)
-    describe(args, network, settings)
 
     same = {"settings": config.as_dict(settings), "inputs": inputs}
     verified = False
@@ -74,8 +73,10 @@ def main(argv=None):
             if args.overwrite and folder.exists():
                 shutil.rmtree(folder)
             data = fold_data(args.output, rows, cache_size, fold, inputs)
+            describe(args, network, settings)
             facts = train_fold(args, settings, data, folder, device)
             outputs = [artifacts.best_weights(args.run, fold), artifacts.history(args.run, fold)]
+            outputs.append(artifacts.network_facts(args.run))
             records.write(args.output, artifacts.trained(args.run, fold), **same, outputs=outputs, **facts)
     print(f"wrote {artifacts.run_folder(args.output, args.run)}")
     print(f"next: python 03_predict.py --run {args.run} --output {args.output}")
@@ -118,10 +119,9 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) 
 
 
 def describe(args: argparse.Namespace, network, settings: TrainConfig) -> None:
-    """Save what the network is made of and costs, for the report."""
+    """Save what the network is made of and costs, for the report: the same bytes for every fold."""
     path = args.output / artifacts.network_facts(args.run)
-    if args.overwrite or not path.exists():
-        atomic.write_json(path, network_trace.trace(network, settings.image_size))
+    atomic.write_json(path, network_trace.trace(network, settings.image_size))
 
 
 def fold_data(

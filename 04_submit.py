@@ -43,7 +43,8 @@ def main(argv=None):
     args = parse_args(argv)
     record = artifacts.submitted(args.name)
     with stage.lock(args.output, f"04_submit-{args.name}"), stage.lock(args.output, f"03_predict-{args.run}"):
-        settings = {"run": args.run, "min_component": args.min_component}
+        grid = Grid(min_component=args.min_component)
+        settings = {"run": args.run, "grid": {name: jsonable(values) for name, values in vars(grid).items()}}
         inputs = lineage.submit_inputs(args.output, args.run)
         if args.sample_submission:
             labels.read_sample(args.sample_submission)
@@ -51,11 +52,16 @@ def main(argv=None):
         if not args.overwrite and records.is_current(args.output, record, settings=settings, inputs=inputs):
             print(f"{args.output / record.path} is up to date")
         else:
-            make(args, settings, inputs)
+            make(args, grid, settings, inputs)
     report(args, artifacts.read_table(args.output, artifacts.cross_validation(args.name)))
 
 
-def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> None:
+def jsonable(values: float | tuple[float, ...]) -> float | list[float]:
+    """As it is read back from a record."""
+    return list(values) if isinstance(values, tuple) else values
+
+
+def make(args: argparse.Namespace, grid: Grid, settings: dict, inputs: dict[str, str]) -> None:
     """Fit, score, write the tables and the submission, and seal them."""
     artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
     predictions = artifacts.read_table(args.output, artifacts.predictions(args.run))
@@ -66,7 +72,6 @@ def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> No
     tested = evaluation.items(args.output, args.run, artifacts.TEST)
     if tested:
         submission.check_ids(read_sample(args), [item.image_id for item in tested])
-    grid = Grid(min_component=args.min_component)
     oof = evaluation.items(args.output, args.run, artifacts.OOF)
     fitted, images = evaluation.evaluate(oof, predictions, grid, workers=args.workers)
 
@@ -85,7 +90,6 @@ def make(args: argparse.Namespace, settings: dict, inputs: dict[str, str]) -> No
         "by_fold": {str(number): vars(triplet) for number, triplet in fitted.by_fold.items()},
         "nested_siim_dice": float(images["dice"].mean()),
         "naive_siim_dice": fitted.naive,
-        "grid": {"tops": grid.tops, "min_areas": grid.min_areas, "bottoms": grid.bottoms},
     }
     records.write(
         args.output, artifacts.submitted(args.name), settings=settings, inputs=inputs, outputs=outputs, **facts

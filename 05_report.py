@@ -85,6 +85,7 @@ def write(args, runs: list[report.Run], manifest: pd.DataFrame) -> list[str]:
     statistics = report.statistics(runs, seed=args.seed)
     evaluated = report.evaluated(runs, lineage.prepared(args.output), lineage.folded(args.output))
     cache_size = cache.size(args.output, 32)
+    cache.verify(args.output, cache_size, manifest[manifest["split"] == artifacts.TRAIN], workers=args.workers)
 
     tables = {
         artifacts.REPORT_TABLE: report.combined_table(runs),

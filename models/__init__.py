@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ def build(name: str, **settings: Any) -> SegmentationNetwork:
     Settings are the class's own arguments.
 
     Raises:
-        ValueError: the name or a setting is unknown (the message lists the known ones), or a value is not possible.
+        ValueError: the name or a setting is unknown (the message lists the known ones), or a value is of another type
+            or not possible.
     """
     network, known = _network(name)
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(known)}")
+    _check_types(name, network, settings)
     return network(**settings)
 
 
@@ -47,6 +50,20 @@ def _network(name: str) -> tuple[Callable[..., SegmentationNetwork], list[str]]:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}, {SMP}<architecture>")
     network = _CLASSES[name]()
     return network, list(inspect.signature(network).parameters)
+
+
+def _check_types(name: str, network: Callable[..., SegmentationNetwork], settings: dict[str, Any]) -> None:
+    """Values against the class's annotations: "false" is no False, and 1.5 no number of channels."""
+    import pydantic
+
+    made = network.func if isinstance(network, functools.partial) else network
+    types = typing.get_type_hints(made.__init__)
+    for setting in types.keys() & settings.keys():
+        try:
+            pydantic.TypeAdapter(types[setting]).validate_python(settings[setting], strict=True)
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise ValueError(f"{name}, {setting}: {reason}, got {settings[setting]!r}") from error
 
 
 def _ica_resunet() -> type[SegmentationNetwork]:

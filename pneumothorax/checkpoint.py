@@ -10,7 +10,7 @@ import torch
 from pneumothorax import atomic
 from pneumothorax.errors import BadInput
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:

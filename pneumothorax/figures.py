@@ -26,7 +26,7 @@ Look = dict[str, Any]  # keywords of matplotlib
 
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-DARK_SUFFIX = "-dark"  # roc.svg for a light page, roc-dark.svg for a dark one
+DARK_SUFFIX = "~dark"  # roc.svg for a light page, roc~dark.svg for a dark one; no run has a ~ in its name
 
 
 @dataclass(frozen=True)

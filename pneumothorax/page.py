@@ -135,7 +135,7 @@ def render(content: Content) -> str:
         share=percent(content.evaluated.positives / content.evaluated.images if content.evaluated.images else None, 1),
         networks=[network_row(NOTHING, _row(content.runs[0], NOTHING), Cost(), {}), *map(run_row, content.runs)],
         paper={name: [f"{score:.2f}" for score in scores] for name, scores in PAPER.items()},
-        devices=sorted({run.cost.device for run in content.runs} - {""}),
+        devices=devices(content.runs),
         runs=[{"name": run.name, "rows": fold_rows(run)} for run in content.runs],
         optimism=[optimism(run) for run in content.runs],
         differences=[difference_row(row) for row in content.differences.to_dict("records")],
@@ -153,6 +153,12 @@ def render(content: Content) -> str:
         style=_own("report.css"),
         script=_own("gallery.js"),
     )
+
+
+def devices(runs: Sequence[Run]) -> list[str]:
+    """Where the runs were trained: once where it was the same for all, else run by run."""
+    names = {run.cost.device for run in runs}
+    return sorted(names - {""}) if len(names) == 1 else [f"{run.name}: {run.cost.device or MISSING}" for run in runs]
 
 
 def run_row(run: Run) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pandas as pd
 from pneumothorax import artifacts, bootstrap, comparison, curves, metrics, page, per_image, records, strata
 from pneumothorax.errors import BadInput
 
-FEW_POSITIVES = 50  # below this a fold's positives-only Dice rests on a handful of images
+FEW_POSITIVES = 50  # below this all scores of positives rest on a handful of images
+FEW_PATIENTS = 100  # below this intervals are too narrow: of 40 patients' intervals 90 % hold the truth, not 95 %
 HEADLINES = ("siim_dice", "positive_dice", "pooled_dice", "pooled_iou", "auc", "sensitivity", "specificity")
 COMPARED = ("siim_dice", "positive_dice", "pooled_dice", "auc")  # between every two runs
 
@@ -52,7 +53,7 @@ class Statistics:
     Args:
         operating_points: curves.operating_point rows.
         calibration_errors: expected calibration errors.
-        differences: comparison.all_pairs rows; none with a single run.
+        differences: comparison.all_pairs rows, also against predicting nothing.
     """
 
     intervals: dict[str, pd.DataFrame]
@@ -105,7 +106,7 @@ def _network(output: Path, run: str) -> dict[str, Any] | None:
         return None
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        facts["parameters"], facts["multiply_adds"], facts["parts"]
+        facts["network"], facts["parameters"], facts["multiply_adds"], facts["parts"], facts["attention"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path} is damaged: delete it and run 02_train.py --run {run} again") from error
     return facts
@@ -116,7 +117,7 @@ def statistics(runs: list[Run], *, seed: int) -> Statistics:
     frames = {run.name: run.per_image for run in runs}
     calibration = {name: curves.calibration(frame) for name, frame in frames.items()}
     return Statistics(
-        differences=comparison.all_pairs(frames, COMPARED, seed=seed),
+        differences=differences(frames, seed=seed),
         intervals={name: bootstrap.intervals(frame, seed=seed) for name, frame in frames.items()},
         strata={name: strata.table(frame, seed=seed) for name, frame in frames.items()},
         roc={name: curves.roc(frame) for name, frame in frames.items()},
@@ -124,6 +125,13 @@ def statistics(runs: list[Run], *, seed: int) -> Statistics:
         calibration=calibration,
         calibration_errors={name: curves.expected_calibration_error(table) for name, table in calibration.items()},
     )
+
+
+def differences(frames: dict[str, pd.DataFrame], *, seed: int) -> pd.DataFrame:
+    """comparison.all_pairs rows of the runs, and of each against predicting nothing by SIIM Dice."""
+    nothing = per_image.nothing(next(iter(frames.values())))
+    pairs = comparison.all_pairs({**frames, per_image.NOTHING: nothing}, COMPARED, seed=seed)
+    return pairs[(pairs["second"] != per_image.NOTHING) | (pairs["score"] == "siim_dice")]
 
 
 def combined_table(runs: list[Run]) -> pd.DataFrame:
@@ -193,10 +201,11 @@ def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any])
 def caution(run: Run) -> str:
     """A warning where there are too few images to conclude anything, "" otherwise."""
     positives = int((run.per_image["true_px"] > 0).sum())
-    if positives >= FEW_POSITIVES:
-        return ""
-    images = f"Only {positives} of {len(run.per_image)} images are positive"
-    return f"{images}: these scores say that the pipeline runs, not how good it is."
+    if positives < FEW_POSITIVES:
+        images = f"Only {positives} of {len(run.per_image)} images are positive"
+        return f"{images}: these scores say that the pipeline runs, not how good it is."
+    patients = bootstrap.patients(run.per_image)[1]
+    return f"Only {patients} patients: intervals are too narrow." if patients < FEW_PATIENTS else ""
 
 
 def grouping(patients: str) -> str:

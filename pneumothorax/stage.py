@@ -55,9 +55,10 @@ def count(text: str) -> int:
 
 
 def check_name(made: argparse.ArgumentParser, flag: str, name: str) -> None:
-    """Names of runs and submissions become folders."""
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
-        made.error(f"{flag} must be letters, digits, '.', '_' or '-', at most 64, got {name!r}")
+    """Names of runs and submissions become folders, and labels in figures, where a leading "_" would hide them."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        rule = "letters, digits, '.', '_' or '-', at most 64, the first a letter or digit"
+        made.error(f"{flag} must be {rule}, got {name!r}")
 
 
 def chosen_folds(text: str, n_folds: int) -> list[int]:

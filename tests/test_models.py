@@ -152,6 +152,25 @@ def test_an_unknown_setting_lists_the_known_ones(name):
         models.build(name, colour="red")
 
 
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("ica_resunet", {"attention": "false"}),
+        ("ica_resunet", {"decoder_channels": 5}),
+        ("ica_resunet", {"reduction": 1.5}),
+        ("unet", {"base_channels": True}),
+        ("unet", {"base_channels": "64"}),
+        ("albunet", {"filters": 1.5}),
+        ("chexlocnet", {"proposals": 1.5}),
+        ("chexlocnet", {"smallest_anchor": "x"}),
+        ("smp/FPN", {"encoder": 3}),
+    ],
+)
+def test_a_value_of_another_type_is_refused_naming_the_setting(name, settings):
+    with pytest.raises(ValueError, match=rf"{name}, {next(iter(settings))}: .*got"):
+        models.build(name, **settings)
+
+
 def test_importing_models_imports_no_framework():
     frameworks = {"torch", "torchvision", "segmentation_models_pytorch"}
     code = f"import sys, models; print(sorted({frameworks} & set(sys.modules)))"

@@ -194,7 +194,7 @@ def test_the_report_shows_the_scores_and_every_file_it_names_is_there(finished):
     assert f"{100 * table.at['all', 'pooled_iou']:.2f}" in page  # Table 1 is in percent
     assert "are positive: these scores say that the pipeline runs, not how good it is" in page
     named = set(re.findall(r'(?:src|srcset)="((?!data:)[^"]+)"', page))
-    assert {"figures/roc.svg", "figures/roc-dark.svg", "figures/comparison.png", "gallery.js"} <= named
+    assert {"figures/roc.svg", "figures/roc~dark.svg", "figures/comparison.png", "gallery.js"} <= named
     assert [name for name in named if not (folder / name).is_file()] == []
     made = artifacts.read_table(output, artifacts.MANIFEST)
     train = made.loc[made["split"] == artifacts.TRAIN, "image_id"]
@@ -229,15 +229,59 @@ def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
     assert found["siim_dice"]["low"] <= found["siim_dice"]["value"] <= found["siim_dice"]["high"]
 
 
+def test_thresholds_fitted_on_another_grid_are_fitted_again(copied, monkeypatch):
+    _, output = copied
+    before = artifacts.read_table(output, artifacts.threshold_surface("tiny"))
+    monkeypatch.setattr(thresholds.Grid.__init__, "__defaults__", ((0.5, 0.9), (0, 500), (0.3,), 0.0))
+    run_stage("04_submit.py", "--run", "tiny", "--output", output, "--workers", 0)
+    assert len(artifacts.read_table(output, artifacts.threshold_surface("tiny"))) == 4 < len(before)
+
+
+def test_another_network_under_the_name_of_a_run_that_was_killed_at_once_is_described_as_what_it_is(copied, config):
+    _, output = copied
+    left = output / artifacts.network_facts("young")
+    left.parent.mkdir(parents=True)
+    left.write_text('{"network": "UNet"}')
+    more = ["--run", "young", "--fold", 0, "--set", "epochs=1", "--output", output, "--workers", 0]
+    run_stage("02_train.py", "--config", config, *more)
+    assert json.loads(left.read_text("utf-8"))["network"] == "IcaResUNet"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-20], lambda text: text.replace('"parameters": ', '"parameters": 9')]
+)
+def test_damaged_facts_of_a_network_are_noticed_and_made_again(copied, config, damage):
+    made, output = copied
+    path = output / artifacts.network_facts("tiny")
+    good = path.read_text("utf-8")
+    path.write_text(damage(good))
+    with pytest.raises(BadInput, match=r"network\.json is not what 02_train\.py"):
+        run_stage("05_report.py", "--output", output)
+    run_all(made.folder, output, config, stages=[2])
+    assert path.read_text("utf-8") == good
+    run_stage("05_report.py", "--output", output, "--workers", 0)
+
+
+def test_a_swapped_cached_image_is_noticed_before_it_is_shown_under_anothers_truth(copied):
+    made, output = copied
+    first, second = (artifacts.cached_image(output, 64, image_id) for image_id in list(made.masks)[:2])
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(BadInput, match=r"damaged"):
+        run_stage("05_report.py", "--output", output, "--overwrite", "--workers", 0)
+
+
 def test_two_submissions_of_one_run_do_not_differ(copied):
     _, output = copied
     run_stage("04_submit.py", "--run", "tiny", "--name", "again", "--output", output, "--workers", 0)
     run_stage("05_report.py", "--output", output, "--workers", 0)
     differences = json.loads((output / artifacts.REPORT_SUMMARY).read_text("utf-8"))["differences"]
-    assert {(row["first"], row["second"], row["difference"], row["p"]) for row in differences} == {
-        ("again", "tiny", 0.0, 1.0)
-    }
-    assert {row["score"] for row in differences} == set(report.COMPARED)
+    between = [row for row in differences if row["second"] == "tiny"]
+    assert {(row["first"], row["difference"], row["p"]) for row in between} == {("again", 0.0, 1.0)}
+    assert {row["score"] for row in between} == set(report.COMPARED)
+    against = {row["first"]: row["difference"] for row in differences if row["second"] == "nothing predicted"}
+    table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
+    gain = table.at["all", "siim_dice"] - table.at["nothing predicted", "siim_dice"]
+    assert against == {"again": pytest.approx(gain), "tiny": pytest.approx(gain)}
 
 
 def test_a_report_of_other_runs_keeps_no_figure_of_earlier_ones(copied):
@@ -486,7 +530,9 @@ def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copie
     _, output = copied
     by_fold = {0: postprocess.Triplet(0.1, 0, 0.05), 1: postprocess.Triplet(0.6, 0, 0.55)}
     final = postprocess.Triplet(0.9, 0, 0.9)
-    monkeypatch.setattr(thresholds, "fit", lambda *_: thresholds.Fitted(by_fold, final, {0: 0.0, 1: 0.0}, 0.0))
+    surface = np.zeros((len(thresholds.TOPS), len(thresholds.MIN_AREAS), len(thresholds.BOTTOMS)))
+    fitted = thresholds.Fitted(by_fold, final, {0: 0.0, 1: 0.0}, 0.0, surface)
+    monkeypatch.setattr(thresholds, "fit", lambda *_: fitted)
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--overwrite", "--workers", 0)
     oof = artifacts.read_table(output, artifacts.out_of_fold("tiny"))
     for image_id, fold, text in zip(oof["image_id"], oof["fold"], oof["rle"], strict=True):

@@ -90,7 +90,7 @@ class Evil:
 
 def test_a_malicious_checkpoint_does_nothing(tmp_path):
     marker = tmp_path / "was-here"
-    torch.save({"format": 1, "network": Evil(marker)}, tmp_path / "zip.pt")
+    torch.save({"format": checkpoint.FORMAT, "network": Evil(marker)}, tmp_path / "zip.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(marker)))
     for name in ("zip.pt", "plain.pt"):
         with pytest.raises(BadInput):
