@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ENCODERS = ("resnet18", "resnet34", "resnet50")
 LEVELS = ("stride4", "stride8", "stride16", "stride32")
 HEIGHT_PER_WIDTH = (0.5, 1.0, 2.0)  # of the anchors
+BACKGROUND_OVERLAP = 0.3  # an anchor that overlaps every instance by less is trained to propose none
 MASK_SIZE = 28  # pixels of an instance's mask within its box
 LEAST_PROBABILITY = 1e-6  # of a pixel in no instance: logit -13.8
 
@@ -95,6 +96,8 @@ class CheXLocNet(SegmentationNetwork):
         _check_shares(smallest_anchor=smallest_anchor, score_threshold=score_threshold, nms_threshold=nms_threshold)
         if smallest_anchor == 0:
             raise ValueError("smallest_anchor is above 0")
+        if not BACKGROUND_OVERLAP <= anchor_overlap <= 1:
+            raise ValueError(f"anchor_overlap is between {BACKGROUND_OVERLAP} and 1, got {anchor_overlap}")
         torchvision_ops.load()
         from torchvision.models import detection
         from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
@@ -109,7 +112,7 @@ class CheXLocNet(SegmentationNetwork):
             Anchors(smallest_anchor),
             detection.rpn.RPNHead(fpn_channels, len(HEIGHT_PER_WIDTH)),
             fg_iou_thresh=anchor_overlap,
-            bg_iou_thresh=0.3,
+            bg_iou_thresh=BACKGROUND_OVERLAP,
             batch_size_per_image=sampled_anchors,
             positive_fraction=0.5,
             pre_nms_top_n={"training": proposals, "testing": proposals},

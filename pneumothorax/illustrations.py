@@ -88,13 +88,6 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
     )
     return [
         album.curve(
-            "folds",
-            lambda style: figures.folds(by_fold, style, nothing=nothing),
-            title="Score of every fold",
-            caption="SIIM Dice per fold with nested thresholds; the dashed line is predicting nothing.",
-            alt="SIIM Dice of every fold and run, with mean and standard deviation",
-        ),
-        album.curve(
             "roc",
             lambda style: figures.roc(roc, auc, style, points=found.operating_points),
             title="Which images have a pneumothorax",
@@ -108,6 +101,13 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
             caption="Share of positives among images of similar probability, ten bins of equal width, 95 % Wilson "
             "intervals; below, how many images a bin holds. ECE: expected calibration error over these bins.",
             alt="Calibration curves of all runs",
+        ),
+        album.curve(
+            "folds",
+            lambda style: figures.folds(by_fold, style, nothing=nothing),
+            title="Score of every fold",
+            caption="SIIM Dice per fold with nested thresholds; the dashed line is predicting nothing.",
+            alt="SIIM Dice of every fold and run, with mean and standard deviation",
         ),
         album.curve(
             "strata",

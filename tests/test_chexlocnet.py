@@ -208,6 +208,7 @@ def test_the_encoder_takes_torchvisions_weights(tmp_path):
         ({"proposals": 0}, "proposals"),
         ({"smallest_anchor": 0.0}, "smallest_anchor"),
         ({"nms_threshold": 1.5}, "nms_threshold"),
+        ({"anchor_overlap": 0.2}, "anchor_overlap"),
     ],
 )
 def test_a_value_that_is_not_possible_is_named(settings, message):

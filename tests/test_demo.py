@@ -48,6 +48,16 @@ def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
 
 
+def test_the_four_networks_of_table_1_beat_predicting_nothing_within_forty_minutes(phantoms, tmp_path):
+    names = ("unet", "chexlocnet", "albunet", "ica_resunet")
+    seconds, printed = demo(tmp_path, INPUT=phantoms, CONFIGS=" ".join(f"configs/demo/{name}.yaml" for name in names))
+    assert seconds < 2400
+    for name in names:
+        table = artifacts.read_table(tmp_path, artifacts.cross_validation(name)).set_index("row")
+        assert table.at["all", "siim_dice"] > table.at["nothing predicted", "siim_dice"]
+        assert name in printed.split("nothing predicted")[-1]
+
+
 def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
     _, printed = demo(tmp_path, INPUT=real_data / "siim", CONFIGS="configs/demo/ica_resunet.yaml")
     manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
