@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from benchmarks import timing
 from pneumothorax import artifacts, checkpoint, config, discovery, labels, lineage, phantom, records
 
@@ -80,8 +82,11 @@ def write_run(output: Path) -> None:
         network = models.build(settings.model, **settings.model_settings)
         path = artifacts.best_weights("random", fold)
         checkpoint.save(output / path, {"config": config.as_dict(settings), "network": network.state_dict()})
+        history = pd.DataFrame([dict.fromkeys(artifacts.HISTORY_COLUMNS, 1)])
+        artifacts.write_table(output, artifacts.history_table("random", fold), history)
         same = {"settings": config.as_dict(settings), "inputs": inputs}
-        records.write(output, artifacts.trained("random", fold), **same, outputs=[path])
+        outputs = [path, artifacts.history("random", fold)]
+        records.write(output, artifacts.trained("random", fold), **same, outputs=outputs, seconds=0.0)
 
 
 def measure(*command: str) -> None:
