@@ -219,10 +219,34 @@ def test_skip_and_next_stage_see_the_attended_features():
     assert [f.shape[2] for f in features] == [64, 32, 16, 8, 4, 2]
 
 
+def test_attention_on_the_skips_leaves_what_the_next_stage_sees():
+    network = small("ica_resunet", placement="skips").eval()
+    seen = {}
+    network.encoder.layer1.register_forward_hook(lambda module, inputs, output: seen.update(plain=output))
+    network.attention[0].register_forward_hook(lambda module, inputs, output: seen.update(attended=output))
+    network.encoder.layer2.register_forward_pre_hook(lambda module, inputs: seen.update(stage=inputs[0]))
+    with torch.inference_mode():
+        features = network.encode(network.prepare(images()))
+    assert seen["stage"] is seen["plain"]
+    assert features[2] is seen["attended"]
+
+
+def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_leaves_the_encoder_plain():
+    network = small("ica_resunet", placement="decoder").eval()
+    plain = small("ica_resunet", attention=False).eval()
+    plain.encoder.load_state_dict(network.encoder.state_dict())
+    with torch.inference_mode():
+        ours, theirs = (each.encode(each.prepare(images())) for each in (network, plain))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    blocks = {name for name, module in network.named_modules() if type(module).__name__ == "ImprovedCoordAttention"}
+    assert blocks == {f"decoder.blocks.{level}.attention" for level in range(4)}
+
+
 @pytest.mark.parametrize(
     "name, settings, message",
     [
         ("ica_resunet", {"encoder": "vgg16"}, "resnet34"),
+        ("ica_resunet", {"placement": "head"}, "stages, skips, decoder"),
         ("ica_resunet", {"decoder_channels": (16, 8)}, "five"),
         ("ica_resunet", {"merge": "product"}, "concat, sum, shared"),
         ("ica_resunet", {"pooling": "median"}, "avg, max, avg"),
