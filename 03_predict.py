@@ -10,12 +10,13 @@ Killed and started again it goes on where it stopped. The network is rebuilt fro
 
     python 03_predict.py --run ica_resunet
     python 03_predict.py --run ica_resunet --split oof --fold 0
+    torchrun --nproc-per-node 4 -- 03_predict.py --run ica_resunet
 """
 
 import pandas as pd
 
 import models
-from pneumothorax import artifacts, cache, checkpoint, lineage, prediction, records, runtime, stage
+from pneumothorax import artifacts, cache, checkpoint, distributed, lineage, prediction, records, stage
 from pneumothorax.errors import BadInput
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
@@ -41,7 +42,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    with stage.lock(args.output, f"03_predict-{args.run}"):
+    with distributed.processes(args.device) as device, distributed.lock(args.output, f"03_predict-{args.run}"):
         lineage.folded(args.output)
         train = artifacts.training_rows(args.output)
         folds = stage.chosen_folds(args.fold, int(train["fold"].max()) + 1)
@@ -56,35 +57,44 @@ def main(argv=None):
 
         inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
         same = {"settings": {"splits": splits, "folds": folds}, "inputs": inputs}
-        record, table = artifacts.predicted(args.run), artifacts.predictions(args.run)
-        current = not args.overwrite and records.is_current(args.output, record, **same)
-        if current and prediction.maps_are_whole(args.output, args.run):
-            print(f"the predictions of run {args.run} are up to date")
+        if distributed.on_main(is_up_to_date, args, same):
+            distributed.say(f"the predictions of run {args.run} are up to date")
             return
-        if args.overwrite:
-            artifacts.prediction_journal(args.output, args.run).unlink(missing_ok=True)
-
         cache_size = cache.size(args.output, 32)
         used = pd.concat([rows[split] for split in splits])
-        cache.verify(args.output, cache_size, used, workers=args.workers)
-        source = prediction.Source(
-            args.output, args.run, cache_size, args.batch_size, args.workers, runtime.device(args.device)
-        )
-        networks = [load(args, fold, source.device) for fold in folds]
+        distributed.on_main(cache.verify, args.output, cache_size, used, workers=args.workers)
+        source = prediction.Source(args.output, args.run, cache_size, args.batch_size, args.workers, device)
         frame = prediction.predict_splits(
-            networks,
+            [load(args, fold, device) for fold in folds],
             folds,
             rows,
             splits,
             source=source,
             keys=[inputs[artifacts.best_weights(args.run, fold)] for fold in folds],
         )
-        artifacts.write_table(args.output, table, frame)
-        records.write(args.output, record, **same, outputs=[table.path])
+        distributed.on_main(seal, args, frame, same)
 
-    print(f"{len(frame)} maps: " + ", ".join(f"{len(rows[split])} {split}" for split in splits))
-    print(f"wrote {args.output / table.path} and {(args.output / table.path).parent}/{{{','.join(splits)}}}")
-    print(f"next: python 04_submit.py --run {args.run} --output {args.output}")
+    distributed.say(f"{len(frame)} maps: " + ", ".join(f"{len(rows[split])} {split}" for split in splits))
+    path = args.output / artifacts.predictions(args.run).path
+    distributed.say(f"wrote {path} and {path.parent}/{{{','.join(splits)}}}")
+    distributed.say(f"next: python 04_submit.py --run {args.run} --output {args.output}")
+
+
+def is_up_to_date(args, same: dict) -> bool:
+    """Whether there is nothing to do; --overwrite forgets what was done."""
+    if args.overwrite and not distributed.is_restart():
+        for path in artifacts.prediction_journals(args.output, args.run):
+            path.unlink()
+        return False
+    current = records.is_current(args.output, artifacts.predicted(args.run), **same)
+    return current and prediction.maps_are_whole(args.output, args.run)
+
+
+def seal(args, frame: pd.DataFrame, same: dict) -> None:
+    """Write the table of maps, and the record that it was made from these networks and images."""
+    table = artifacts.predictions(args.run)
+    artifacts.write_table(args.output, table, frame)
+    records.write(args.output, artifacts.predicted(args.run), **same, outputs=[table.path])
 
 
 def load(args, fold: int, device):

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from models import encoder_weights as weights_of
 from models import smp_library
-from models.network import SegmentationNetwork
+from models.presence import NetworkWithPresence
 
 ENCODERS = ("resnet18", "resnet34")
 
 
-class AlbuNet(SegmentationNetwork):
+class AlbuNet(NetworkWithPresence):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
     Follows the class AlbuNet that the authors published (models.py of ternaus/robot-surgery-segmentation and of
@@ -35,10 +35,16 @@ class AlbuNet(SegmentationNetwork):
         encoder: "resnet34", or "resnet18" for a smaller twin: both end in 512 channels.
         encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
         filters: the decoder's narrowest width.
+        presence_weight: of the loss of a presence head on conv5 (models/presence.py); 0 is no head.
     """
 
     def __init__(
-        self, *, encoder: str = "resnet34", encoder_weights: str | Path = "imagenet", filters: int = 32
+        self,
+        *,
+        encoder: str = "resnet34",
+        encoder_weights: str | Path = "imagenet",
+        filters: int = 32,
+        presence_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if encoder not in ENCODERS:
@@ -57,8 +63,9 @@ class AlbuNet(SegmentationNetwork):
         self.dec1 = decoder_block(f * 4, f * 4, f)
         self.dec0 = convolution(f, f)
         self.final = nn.Conv2d(f, 1, 1)
+        self.add_presence_head(512, presence_weight)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         encoder = self.encoder
         conv1 = F.max_pool2d(encoder.relu(encoder.bn1(encoder.conv1(self.prepare(images)))), 2)  # (N, 64, H/4, W/4)
         conv2 = encoder.layer1(conv1)
@@ -71,7 +78,7 @@ class AlbuNet(SegmentationNetwork):
         dec4 = self.dec4(torch.cat([dec5, conv4], dim=1))
         dec3 = self.dec3(torch.cat([dec4, conv3], dim=1))
         dec2 = self.dec2(torch.cat([dec3, conv2], dim=1))
-        return self.final(self.dec0(self.dec1(dec2)))  # (N, 1, H, W)
+        return self.final(self.dec0(self.dec1(dec2))), self.presence(conv5)
 
 
 def decoder_block(in_channels: int, middle_channels: int, out_channels: int) -> nn.Sequential:

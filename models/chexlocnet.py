@@ -59,6 +59,8 @@ class CheXLocNet(SegmentationNetwork):
         detections: instances kept per image.
     """
 
+    has_idle_parameters = True  # the mask head's, in a batch without instances
+
     # The smallest settings, for tests: encoder="resnet18", encoder_weights="none", fpn_channels=8,
     # representation_size=16, mask_channels=8, mask_layers=1, proposals=20.
 

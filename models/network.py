@@ -24,6 +24,8 @@ class SegmentationNetwork(nn.Module):
     trained on more than its output (instances, side outputs).
     """
 
+    has_idle_parameters = False  # whether a batch may give some of the parameters no gradient
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
@@ -38,6 +40,15 @@ class SegmentationNetwork(nn.Module):
                 f"resize or pad to {-(-height // STRIDE) * STRIDE} x {-(-width // STRIDE) * STRIDE}"
             )
         return (images - GREY_MEAN) / GREY_STD
+
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of the mask (N, 1, H, W), and (N,) of there being a pneumothorax where a network says so by itself."""
+        return self(images), None
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Those that pretrained weights fill: a warm-up can leave them as they are. Empty where there are none."""
+        encoder = getattr(self, "encoder", None)
+        return [] if encoder is None else list(encoder.parameters())
 
     def training_loss(self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion) -> dict[str, torch.Tensor]:
         """Scalars of one training step; `loss` is minimised, any other is for the history.

@@ -12,7 +12,7 @@ from torch import nn
 
 from models import encoder_weights as weights_of
 from models import smp_library
-from models.network import SegmentationNetwork
+from models.presence import NetworkWithPresence, checked
 
 # What the contract fixes: one grey channel in, one logit out. `encoder` and `encoder_weights` are ours.
 FIXED = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
@@ -21,20 +21,22 @@ ENCODER_SETTINGS = {"DPT": {"dynamic_img_size": True}}
 MAX_MATCHES = 5
 
 
-class SmpNetwork(SegmentationNetwork):
+class SmpNetwork(NetworkWithPresence):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
     Tested: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus and UPerNet with convolutional
     encoders, Segformer with "mit_b0"; PAN, whose sides must be at least 128 pixels; DPT with a "tu-" vision
-    transformer whose patches divide 32. PSPNet reads three of the encoder's five levels: the others get no gradient,
-    which DistributedDataParallel must be told.
+    transformer whose patches divide 32. PSPNet reads three of the encoder's five levels: the others get no gradient.
 
     Args:
         architecture: smp's name, e.g. "FPN".
         encoder: smp's name, e.g. "resnet34", or "tu-" and a name of timm. None is the architecture's default.
         encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
+        presence_weight: of the loss of a presence head on the encoder's last features; 0 is no head.
         settings: further arguments of the architecture, see `settings_of`.
     """
+
+    has_idle_parameters = True  # PSPNet's deeper encoder levels, for one
 
     def __init__(
         self,
@@ -42,9 +44,11 @@ class SmpNetwork(SegmentationNetwork):
         *,
         encoder: str | None = None,
         encoder_weights: str | Path = "imagenet",
+        presence_weight: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__()
+        self.presence_weight = checked(presence_weight)
         constructor = _constructor(architecture)
         if encoder is None:
             encoder = inspect.signature(constructor).parameters["encoder_name"].default
@@ -55,6 +59,7 @@ class SmpNetwork(SegmentationNetwork):
                 encoder_weights=None,
                 in_channels=1,
                 classes=1,
+                aux_params={"classes": 1} if self.presence_weight else None,  # smp's own presence head
                 **settings,
                 **ENCODER_SETTINGS.get(architecture, {}),
             )
@@ -64,20 +69,24 @@ class SmpNetwork(SegmentationNetwork):
         weights_of.load(network.encoder, encoder_weights, name=encoder, depth=depth)
         self.network = network
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits = self.network(self.prepare(images))
+    def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found = self.network(self.prepare(images))
+        logits, presence = found if self.presence_weight else (found, None)
         if logits.shape != images.shape:
             raise ValueError(
                 f"the logits are {tuple(logits.shape)}, the images {tuple(images.shape)}: "
                 "encoder_depth and upsampling do not go together"
             )
-        return logits
+        return logits, None if presence is None else presence.squeeze(1)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        return list(self.network.encoder.parameters())
 
 
 def settings_of(architecture: str) -> list[str]:
     """Names of the settings that SmpNetwork takes for this architecture. ValueError: unknown architecture."""
     own = [name for name in inspect.signature(_constructor(architecture)).parameters if name not in FIXED]
-    return ["encoder", "encoder_weights", *own]
+    return ["encoder", "encoder_weights", "presence_weight", *own]
 
 
 def check_encoder(name: str) -> None:

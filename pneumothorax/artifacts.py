@@ -43,7 +43,7 @@ FOLDED = Record("folds.json", "01_make_folds.py")
 FOLDS = Table("folds.csv", ("image_id", "patient_id", "fold", "stratum"), "01_make_folds.py", integers=("fold",))
 
 HISTORY_COLUMNS = (
-    *("epoch", "learning_rate", "positives_per_negative", "positives", "negatives", "train_loss"),
+    *("epoch", "learning_rate", "positives_per_negative", "positives", "negatives", "train_loss", "skipped_steps"),
     *("siim_dice", "positive_dice", "nothing_predicted", "seconds", "images_per_second"),
 )
 
@@ -79,12 +79,13 @@ def fold_folder(output: Path, run: str, fold: int) -> Path:
     return run_folder(output, run) / f"fold{fold}"
 
 
-LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, HISTORY = "last.pt", "previous.pt", "history.csv"
+LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_WEIGHTS, HISTORY = "last.pt", "previous.pt", "best.pt", "history.csv"
+PROGRESS, TENSORBOARD = "progress.png", "tensorboard"
 
 
 def best_weights(run: str, fold: int) -> str:
     """Path below the output folder."""
-    return f"runs/{run}/fold{fold}/best.pt"
+    return f"runs/{run}/fold{fold}/{BEST_WEIGHTS}"
 
 
 def history(run: str, fold: int) -> str:
@@ -117,13 +118,23 @@ def predicted(run: str) -> Record:
 
 
 def predictions(run: str) -> Table:
-    """One row per probability map; `fold` is empty for test images, `p_max` is the map's highest probability."""
-    columns = ("image_id", "split", "fold", "p_max", "sha256")
-    return Table(f"runs/{run}/predictions.csv", columns, f"03_predict.py --run {run}", numbers=("fold", "p_max"))
+    """One row per probability map; `fold` is empty for test images.
+
+    `p_max` is the map's highest probability, `p_presence` the presence head's, empty where the network has none.
+    """
+    columns = ("image_id", "split", "fold", "p_max", "p_presence", "sha256")
+    made_by = f"03_predict.py --run {run}"
+    return Table(f"runs/{run}/predictions.csv", columns, made_by, numbers=("fold", "p_max", "p_presence"))
 
 
-def prediction_journal(output: Path, run: str) -> Path:
-    return run_folder(output, run) / "predictions.jsonl"
+def prediction_journal(output: Path, run: str, rank: int = 0) -> Path:
+    """Of one of several processes that predict together."""
+    return run_folder(output, run) / (f"predictions-{rank}.jsonl" if rank else "predictions.jsonl")
+
+
+def prediction_journals(output: Path, run: str) -> list[Path]:
+    """All there are, the main process's first."""
+    return sorted(run_folder(output, run).glob("predictions*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
 def submitted(name: str) -> Record:

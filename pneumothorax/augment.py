@@ -91,6 +91,6 @@ def apply(transform: A.Compose, image: np.ndarray, mask: np.ndarray, *, seed: in
     return changed["image"], changed["mask"]
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
+def sample_seed(seed: int, epoch: int, index: int, copy: int = 0) -> int:
     """A 32-bit seed for one sample of one epoch, the same on every machine."""
-    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, epoch, index, copy]).generate_state(1)[0])

@@ -10,7 +10,7 @@ import torch
 from pneumothorax import atomic
 from pneumothorax.errors import BadInput
 
-FORMAT = 2
+FORMAT = 3
 
 
 def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
@@ -40,6 +40,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises BadInput as `check_weights` does."""
+    check_weights(network, state, path)
+    network.load_state_dict(state)
+
+
+def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     """Exact names and shapes and finite values only. Raises BadInput with the difference."""
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
@@ -47,7 +53,6 @@ def load_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], path:
         raise BadInput(f"{path} belongs to another network: {len(wrong)} weights differ, such as {wrong[:3]}")
     if not is_finite(state):
         raise BadInput(f"{path} holds weights that are not finite")
-    network.load_state_dict(state)
 
 
 def is_finite(state: dict[str, torch.Tensor]) -> bool:

@@ -3,13 +3,14 @@
 A YAML file holds only what differs; `--set key=value` overrides it; the resolved whole is saved with the run.
 """
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 import yaml
 
-from pneumothorax import atomic
+from pneumothorax import atomic, schedules
 from pneumothorax.errors import BadConfig
 
 Setting = bool | int | float | str | list[int] | None
@@ -22,29 +23,55 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     model_settings: dict[str, Setting] = {}  # handed to models.build
     image_size: int = pydantic.Field(512, ge=32, multiple_of=32)  # pixels, square; the paper's 512
     epochs: int = pydantic.Field(40, ge=1)  # an epoch holds every positive once; the paper gives no number
-    batch_size: int = pydantic.Field(16, ge=2)
+    batch_size: int = pydantic.Field(16, ge=2)  # images per step of the optimizer, over all processes
+    accumulation_steps: int = pydantic.Field(1, ge=1)  # parts in which a batch is computed one by one, to save memory
     learning_rate: float = pydantic.Field(1e-4, gt=0, allow_inf_nan=False)  # Adam's, at the start; not in the paper
     final_learning_rate: float = pydantic.Field(1e-6, ge=0, allow_inf_nan=False)  # CosineAnnealingLR's eta_min
     weight_decay: float = pydantic.Field(0.0, ge=0)
+    clip_gradient_norm: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
     mixed_precision: bool = False  # bf16 where the device has it, else fp16 with loss scaling
-    loss: Literal["bce_dice"] = "bce_dice"  # the paper names none
-    # (share of training done, positives per negative): the paper's 2:1 first, then 1:1; the switch point is ours.
-    sampling: tuple[tuple[float, float], ...] = ((0.0, 2.0), (0.33, 1.0))
+    compile: bool = False  # torch.compile
+    batch_norm: Literal["trained", "frozen", "synchronised"] = "trained"  # synchronised: over processes, on GPUs alone
+    loss: Literal["bce_dice", "combo", "focal", "lovasz"] = "bce_dice"  # the paper names none
+    # A name of schedules.py, or steps (share of training done, positives per negative).
+    sampling: schedules.Steps | Literal["paper", "steps", "linear", "natural"] = "paper"
+    positive_repeat: int = pydantic.Field(1, ge=1)  # copies of every positive in an epoch, each augmented differently
     # Chance of each augmentation on a negative and on a positive image: the paper distorts positives more often.
     augment_negative: float = pydantic.Field(0.3, ge=0, le=1)
     augment_positive: float = pydantic.Field(0.5, ge=0, le=1)
+    init_from: str | None = None  # "runs/<run>": start from the weights of that run's same fold
+    frozen_encoder_epochs: int = pydantic.Field(0, ge=0)  # in the first ones the encoder's weights stay as they are
+    ema_decay: float | None = pydantic.Field(None, gt=0, lt=1)  # validate and keep an exponential average of weights
+    average_best: int = pydantic.Field(1, ge=1)  # best.pt is the mean weights of so many best epochs
+    patience: int | None = pydantic.Field(None, ge=1)  # validations without a better score before training ends
     validate_every: int = pydantic.Field(1, ge=1)  # epochs; the last one is always validated
     seed: int = pydantic.Field(42, ge=0, lt=2**32)
 
     @pydantic.field_validator("sampling")
     @classmethod
-    def _schedule(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    def _schedule(cls, steps: schedules.Steps | str) -> schedules.Steps | str:
+        if isinstance(steps, str):
+            return steps
         shares = [share for share, _ in steps]
         if not steps or shares[0] != 0 or shares != sorted(set(shares)) or not all(0 <= share < 1 for share in shares):
             raise ValueError("the shares of training done begin at 0, rise, and stay below 1")
         if not all(ratio > 0 for _, ratio in steps):
             raise ValueError("positives per negative must be above 0")
         return steps
+
+    @pydantic.field_validator("init_from")
+    @classmethod
+    def _run(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"runs/[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError("runs/<name of a run>")
+        return name
+
+    @pydantic.model_validator(mode="after")
+    def _parts(self) -> Self:
+        part, rest = divmod(self.batch_size, self.accumulation_steps)
+        if rest or part < 2:
+            raise ValueError("batch_size is a multiple of accumulation_steps, with at least two images in each part")
+        return self
 
 
 def load(path: Path, overrides: list[str], **fixed: Any) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Cached PNGs as tensors, augmented for training."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from pneumothorax import artifacts, augment, png
 from pneumothorax.config import TrainConfig
+from pneumothorax.sampling import Item
 
 
 class Sample(NamedTuple):
@@ -25,8 +27,8 @@ class Sample(NamedTuple):
 class RadiographDataset(Dataset[Sample]):
     """Images and masks of a table of manifest rows, at `image_size`, from the cache of `cache_size`.
 
-    Items are asked for as (epoch, index) when training, so that each sample's augmentation follows from (seed,
-    epoch, index) alone whatever the number of workers; with `config` None there is no augmentation.
+    Each sample's augmentation follows from the seed and its Item alone, whatever the number of workers; with `config`
+    None there is no augmentation.
     """
 
     def __init__(
@@ -47,41 +49,48 @@ class RadiographDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        epoch, index = item
-        image, mask = self.read(index)
+    def __getitem__(self, item: Item) -> Sample:
+        epoch, position, copy = item
+        image, mask = self.read(position)
         if self.transforms is not None:
-            seed = augment.sample_seed(self.seed, epoch, index)
-            image, mask = augment.apply(self.transforms[int(self.positive[index])], image, mask, seed=seed)
-        return Sample(_tensor(image), _tensor(mask), index)
+            seed = augment.sample_seed(self.seed, epoch, position, copy)
+            image, mask = augment.apply(self.transforms[int(self.positive[position])], image, mask, seed=seed)
+        return Sample(_tensor(image), _tensor(mask), position)
 
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask (S, S) uint8, as cached."""
-        image_id = self.image_ids[index]
+        image_id = self.image_ids[position]
         image = png.shrink(png.read(artifacts.cached_image(self.output, self.cache_size, image_id)), self.image_size)
-        if not self.positive[index]:
+        if not self.positive[position]:
             return image, np.zeros_like(image)
         mask = png.read(artifacts.cached_mask(self.output, self.cache_size, image_id)) > 0
         return image, png.shrink_mask(mask.astype(np.uint8), self.image_size)
 
 
 class InOrder:
-    """A batch sampler that goes once through `n` items, in order, as (epoch 0, index)."""
+    """A batch sampler that goes once, in order, through `n` items; of several processes each takes batches in turn."""
 
-    def __init__(self, n: int, batch_size: int) -> None:
-        self.n, self.batch_size = n, batch_size
+    def __init__(self, n: int, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
+        starts = range(0, n, batch_size)
+        self.batches = [range(start, min(start + batch_size, n)) for start in starts][rank::size]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for start in range(0, self.n, self.batch_size):
-            yield [(0, index) for index in range(start, min(start + self.batch_size, self.n))]
+    def __iter__(self) -> Iterator[list[Item]]:
+        for batch in self.batches:
+            yield [Item(0, index) for index in batch]
 
     def __len__(self) -> int:
-        return (self.n + self.batch_size - 1) // self.batch_size
+        return len(self.batches)
 
 
 def start_worker(_: int) -> None:
-    """One thread per DataLoader worker: OpenCV would start one per core in each."""
+    """One thread per DataLoader worker (OpenCV would start one per core in each), to outlast the main process's step.
+
+    Ctrl-C, and often SIGTERM, reach every process at once, but the step that is to be ended needs its images. A worker
+    that hangs is ended by a second SIGTERM.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def to_network(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -11,6 +11,14 @@ class BadConfig(BadInput):
     """An experiment's settings are wrong; the message lists the known ones."""
 
 
+class Stopped(Exception):
+    """A stage was asked to stop and has saved its state; `code` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 class OutputLocked(RuntimeError):
     """Another run is writing the same part of the output folder."""
 

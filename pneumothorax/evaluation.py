@@ -98,7 +98,8 @@ def evaluate(oof: list[Item], predictions: pd.DataFrame, grid: Grid, *, workers:
     fitted = thresholds.fit(profiles, fold, grid)
     calls = [(item, fitted.by_fold[number]) for item, number in zip(oof, fold.tolist(), strict=True)]
     images = pd.DataFrame(in_workers(compare, calls, workers=workers, title="scores"))
-    return fitted, images.assign(fold=fold, p_positive=predictions["p_max"].to_numpy())
+    p_positive = predictions["p_presence"].fillna(predictions["p_max"])  # the network's own word where it has one
+    return fitted, images.assign(fold=fold, p_positive=p_positive.to_numpy())
 
 
 def in_workers(

@@ -12,16 +12,18 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pneumothorax import artifacts, atomic, png, postprocess, records
+from pneumothorax import artifacts, atomic, distributed, journal, png, postprocess, records
 from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
 from pneumothorax.errors import bad_list
 from pneumothorax.journal import Journal
+
+Entries = dict[str, dict[str, Any]]  # of the journal, by "<split>/<image id>"
 
 
 class Predictor(NamedTuple):
     """A network in evaluation mode and the height and width of the images it was trained on."""
 
-    network: torch.nn.Module
+    network: Any
     image_size: int
 
 
@@ -43,14 +45,28 @@ def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 
 @torch.inference_mode()
-def probabilities(networks: Sequence[torch.nn.Module], images: torch.Tensor) -> torch.Tensor:
-    """(N, 1, H, W) images in [0, 1] -> (N, 1, H, W) float32: the networks' mean over image and mirror."""
+def probabilities(networks: Sequence[Any], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The networks' mean over image and mirror.
+
+    Args:
+        networks: each with `outputs` (models.network).
+        images: (N, 1, H, W) in [0, 1].
+
+    Returns (N, 1, H, W) float32 probabilities of pixels, and (N,) of an image to be positive where all networks have a
+    presence head.
+    """
     mirrored = images.flip(3)
     total = torch.zeros_like(images)
+    presences = []
     for network in networks:
-        total += network(images).sigmoid().float()
-        total += network(mirrored).sigmoid().float().flip(3)
-    return total / (2 * len(networks))
+        logits, presence = network.outputs(images)
+        logits_mirrored, presence_mirrored = network.outputs(mirrored)
+        total += logits.sigmoid().float()
+        total += logits_mirrored.sigmoid().float().flip(3)
+        if presence is not None and presence_mirrored is not None:
+            presences += [presence.sigmoid().float(), presence_mirrored.sigmoid().float()]
+    complete = len(presences) == 2 * len(networks)
+    return total / (2 * len(networks)), torch.stack(presences).mean(0) if complete else None
 
 
 def predict_splits(
@@ -64,21 +80,32 @@ def predict_splits(
 ) -> pd.DataFrame:
     """Out-of-fold maps fold by fold, then test maps with all networks; returns the predictions table.
 
+    Several processes share the images batch by batch: a batch is the same as in one process, and so are its maps.
+
     Args:
         networks, folds, keys: one network per fold, the fold it was not trained on, and the hash of its weights.
         rows: manifest rows by split; those of OOF have their `fold`.
     """
-    frames = []
-    with Journal(artifacts.prediction_journal(source.output, source.run)) as journal:
+    known: Entries = {}
+    for path in artifacts.prediction_journals(source.output, source.run):
+        known.update(journal.read(path))
+    distributed.gather(None)  # all have read before anyone writes
+    with Journal(artifacts.prediction_journal(source.output, source.run, distributed.rank())) as own:
         for split in splits:
             if split == artifacts.OOF:
                 for network, fold, key in zip(networks, folds, keys, strict=True):
                     held_out = rows[split][rows[split]["fold"] == fold]
-                    _predict([network], held_out, source, journal, split=split, fold=fold, key=key)
+                    _predict([network], held_out, source, known, own, split=split, fold=fold, key=key)
             else:
-                _predict(networks, rows[split], source, journal, split=split, fold=None, key="+".join(keys))
-            frames.append(_table(journal, rows[split], split))
-    return pd.concat(frames, ignore_index=True)
+                _predict(networks, rows[split], source, known, own, split=split, fold=None, key="+".join(keys))
+        if distributed.is_main():
+            for name, entry in known.items():
+                if own.entries.get(name) != entry:
+                    own.append(name, entry)
+    if distributed.is_main():
+        for path in artifacts.prediction_journals(source.output, source.run)[1:]:
+            path.unlink()
+    return pd.concat([_table(known, rows[split], split) for split in splits], ignore_index=True)
 
 
 def maps_are_whole(output: Path, run: str) -> bool:
@@ -95,50 +122,70 @@ def _predict(
     networks: Sequence[Predictor],
     rows: pd.DataFrame,
     source: Source,
-    journal: Journal,
+    known: Entries,
+    own: Journal,
     *,
     split: str,
     fold: int | None,
     key: str,
 ) -> None:
-    """Write the map of every manifest row that has none made from the same weights (`key`) and image."""
+    """Write the map of every manifest row that has none made from the same weights (`key`) and image.
+
+    Its entry goes to this process's journal `own` and to everyone's `known`.
+    """
     folder = artifacts.probability_map(source.output, source.run, split, "x").parent
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic.sweep(folder)
-    todo = rows[[not _is_done(journal, source, row, split, key) for row in rows.itertuples()]].reset_index(drop=True)
+    distributed.on_main(_clear, folder)
+    todo = rows[[not _is_done(known, source, row, split, key) for row in rows.itertuples()]].reset_index(drop=True)
+    made: Entries = {}
     broken = []
-    for image_id, digest, probability in _maps(networks, todo, source, f"fold {fold}" if fold is not None else split):
-        if not np.isfinite(probability).all():
-            broken.append(image_id)
+    for found in _maps(networks, todo, source, f"fold {fold}" if fold is not None else split):
+        if not np.isfinite(found.probabilities).all():
+            broken.append(found.image_id)
             continue
-        data = png.encode_small(postprocess.quantise(probability))
-        atomic.write_bytes(artifacts.probability_map(source.output, source.run, split, image_id), data, sync=False)
+        data = png.encode_small(postprocess.quantise(found.probabilities))
+        path = artifacts.probability_map(source.output, source.run, split, found.image_id)
+        atomic.write_bytes(path, data, sync=False)
         entry = {
-            "key": _entry_key(key, digest),
+            "key": _entry_key(key, found.image_hash),
             "fold": fold,
-            "p_max": float(probability.max()),
+            "p_max": float(found.probabilities.max()),
+            "p_presence": found.p_presence,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        journal.append(f"{split}/{image_id}", entry)
+        own.append(f"{split}/{found.image_id}", entry)
+        made[f"{split}/{found.image_id}"] = entry
+    for entries, names in distributed.gather((made, broken)):
+        known.update(entries)
+        broken = sorted({*broken, *names})
     if broken:
         raise bad_list(f"run {source.run}: {len(broken)} maps are not finite numbers: train the run again", broken)
 
 
-def _table(journal: Journal, rows: pd.DataFrame, split: str) -> pd.DataFrame:
+def _clear(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic.sweep(folder)
+
+
+def _table(known: Entries, rows: pd.DataFrame, split: str) -> pd.DataFrame:
     """The predictions table's rows of one split, in the order of `rows`."""
     entries: list[dict[str, Any]] = []
     for image_id in rows["image_id"]:
-        entry = journal.entries[f"{split}/{image_id}"]
-        fold = "" if entry["fold"] is None else entry["fold"]
-        facts = {"fold": fold, "p_max": entry["p_max"], "sha256": entry["sha256"]}
-        entries.append({"image_id": image_id, "split": split, **facts})
+        entry = {"image_id": image_id, "split": split, **known[f"{split}/{image_id}"]}
+        entries.append({name: "" if value is None else value for name, value in entry.items()})
     return pd.DataFrame(entries, columns=list(artifacts.predictions(split).columns))
 
 
-def _maps(
-    networks: Sequence[Predictor], rows: pd.DataFrame, source: Source, title: str
-) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(image id, hash of the cached image, (S, S) float32 probabilities) of every row."""
+class Map(NamedTuple):
+    """One image's (S, S) float32 probabilities, and the presence head's where there is one."""
+
+    image_id: str
+    image_hash: str  # of the cached image
+    probabilities: np.ndarray
+    p_presence: float | None
+
+
+def _maps(networks: Sequence[Predictor], rows: pd.DataFrame, source: Source, title: str) -> Iterator[Map]:
+    """The maps of this process's share of the rows."""
     if rows.empty:
         return
     image_size = networks[0].image_size
@@ -146,19 +193,22 @@ def _maps(
     images = RadiographDataset(
         source.output, rows.assign(positive=0), cache_size=source.cache_size, image_size=image_size, config=None
     )
-    batches = InOrder(len(images), source.batch_size)
+    batches = InOrder(len(images), source.batch_size, rank=distributed.rank(), size=distributed.size())
     loader = DataLoader(images, batch_sampler=batches, num_workers=source.workers, worker_init_fn=start_worker)
-    with tqdm(total=len(rows), unit="image", desc=title) as bar:
+    with tqdm(total=len(rows), unit="image", desc=title, disable=not distributed.is_main()) as bar:
         for batch in loader:
-            maps = probabilities([one.network for one in networks], to_network(batch.image, source.device))
-            for position, probability in zip(batch.position.tolist(), maps[:, 0].cpu().numpy(), strict=True):
-                yield image_ids[position], digests[position], probability
-            bar.update(len(maps))
+            maps, presence = probabilities([one.network for one in networks], to_network(batch.image, source.device))
+            presences = [None] * len(maps) if presence is None else presence.tolist()
+            for position, one, p_presence in zip(
+                batch.position.tolist(), maps[:, 0].cpu().numpy(), presences, strict=True
+            ):
+                yield Map(image_ids[position], digests[position], one, p_presence)
+            bar.update(min(len(maps) * distributed.size(), len(rows) - bar.n))
 
 
-def _is_done(journal: Journal, source: Source, row: Any, split: str, key: str) -> bool:
-    entry = journal.entries.get(f"{split}/{row.image_id}")
-    if entry is None or entry["key"] != _entry_key(key, row.sha256):
+def _is_done(known: Entries, source: Source, row: Any, split: str, key: str) -> bool:
+    entry = known.get(f"{split}/{row.image_id}")
+    if entry is None or entry["key"] != _entry_key(key, row.sha256) or "p_presence" not in entry:
         return False
     path = artifacts.probability_map(source.output, source.run, split, row.image_id)
     return path.is_file() and records.sha256(path) == entry["sha256"]

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -13,10 +14,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def device(name: str = "auto") -> torch.device:
-    """`auto` takes a CUDA device where there is one. Raises BadConfig for an unknown or absent one."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Of torch's generators, which dropout and the sampling of instances draw from; nothing else global is used."""
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Go on with the random numbers of `random_state`."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def device(name: str = "auto", *, local_rank: int | None = None) -> torch.device:
+    """`auto` takes a CUDA device where there is one. Raises BadConfig for an unknown or absent one.
+
+    Args:
+        local_rank: of several processes on this machine, to give each a GPU of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         found = torch.device(name)
         torch.empty(1, device=found)

@@ -1,50 +1,68 @@
-"""Sliding sampling: which images an epoch holds, as a function of seed and epoch alone.
+"""Sliding sampling: which images an epoch holds and in which batches, as a function of seed and epoch alone.
 
-Paper, section 3.1.1: positives to negatives 2:1 early, 1:1 in the middle and late stages. An epoch holds every
-positive once and as many negatives as the ratio asks for; no negative comes twice before all have come once.
+Paper, section 3.1.1. An epoch holds every positive once (or `positive_repeat` times, each copy augmented in its own
+way) and as many negatives as the schedule asks for; no negative comes twice before all have come once.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from pneumothorax import schedules
+
+
+class Item(NamedTuple):
+    """One image (by its position in the data set) of one epoch; `copy` tells those of a repeated positive apart."""
+
+    epoch: int
+    position: int
+    copy: int = 0
+
 
 class SlidingSampling:
-    """Indices of each epoch. Nothing is remembered between calls: a resumed run draws the same images.
+    """Items of each epoch. Nothing is remembered between calls: a resumed run draws the same images.
 
     Args:
         positives, negatives: indices into the data set.
-        schedule: (share of training done, positives per negative), the shares rising from 0.
+        schedule: a name or steps, see schedules.
+        positive_repeat: copies of every positive in an epoch.
     """
 
     def __init__(
         self,
         positives: Sequence[int],
         negatives: Sequence[int],
-        schedule: Sequence[tuple[float, float]],
+        schedule: str | schedules.Steps,
         *,
         epochs: int,
         seed: int,
+        positive_repeat: int = 1,
     ) -> None:
-        self.positives = np.asarray(positives, dtype=np.int64)
+        self.positives = np.tile(np.asarray(positives, dtype=np.int64), positive_repeat)
+        self.copies = np.repeat(np.arange(positive_repeat), len(positives))
         self.negatives = np.asarray(negatives, dtype=np.int64)
-        self.schedule = tuple(schedule)
+        self.schedule = schedule
         self.epochs = epochs
         self.seed = seed
 
     def ratio(self, epoch: int) -> float:
         """Positives per negative asked for in this epoch (counted from 0)."""
-        return [ratio for share, ratio in self.schedule if share <= epoch / self.epochs][-1]
+        natural = len(self.positives) / max(1, len(self.negatives))
+        return schedules.positives_per_negative(self.schedule, epoch, self.epochs, natural=natural)
 
     def n_negatives(self, epoch: int) -> int:
         return round(len(self.positives) / self.ratio(epoch)) if len(self.negatives) else 0
 
-    def indices(self, epoch: int) -> np.ndarray:
-        """(positives + negatives,) int64, shuffled."""
+    def items(self, epoch: int) -> list[Item]:
+        """The positives and the negatives, shuffled together."""
         first = sum(self.n_negatives(earlier) for earlier in range(epoch))
-        drawn = np.concatenate([self.positives, self._negatives(first, first + self.n_negatives(epoch))])
-        return np.random.default_rng([self.seed, 0, epoch]).permutation(drawn)
+        negatives = self._negatives(first, first + self.n_negatives(epoch))
+        indices = np.concatenate([self.positives, negatives])
+        copies = np.concatenate([self.copies, np.zeros(len(negatives), dtype=np.int64)])
+        order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(indices))
+        return [Item(epoch, int(indices[place]), int(copies[place])) for place in order]
 
     def _negatives(self, first: int, last: int) -> np.ndarray:
         """Positions first..last of an endless row of shuffles, each of which holds every negative once."""
@@ -57,21 +75,50 @@ class SlidingSampling:
         return np.concatenate(shuffles)[start : start + last - first]
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for a DataLoader; the epoch travels with the index, so workers need no state."""
+class EpochBatches(Sampler[list[Item]]):
+    """An epoch's batches for the DataLoader of one of `size` processes, each batch in parts that are computed in turn.
 
-    def __init__(self, sampling: SlidingSampling, batch_size: int) -> None:
+    The epoch holds the same items in the same batches whatever the number of processes. Of every part, a process gets
+    every size-th item from its rank on; where a part has not enough for all, its first items fill up, to be left out
+    of the loss (`real` says how many count). `epoch` and `first_part` (parts already trained on are left out) are set
+    from outside; the epoch travels with the item, so workers need no state.
+    """
+
+    def __init__(
+        self, sampling: SlidingSampling, batch_size: int, *, parts: int = 1, rank: int = 0, size: int = 1
+    ) -> None:
         self.sampling = sampling
         self.batch_size = batch_size
+        self.part_size = batch_size // parts
+        self.rank, self.size = rank, size
         self.epoch = 0
+        self.first_part = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        indices = self.sampling.indices(self.epoch).tolist()
-        for start in range(0, len(indices), self.batch_size):
-            batch = indices[start : start + self.batch_size]
-            if len(batch) > 1 or len(indices) == 1:  # batch normalisation has no statistics of a single image
-                yield [(self.epoch, index) for index in batch]
+    def steps(self) -> list[list[list[Item]]]:
+        """Every batch of the epoch over all processes, as a list of parts, from the first on."""
+        items = self.sampling.items(self.epoch)
+        steps = [_chunks(batch, self.part_size) for batch in _chunks(items, self.batch_size)]
+        if len(items) > 1 and len(steps[-1][-1]) == 1:  # batch normalisation has no statistics of a single image
+            steps[-1].pop()
+        return [step for step in steps if step]
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        parts = [part for step in self.steps() for part in step]
+        for part in parts[self.first_part :]:
+            yield self.own(part)
+
+    def own(self, part: list[Item]) -> list[Item]:
+        """This process's items of a part: the same number on every process, at least two where the part has two."""
+        n = max(-(-len(part) // self.size), min(2, len(part)))
+        return [part[(self.rank + self.size * place) % len(part)] for place in range(n)]
+
+    def real(self, part: list[Item], rank: int) -> int:
+        """How many items of `own` count on a process: the ones before the part is used up."""
+        return len(range(rank, len(part), self.size))
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.sampling.positives) + self.sampling.n_negatives(self.epoch), self.batch_size)
-        return full + (rest > 1) if full else 1
+        return sum(len(step) for step in self.steps()) - self.first_part
+
+
+def _chunks(items: list[Item], size: int) -> list[list[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

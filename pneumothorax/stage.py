@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import filelock
 import joblib
 
-from pneumothorax.errors import BadConfig, BadInput, OutputLocked
+from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 
@@ -120,6 +121,9 @@ def exit_code(main: Callable[[], Any]) -> int:
         return _fail(BAD_INPUT, str(error))
     except OutputLocked as error:
         return _fail(LOCKED, str(error))
+    except Stopped as stopped:
+        print(f"stopped, the state is saved; to go on: python {shlex.join(sys.argv)}", file=sys.stderr, flush=True)
+        return stopped.code
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; to go on, give the same command again")
     except OSError as error:

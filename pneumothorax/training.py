@@ -1,12 +1,16 @@
-"""Train one network on all folds but one, and score it on that one after every epoch."""
+"""Train one network on all folds but one, and score it on that one after every epoch.
 
-import csv
-import io
+All state is saved after every epoch and, on request, between two steps: a run that was killed goes on to the same
+weights, on a CPU bit for bit.
+"""
+
+import copy
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -14,18 +18,21 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pneumothorax import artifacts, atomic, checkpoint, postprocess, precision, rle, thresholds
+from pneumothorax import averaging, checkpoint, distributed, history, runtime
 from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
-from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
+from pneumothorax.dataset import InOrder, RadiographDataset, Sample, start_worker, to_network
 from pneumothorax.errors import BadInput
-from pneumothorax.losses import CRITERIA
-from pneumothorax.sampling import EpochBatches, SlidingSampling
-from pneumothorax.thresholds import Grid, Profile
+from pneumothorax.fold_checkpoints import FoldCheckpoints, Kept
+from pneumothorax.interruption import StopRequest
+from pneumothorax.optimization import Optimization, Part
+from pneumothorax.sampling import EpochBatches, Item, SlidingSampling
+from pneumothorax.validation import Example, Scores, validate
+
+State = dict[str, Any]
 
 MAX_BAD_STEPS = 10  # not-finite losses in a row
-SELECTION_GRID = Grid(tops=(0.5, 0.7, 0.9), min_areas=(0, 500, 1000, 2000, 4000), bottoms=(0.3, 0.5))
-NOT_VALIDATED = {"siim_dice": math.nan, "positive_dice": math.nan, "nothing_predicted": math.nan}
+WORKER_PATIENCE = 300  # seconds for one batch, after which a worker hangs
 
 
 @dataclass(frozen=True)
@@ -37,264 +44,342 @@ class FoldData:
     train: pd.DataFrame
     validation: pd.DataFrame
     labels: dict[str, tuple[str, ...]]
-    inputs: dict[str, str]  # hashes of what the run rests on (lineage.train_inputs)
+    inputs: dict[str, str]  # hashes of what the fold's run rests on
     fold: int
 
 
+@dataclass
+class Progress:
+    """Where a fold's training stands, in plain types; the fields after `kept` belong to the epoch under way."""
+
+    epoch: int = 0  # finished ones
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    bad_in_a_row: int = 0  # steps whose numbers were not finite
+    history: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)  # the best epochs, best first
+    step: int = 0  # batches done
+    losses: float = 0.0  # their sum, over the steps taken
+    skipped_steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
 class Training:
-    """The state of one fold's training; `run` takes it from wherever it is to the last epoch."""
+    """The state of one fold's training; `run` takes it from wherever it is to the last epoch.
+
+    Args:
+        network: with its starting weights, in whatever memory format.
+        workers: processes that load images, per training process.
+        stop: asked after every step; when it is due, all is saved and Stopped raised.
+        save_seconds: within an epoch all is saved so often.
+    """
 
     def __init__(
-        self, network: Any, data: FoldData, config: TrainConfig, *, folder: Path, device: torch.device, workers: int
+        self,
+        network: Any,
+        data: FoldData,
+        config: TrainConfig,
+        *,
+        folder: Path,
+        device: torch.device,
+        workers: int,
+        stop: StopRequest,
+        save_seconds: float = math.inf,
     ) -> None:
         self.network = network.to(device, memory_format=torch.channels_last)  # convolutions are faster so
-        self.data, self.config, self.folder, self.device, self.workers = data, config, folder, device, workers
-        self.criterion = CRITERIA[config.loss]
-        self.optimizer = torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.autocast = precision.autocast(device, enabled=config.mixed_precision)
-        self.scaler = precision.scaler(device, enabled=config.mixed_precision)
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, T_max=config.epochs, eta_min=config.final_learning_rate
-        )
-        positive = data.train["positive"].to_numpy() == 1
-        if not positive.any() or len(positive) < 2:
-            raise BadInput(f"fold {data.fold}: {len(positive)} training images, {positive.sum()} positive: too few")
-        self.sampling = SlidingSampling(
-            np.flatnonzero(positive).tolist(),
-            np.flatnonzero(~positive).tolist(),
-            config.sampling,
-            epochs=config.epochs,
-            seed=config.seed,
-        )
-        self.epoch = 0  # finished ones
-        self.best_score = -math.inf
-        self.bad_in_a_row = 0  # losses that were not finite
-        self.history: list[dict[str, Any]] = []
+        self.data, self.config, self.device, self.workers = data, config, device, workers
+        self.stop, self.save_seconds = stop, save_seconds
+        if config.batch_norm == "synchronised" and device.type == "cuda" and distributed.size() > 1:
+            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.optimization = Optimization(self.network, config, device)
+        identity = {"config": configuration.as_dict(config), "inputs": data.inputs, "fold": data.fold}
+        self.checkpoints = FoldCheckpoints(folder, identity)
+        self.sampling = self._sampling()
+        self.progress = Progress()
+        self.beginning: State | None = copy.deepcopy(self._state())  # to go back to while nothing is saved
+        self.log = history.Log(folder, epochs=config.epochs, title=f"{folder.parent.name}, fold {data.fold}")
 
     def run(self) -> None:
-        """Train the epochs that are left, saving everything after each."""
-        train_loader, validation_loader = self._loaders()
-        while self.epoch < self.config.epochs:
-            row = self._epoch(train_loader, validation_loader)
-            self.history.append(row)
-            self.epoch += 1
-            self._save(row["siim_dice"])
-            tqdm.write(self._line(row))
+        """Train the epochs that are left and, where the config says so, average the best.
+
+        Raises Stopped when asked to stop, with everything saved; BadInput for what the user can repair.
+        """
+        self.last_saved = time.monotonic()
+        loaders = self._loaders()
+        failed = False
+        with self.log:
+            while not self._is_finished():
+                try:
+                    self._epoch(*loaders)
+                except RuntimeError as error:  # PyTorch raises it wherever the process is when a worker dies
+                    if "DataLoader" not in str(error) or distributed.size() > 1:  # then torchrun starts again
+                        raise
+                    if self.stop.is_due():
+                        self.stop.leave()
+                    if failed:
+                        raise BadInput(f"loading images failed twice ({error}): try fewer --workers") from error
+                    failed = True
+                    tqdm.write(f"warning: {error}; tried once more, from the last state that was saved")
+                    self._restore(copy.deepcopy(self.beginning) if self.beginning else self._saved())
+                    loaders = self._loaders()
+        if self.config.average_best > 1:
+            self._average(*loaders)
 
     def resume(self) -> None:
-        """Go on from `last.pt`, or from the one before it where that is damaged.
+        """Go on from the last whole checkpoint, where there is one. Raises BadInput for that of another experiment."""
+        if self.checkpoints.exist():
+            self._restore(self._saved())
+            if math.isfinite(self.progress.best_score):
+                self.checkpoints.load_weights(self.checkpoints.best)
+            self.log.rewrite(self.progress.history)
 
-        Raises BadInput when they belong to another experiment or when nothing usable is left.
-        """
-        found = self._latest()
-        if found is None:
-            return
-        state, path = found
-        self._check_same(state, path)
-        checkpoint.load_weights(self.network, state["network"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["torch_rng"])
-        self.epoch, self.best_score, self.history = state["epoch"], state["best_score"], state["history"]
-        self.bad_in_a_row = state["bad_in_a_row"]
-        if math.isfinite(self.best_score):
-            self._check_best()
-        self._write_history()
+    def _saved(self) -> State:
+        state, path = self.checkpoints.latest()
+        checkpoint.check_weights(self.network, state["network"], path)
+        return state
 
-    def _latest(self) -> tuple[dict[str, Any], Path] | None:
-        problems = []
-        for name in (artifacts.LAST_CHECKPOINT, artifacts.PREVIOUS_CHECKPOINT):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                state = checkpoint.load(path)
-            except BadInput as error:
-                problems.append(str(error))
-                continue
-            if problems:
-                print(f"warning: {problems[0]}; going on from {path}")
-            return state, path
-        if problems:
-            raise BadInput("\n  ".join([*problems, self._remedy()]))
-        return None
+    def _restore(self, state: State) -> None:
+        """The opposite of `_state`."""
+        self.network.load_state_dict(state["network"])
+        self.optimization.load(state["optimization"])
+        self.progress = Progress(**state["progress"])
+        if distributed.rank() < len(state["random"]):
+            runtime.set_random_state(state["random"][distributed.rank()], self.device)
 
-    def _check_best(self) -> None:
-        """best.pt is the only copy of its weights: a damaged one must not be sealed."""
-        try:
-            self._check_same(checkpoint.load(self.best_path), self.best_path)
-        except BadInput as error:
-            raise BadInput(f"{error}\n  {self._remedy()}") from error
-
-    def _remedy(self) -> str:
-        return f"--fold {self.data.fold} --overwrite trains this fold anew"
-
-    def _epoch(self, train_loader: DataLoader, validation_loader: DataLoader) -> dict[str, Any]:
-        batches = train_loader.batch_sampler
-        assert isinstance(batches, EpochBatches)
-        batches.epoch = self.epoch
-        started = time.perf_counter()
-        learning_rate = self.scheduler.get_last_lr()[0]
-        loss, n_images = self._train(train_loader)
-        seconds_training = time.perf_counter() - started
-        self.scheduler.step()
-        last = self.epoch + 1 == self.config.epochs
-        due = last or (self.epoch + 1) % self.config.validate_every == 0
-        scores = self._validate(validation_loader) if due else NOT_VALIDATED
+    def _state(self) -> State:
+        """Everything needed to go on from here, in plain types and tensors."""
         return {
-            "epoch": self.epoch + 1,
-            "learning_rate": learning_rate,
-            "positives_per_negative": self.sampling.ratio(self.epoch),
-            "positives": len(self.sampling.positives),
-            "negatives": self.sampling.n_negatives(self.epoch),
-            "train_loss": loss,
-            **scores,
-            "seconds": time.perf_counter() - started,
-            "images_per_second": n_images / seconds_training,
+            "progress": asdict(self.progress),
+            "network": self.network.state_dict(),
+            "optimization": self.optimization.state(),
+            "random": distributed.gather(runtime.random_state(self.device)),
         }
 
-    def _train(self, loader: DataLoader) -> tuple[float, int]:
-        """One pass -> (mean loss of the steps taken, images seen)."""
-        self.network.train()
-        losses: list[float] = []
-        n_images = 0
-        for batch in tqdm(loader, desc=f"fold {self.data.fold} epoch {self.epoch + 1}", unit="batch", leave=False):
-            images, masks = to_network(batch.image, self.device), batch.mask.to(self.device).float()
-            with self.autocast:
-                loss = self.network.training_loss(images, masks, self.criterion)["loss"]
-            value = float(loss.detach())
-            self.optimizer.zero_grad(set_to_none=True)
-            self.bad_in_a_row = 0 if math.isfinite(value) else self.bad_in_a_row + 1
-            if self.bad_in_a_row:
-                tqdm.write(f"fold {self.data.fold} epoch {self.epoch + 1}: the loss is {value}, step skipped")
-                if self.bad_in_a_row == MAX_BAD_STEPS:
-                    raise BadInput(f"{MAX_BAD_STEPS} losses in a row are not finite: lower learning_rate")
-                continue
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            losses.append(value)
-            n_images += len(images)
-        return float(np.mean(losses)) if losses else math.nan, n_images
-
-    @torch.inference_mode()
-    def _validate(self, loader: DataLoader) -> dict[str, float]:
-        """Scores of the validation fold at label resolution.
-
-        SIIM Dice is that of the best thresholds of SELECTION_GRID for this fold: thresholds fixed beforehand would
-        prefer the epochs in which a network predicts nothing yet. It serves to choose an epoch and is too high as a
-        score; stage 04 scores with thresholds of the other folds.
-        """
-        self.network.eval()
-        rows = self.data.validation
-        image_ids, shapes = rows["image_id"].tolist(), list(zip(rows["height"], rows["width"], strict=True))
-        profiles: dict[int, Profile] = {}
-        for batch in loader:
-            with self.autocast:
-                logits = self.network(to_network(batch.image, self.device))
-            maps = logits.float().sigmoid().cpu().numpy()
-            if not np.isfinite(maps).all():
-                return NOT_VALIDATED
-            for position, probabilities in zip(batch.position.tolist(), maps[:, 0], strict=True):
-                truth = rle.union(self.data.labels.get(image_ids[position], ()), shapes[position])
-                stored = postprocess.quantise(probabilities)
-                profiles[position] = thresholds.profile(stored, truth, SELECTION_GRID)
-        everything = [profiles[position] for position in range(len(rows))]
-        search = thresholds.Search(everything, SELECTION_GRID)
-        negative = search.empty_dice == 1
-        return {
-            "siim_dice": search.best(np.ones(len(rows), dtype=bool))[1],
-            "positive_dice": float(search.dice[~negative, SELECTION_GRID.bottoms.index(0.5)].mean()),
-            "nothing_predicted": float(negative.mean()),
-        }
-
-    def _loaders(self) -> tuple[DataLoader, DataLoader]:
-        sizes = {"cache_size": self.data.cache_size, "image_size": self.config.image_size}
-        train = RadiographDataset(self.data.output, self.data.train, **sizes, config=self.config)
-        validation = RadiographDataset(self.data.output, self.data.validation, **sizes, config=None)
-        common: dict[str, Any] = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
-        common["persistent_workers"] = self.workers > 0
-        common["worker_init_fn"] = start_worker
-        # Workers' base seed: from torch's global generator it would differ after a resume.
-        common["generator"] = torch.Generator().manual_seed(self.config.seed)
-        return (
-            DataLoader(train, batch_sampler=EpochBatches(self.sampling, self.config.batch_size), **common),
-            DataLoader(validation, batch_sampler=InOrder(len(validation), self.config.batch_size), **common),
+    def _is_finished(self) -> bool:
+        return self.progress.epoch >= self.config.epochs or history.has_stalled(
+            self.progress.history, patience=self.config.patience
         )
 
-    def _save(self, score: float) -> None:
-        """best.pt first, last.pt second: a kill between the two repeats the epoch and writes the same best.pt.
+    def _epoch(self, train_loader: DataLoader, validation_loader: DataLoader) -> None:
+        """From wherever the epoch stands to its end."""
+        now = self.progress
+        started, before = time.perf_counter(), now.seconds
+        self.optimization.start_epoch(now.epoch)
+        self._train(train_loader)
+        images_per_second = now.images / max(now.seconds, 1e-9)
+        last = now.epoch + 1 == self.config.epochs
+        due = last or (now.epoch + 1) % self.config.validate_every == 0
+        scores, examples = Scores(), list[Example]()
+        if due:
+            found = validate(
+                self.optimization.result,
+                validation_loader,
+                self.data.validation,
+                self.data.labels,
+                autocast=self.optimization.autocast,
+                device=self.device,
+                stop=self.stop,
+            )
+            if found is None:
+                self._leave()
+            scores, examples = found
+        now.seconds = before + time.perf_counter() - started
+        self._finish_epoch(scores, images_per_second)
+        self.log.epoch(now.history, examples, self._line(now.history[-1]))
 
-        Of equally good epochs the last one is kept: a fold on which nothing beats an empty prediction has many.
+    def _train(self, loader: DataLoader) -> None:
+        """The batches that are left of the epoch."""
+        now, batches = self.progress, loader.batch_sampler
+        assert isinstance(batches, EpochBatches)
+        batches.epoch = now.epoch
+        steps = batches.steps()
+        batches.first_part = sum(len(step) for step in steps[: now.step])
+        loaded = iter(loader)
+        started, before = time.perf_counter(), now.seconds
+        title = f"fold {self.data.fold} epoch {now.epoch + 1}"
+        with tqdm(
+            desc=title, total=len(steps), initial=now.step, unit="batch", leave=False, disable=not distributed.is_main()
+        ) as bar:
+            for step in steps[now.step :]:
+                n_images = sum(len(part) for part in step)
+                parts = (self._part(part, batches, loaded) for part in step)
+                loss, taken = self.optimization.step(parts, len(step), n_images)
+                self._count(loss, taken=taken, n_images=n_images)
+                bar.update()
+                now.seconds = before + time.perf_counter() - started
+                self._save_if_asked()
+
+    def _part(self, part: list[Item], batches: EpochBatches, loaded: Iterator[Sample]) -> Part:
+        batch = next(loaded)
+        counts = [batches.real(part, rank) for rank in range(batches.size)]
+        return to_network(batch.image, self.device), batch.mask.to(self.device).float(), counts
+
+    def _count(self, loss: float, *, taken: bool, n_images: int) -> None:
+        """Raises BadInput after too many steps in a row that were not taken."""
+        now = self.progress
+        now.step += 1
+        now.images += n_images
+        if taken:
+            now.bad_in_a_row = 0
+            now.losses += loss
+            return
+        now.bad_in_a_row += 1
+        now.skipped_steps += 1
+        if distributed.is_main():
+            tqdm.write(f"fold {self.data.fold} epoch {now.epoch + 1}: the loss is {loss}, step skipped")
+        if now.bad_in_a_row == MAX_BAD_STEPS:
+            raise BadInput(f"{MAX_BAD_STEPS} losses in a row are not finite: lower learning_rate")
+
+    def _save_if_asked(self) -> None:
+        """Between two steps: every so often, and to stop."""
+        due = distributed.is_main() and time.monotonic() - self.last_saved >= self.save_seconds
+        stopping, saving = distributed.sums([float(self.stop.is_due()), float(due)])
+        if stopping:
+            self._leave()
+        if saving:
+            self._save()
+
+    def _leave(self) -> NoReturn:
+        self._save()
+        self.stop.leave()
+
+    def _finish_epoch(self, scores: Scores, images_per_second: float) -> None:
+        """Close the epoch: history, schedule, best weights, and the state to go on from."""
+        now = self.progress
+        steps_taken = now.step - now.skipped_steps
+        now.history.append(
+            {
+                "epoch": now.epoch + 1,
+                "learning_rate": self.optimization.scheduler.get_last_lr()[0],
+                "positives_per_negative": self.sampling.ratio(now.epoch),
+                "positives": len(self.sampling.positives),
+                "negatives": self.sampling.n_negatives(now.epoch),
+                "train_loss": now.losses / steps_taken if steps_taken else math.nan,
+                "skipped_steps": now.skipped_steps,
+                **scores._asdict(),
+                "seconds": now.seconds,
+                "images_per_second": images_per_second,
+            }
+        )
+        self.optimization.end_epoch()
+        now.epoch += 1
+        now.step = now.images = now.skipped_steps = 0
+        now.losses = now.seconds = 0.0
+        kept_before = {epoch for _, epoch in now.kept}
+        self._keep(scores.siim_dice)
+        self._save()
+        if distributed.is_main():
+            # Those that the state before this one names must stay: it is what is left if this one is damaged.
+            self.checkpoints.drop_kept(needed=kept_before | {epoch for _, epoch in now.kept})
+
+    def _keep(self, score: float) -> None:
+        """Weights first, the state that counts on them second: a kill between the two repeats the epoch.
+
+        Of equally good epochs the last one is best: a fold on which nothing beats an empty prediction has many.
         """
-        weights = self.network.state_dict()
-        identity = self._identity()
-        if score >= self.best_score and checkpoint.is_finite(weights):
-            self.best_score = score
-            best = {**identity, "epoch": self.epoch, "score": score, "network": weights}
-            checkpoint.save(self.best_path, best)
-        whole = {
-            **identity,
-            "epoch": self.epoch,
-            "best_score": self.best_score,
-            "bad_in_a_row": self.bad_in_a_row,
-            "history": self.history,
-            "network": weights,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "torch_rng": torch.get_rng_state(),
+        now, weights = self.progress, self.optimization.result.state_dict()
+        if math.isnan(score) or not checkpoint.is_finite(weights):
+            return
+        if self.config.average_best > 1:
+            now.kept = sorted([*now.kept, (score, now.epoch)], reverse=True)[: self.config.average_best]
+            if (score, now.epoch) in now.kept and distributed.is_main():
+                self.checkpoints.save_weights(self.checkpoints.kept(now.epoch), weights, epoch=now.epoch, score=score)
+        if score >= now.best_score:
+            now.best_score, now.best_epoch = score, now.epoch
+            if distributed.is_main():
+                self.checkpoints.save_weights(self.checkpoints.best, weights, epoch=now.epoch, score=score)
+
+    def _save(self) -> None:
+        """Everything needed to go on from here, written by the main process."""
+        state = self._state()
+        if distributed.is_main():
+            self.checkpoints.save(state)
+        self.last_saved = time.monotonic()
+        self.beginning = None
+
+    def _average(self, train_loader: DataLoader, validation_loader: DataLoader) -> None:
+        """best.pt becomes the mean of the best epochs' weights, scored like an epoch."""
+        now = self.progress
+        epochs = sorted(epoch for _, epoch in now.kept)
+        if not epochs:
+            return
+        weights = averaging.mean([self.checkpoints.load_weights(self.checkpoints.kept(epoch)) for epoch in epochs])
+        self.network.load_state_dict(weights)
+        batches = train_loader.batch_sampler
+        assert isinstance(batches, EpochBatches)
+        batches.epoch, batches.first_part = now.epoch - 1, 0
+        with self.optimization.autocast, torch.no_grad():
+            images = (to_network(batch.image, self.device) for batch in train_loader)
+            averaging.estimate_batch_norms(self.network, images)
+        found = validate(
+            self.network,
+            validation_loader,
+            self.data.validation,
+            self.data.labels,
+            autocast=self.optimization.autocast,
+            device=self.device,
+            stop=self.stop,
+        )
+        if found is None:
+            self.stop.leave()
+        score = found[0].siim_dice
+        if distributed.is_main():
+            listed = ", ".join(map(str, epochs))
+            print(f"fold {self.data.fold}: the mean of epochs {listed} has SIIM Dice {score:.4f}")
+            self.checkpoints.save_weights(
+                self.checkpoints.best, self.network.state_dict(), epoch=now.epoch, averaged=epochs, score=score
+            )
+        now.best_score = score
+
+    def _sampling(self) -> SlidingSampling:
+        positive = self.data.train["positive"].to_numpy() == 1
+        if not positive.any() or len(positive) < 2:
+            raise BadInput(
+                f"fold {self.data.fold}: {len(positive)} training images, {positive.sum()} positive: too few"
+            )
+        return SlidingSampling(
+            np.flatnonzero(positive).tolist(),
+            np.flatnonzero(~positive).tolist(),
+            self.config.sampling,
+            epochs=self.config.epochs,
+            seed=self.config.seed,
+            positive_repeat=self.config.positive_repeat,
+        )
+
+    def _loaders(self) -> tuple[DataLoader, DataLoader]:
+        """Of the images to train on and to validate on, with new workers."""
+        config, share = self.config, {"rank": distributed.rank(), "size": distributed.size()}
+        batches = EpochBatches(self.sampling, config.batch_size, parts=config.accumulation_steps, **share)
+        validation = self._images(self.data.validation, None)
+        in_order = InOrder(len(validation), batches.part_size, **share)
+        common: dict[str, Any] = {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "timeout": WORKER_PATIENCE if self.workers else 0,
+            "worker_init_fn": start_worker,
+            "pin_memory": self.device.type == "cuda",
+            # Workers' base seed: from torch's global generator it would differ after a resume.
+            "generator": torch.Generator().manual_seed(config.seed),
         }
-        last = self.folder / artifacts.LAST_CHECKPOINT
-        checkpoint.save(last, whole, keep=self.folder / artifacts.PREVIOUS_CHECKPOINT)
-        self._write_history()
+        train = DataLoader(self._images(self.data.train, config), batch_sampler=batches, **common)
+        return train, DataLoader(validation, batch_sampler=in_order, **common)
 
-    @property
-    def best_path(self) -> Path:
-        return self.data.output / artifacts.best_weights(self.folder.parent.name, self.data.fold)
+    def _images(self, rows: pd.DataFrame, config: TrainConfig | None) -> RadiographDataset:
+        sizes = {"cache_size": self.data.cache_size, "image_size": self.config.image_size}
+        return RadiographDataset(self.data.output, rows, **sizes, config=config)
 
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint belongs to."""
-        return {"config": configuration.as_dict(self.config), "inputs": self.data.inputs, "fold": self.data.fold}
-
-    def _check_same(self, state: dict[str, Any], path: Path) -> None:
-        own = self._identity()
-        differences = configuration.differences(state.get("config", {}), own["config"])
-        inputs = state.get("inputs", {})
-        differences += [f"{name} changed since" for name in own["inputs"] if inputs.get(name) != own["inputs"][name]]
-        if state.get("fold") != own["fold"]:
-            differences.append(f"fold: {state.get('fold')} there, {own['fold']} now")
-        if differences:
-            lines = [
-                f"{path} belongs to another experiment (another --run, or --overwrite, starts anew):",
-                *differences,
-            ]
-            raise BadInput("\n  ".join(lines))
-
-    def _write_history(self) -> None:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, artifacts.HISTORY_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _rounded(value) for key, value in row.items()} for row in self.history)
-        atomic.write_text(self.folder / artifacts.HISTORY, text.getvalue())
-
-    def _line(self, row: dict[str, float]) -> str:
-        left = row["seconds"] * (self.config.epochs - self.epoch)
+    def _line(self, row: dict[str, Any]) -> str:
+        now = self.progress
+        left = row["seconds"] * (self.config.epochs - now.epoch)
+        memory = runtime.peak_memory_mib(self.device)
         scores = (
             f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['nothing_predicted']:.4f})  "
             f"positives {row['positive_dice']:.4f}  "
         )
         return (
-            f"fold {self.data.fold}  epoch {self.epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
+            f"fold {self.data.fold}  epoch {now.epoch}/{self.config.epochs}  loss {row['train_loss']:.4f}  "
             f"{'' if math.isnan(row['siim_dice']) else scores}"
-            f"{row['images_per_second']:.0f} img/s  {left / 60:.1f} min left"
+            f"{row['images_per_second']:.0f} img/s  "
+            f"{'' if memory is None else f'{memory / 1024:.1f} GiB  '}{left / 60:.1f} min left"
         )
-
-
-def _rounded(value: float) -> float | str:
-    if isinstance(value, int):
-        return value
-    return "" if math.isnan(value) else f"{value:.6g}"

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from pneumothorax import artifacts, augment
 from pneumothorax.config import TrainConfig
 from pneumothorax.dataset import InOrder, RadiographDataset, to_network
-from pneumothorax.sampling import EpochBatches, SlidingSampling
+from pneumothorax.sampling import EpochBatches, Item, SlidingSampling
 
 
 def sample(size=128):
@@ -224,13 +224,13 @@ def test_without_a_config_images_come_as_cached_and_negatives_have_empty_masks(c
     _, _, tiny = cache
     assert len(data) == 12
     for index, image_id in enumerate(data.image_ids):
-        one = data[(0, index)]
+        one = data[Item(0, index)]
         assert one.position == index
         assert one.image.shape == one.mask.shape == (1, 64, 64)
         assert one.image.dtype == one.mask.dtype == torch.uint8
         assert bool(one.mask.any()) == bool(tiny.masks[image_id].any())
         assert set(one.mask.unique().tolist()) <= {0, 1}
-        torch.testing.assert_close(data[(9, index)].image, one.image)
+        torch.testing.assert_close(data[Item(9, index)].image, one.image)
         truth = tiny.masks[image_id]
         step = len(truth) // 64
         share = truth.reshape(64, step, 64, step).mean(axis=(1, 3))
@@ -241,22 +241,30 @@ def test_a_smaller_image_size_than_the_caches_is_made_from_it(cache):
     data = dataset(cache, image_size=32)
     full = dataset(cache)
     for index in range(12):
-        mean = full[(0, index)].image[0].numpy().reshape(32, 2, 32, 2).mean(axis=(1, 3))
-        assert np.abs(data[(0, index)].image[0].numpy() - mean).max() <= 0.5
-        assert bool(data[(0, index)].mask.any()) == bool(full[(0, index)].mask.any())
+        mean = full[Item(0, index)].image[0].numpy().reshape(32, 2, 32, 2).mean(axis=(1, 3))
+        assert np.abs(data[Item(0, index)].image[0].numpy() - mean).max() <= 0.5
+        assert bool(data[Item(0, index)].mask.any()) == bool(full[Item(0, index)].mask.any())
 
 
 def test_positives_are_augmented_with_their_own_probability(cache):
     config = TrainConfig(image_size=64, augment_negative=0, augment_positive=1)
     data, plain = dataset(cache, config=config), dataset(cache)
     for index in range(12):
-        image, original = data[(0, index)].image, plain[(0, index)].image
+        image, original = data[Item(0, index)].image, plain[Item(0, index)].image
         unchanged = torch.equal(image, original) or torch.equal(image, original.flip(2))
         assert unchanged == (not data.positive[index])
 
 
+def test_copies_of_a_positive_are_augmented_differently(cache):
+    data = dataset(cache, config=TrainConfig(image_size=64, augment_negative=1, augment_positive=1))
+    first, second, again = (data[Item(0, 0, copy)].image for copy in (0, 1, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(second, again)
+
+
 def test_in_order_goes_once_through_everything():
-    assert list(InOrder(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    assert [[item.position for item in batch] for batch in InOrder(5, 2)] == [[0, 1], [2, 3], [4]]
+    assert [[item.position for item in batch] for batch in InOrder(5, 2, rank=1, size=2)] == [[2, 3]]
     assert [len(InOrder(n, 2)) for n in (0, 1, 2, 3, 4)] == [0, 1, 1, 2, 2]
 
 

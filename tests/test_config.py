@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pneumothorax import config
+from pneumothorax import config, schedules
 from pneumothorax.errors import BadConfig
 
 
@@ -23,8 +23,9 @@ def refusal(tmp_path, text="", *overrides):
 def test_an_empty_file_is_the_papers_experiment(tmp_path):
     found = loaded(tmp_path)
     assert (found.model, found.image_size) == ("ica_resunet", 512)
-    assert found.sampling[0] == (0, 2)  # positives to negatives 2:1 early, 1:1 in the middle and late stages
-    assert [ratio for _, ratio in found.sampling] == [2, 1]
+    assert found.sampling == "paper"
+    # positives to negatives 2:1 early, 1:1 in the middle and late stages
+    assert [ratio for _, ratio in schedules.STEPS["paper"]] == [2, 1]
     assert found.augment_positive > found.augment_negative  # "more of them for positives"
 
 
@@ -62,6 +63,12 @@ def test_file_then_overrides_then_fixed_values(tmp_path):
         ("sampling: [[0, 2], [0.5, 1], [0.3, 1]]\n", []),
         ("sampling: [[0, 0]]\n", []),
         ("sampling: [[0, 2], [1.0, 1]]\n", []),
+        ("sampling: unknown\n", []),
+        ("batch_size: 6\naccumulation_steps: 4\n", []),
+        ("batch_size: 6\naccumulation_steps: 6\n", []),
+        ("ema_decay: 1\n", []),
+        ("init_from: ../elsewhere\n", []),
+        ("patience: 0\n", []),
     ],
 )
 def test_unknown_keys_and_impossible_values_are_refused_and_the_known_keys_listed(tmp_path, text, overrides):
@@ -102,6 +109,11 @@ def test_the_saved_config_alone_repeats_the_experiment(tmp_path):
     config.save(tmp_path / "saved.yaml", found)
     assert config.load(tmp_path / "saved.yaml", []) == found
     assert set(yaml.safe_load((tmp_path / "saved.yaml").read_text())) == set(config.TrainConfig.model_fields)
+
+
+def test_every_named_schedule_can_be_asked_for(tmp_path):
+    for name in schedules.NAMES:
+        assert loaded(tmp_path, f"sampling: {name}\n").sampling == name
 
 
 def test_differences_are_listed_one_by_one(tmp_path):

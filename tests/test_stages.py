@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,8 +19,7 @@ from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 
 import models
 from pneumothorax import artifacts, discovery, png, postprocess, prediction, records, report, rle, thresholds, training
-from pneumothorax.config import TrainConfig
-from pneumothorax.errors import BadConfig, BadInput
+from pneumothorax.errors import BadConfig, BadInput, Stopped
 
 TINY = """
 model: ica_resunet
@@ -134,44 +135,6 @@ def test_epochs_between_validations_have_no_scores_and_the_last_one_has(copied, 
     assert history["train_loss"].notna().all()
     best = torch.load(artifacts.fold_folder(output, "rare", 0) / "best.pt", weights_only=True)
     assert best["epoch"] in (2, 3)
-
-
-class Bright(torch.nn.Module):
-    """Finds what is brighter than grey 217, at probability 0.55, below the usual thresholds; one idle weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.idle = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, images):
-        return torch.where(images > 0.85, 0.2, -9.0) + self.idle
-
-
-@pytest.fixture
-def in_training(finished, tmp_path):
-    """Training of Bright on the small data set, validated on the same images."""
-    _, output = finished
-    rows = artifacts.training_rows(output)
-    data = training.FoldData(tmp_path, 64, rows, rows, artifacts.label_rows(output), {}, 0)
-    shutil.copytree(output / "cache", tmp_path / "cache")
-    folder = artifacts.fold_folder(tmp_path, "bright", 0)
-    settings = TrainConfig(**yaml.safe_load(TINY))
-    return training.Training(Bright(), data, settings, folder=folder, device=torch.device("cpu"), workers=0)
-
-
-def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(in_training):
-    scores = in_training._validate(in_training._loaders()[1])
-    assert scores["nothing_predicted"] == 0.5
-    assert scores["siim_dice"] > 0.8  # with a top threshold of 0.6 nothing would be found: 0.5
-
-
-def test_of_equally_good_epochs_the_last_one_is_kept(in_training):
-    kept = []
-    for score in (0.5, 0.5, 0.4, float("nan"), 0.6):
-        in_training.epoch += 1
-        in_training._save(score)
-        kept.append(torch.load(in_training.best_path, weights_only=True)["epoch"])
-    assert kept == [1, 2, 2, 2, 5]
 
 
 def test_the_run_knows_what_its_network_is_made_of_and_what_training_took(finished):
@@ -463,6 +426,99 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before_it(copied, conf
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
+def interrupted(output, config, number):
+    """(exit code, what was printed) of training run "stopped", sent a signal in its first epoch; and the command."""
+    command = [sys.executable, "02_train.py", "--config", config, "--run", "stopped", "--fold", "0"]
+    command += ["--output", output, "--workers", "1", "--set", "epochs=200"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    path = artifacts.fold_folder(output, "stopped", 0) / "history.csv"
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # as a terminal or a cluster does: the workers get it too
+    printed, _ = process.communicate(timeout=60)
+    return process.returncode, printed, path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(copied, config, number):
+    _, output = copied
+    code, printed, path = interrupted(output, config, number)
+    assert code == 128 + number, printed
+    assert re.search(r"to go on: python 02_train\.py --config \S+tiny\.yaml --run stopped --fold 0", printed)
+    assert "Traceback" not in printed
+    epochs = len(pd.read_csv(path))
+    saved = torch.load(path.with_name("last.pt"), weights_only=True)["progress"]
+    assert saved["epoch"] == epochs
+    assert not (output / artifacts.trained("stopped", 0).path).exists()
+    left = ["--set", "epochs=200", "--fold", 0, "--run", "stopped", "--max-time", 0.001]
+    with pytest.raises(Stopped) as stopped:  # goes on, and the time is up after one step
+        run_stage("02_train.py", "--config", config, *left, "--output", output, "--workers", 0)
+    assert stopped.value.code == 0
+    later = torch.load(path.with_name("last.pt"), weights_only=True)["progress"]
+    assert (later["epoch"], later["step"]) > (saved["epoch"], saved["step"])
+
+
+def test_out_of_memory_says_what_to_try_and_leaves_what_was_saved(copied, config, monkeypatch):
+    _, output = copied
+    folder = artifacts.fold_folder(output, "large", 0)
+
+    def allocate(self, epoch):
+        if epoch == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(training.Optimization, "start_epoch", allocate)
+    with pytest.raises(BadInput, match=r"4 images at a time at 64 x 64(.|\n)*accumulation_steps=2(.|\n)*batch_size=2"):
+        run_stage("02_train.py", "--config", config, "--run", "large", "--output", output, "--workers", 0)
+    assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] == 1
+
+
+def second_part(output, config, *more):
+    settings = ["--set", "init_from=runs/tiny", "--set", "image_size=32", "--set", "learning_rate=1.0e-9", *more]
+    run_stage("02_train.py", "--config", config, "--run", "second", *settings, "--output", output, "--workers", 0)
+
+
+def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(copied, config):
+    _, output = copied
+    second_part(output, config)
+    for fold in (0, 1):
+        first, second = (
+            torch.load(output / artifacts.best_weights(run, fold), weights_only=True)["network"]
+            for run in ("tiny", "second")
+        )
+        torch.testing.assert_close(first["segmentation_head.0.weight"], second["segmentation_head.0.weight"])
+        record = records.read(output, artifacts.trained("second", fold))
+        path = artifacts.best_weights("tiny", fold)
+        assert record["inputs"][path] == records.sha256(output / path)
+
+
+def test_when_the_run_it_started_from_changes_a_run_is_out_of_date(copied, config):
+    made, output = copied
+    second_part(output, config)
+    run_all(made.folder, output, config, "--set", "learning_rate=0.002", "--overwrite", stages=[2])
+    with pytest.raises(BadInput, match=r"runs/tiny/fold0/best\.pt changed since 02_train\.py --run second"):
+        run_stage("03_predict.py", "--run", "second", "--output", output)
+    with pytest.raises(BadInput, match=r"runs/tiny/fold0/best\.pt changed since"):
+        second_part(output, config)
+    second_part(output, config, "--overwrite")
+    run_stage("03_predict.py", "--run", "second", "--output", output, "--workers", 0)
+
+
+def test_starting_from_a_run_that_is_missing_or_of_another_network_is_refused(copied, config):
+    _, output = copied
+    start = ["--run", "second", "--output", output, "--workers", 0, "--set"]
+    with pytest.raises(BadInput, match=r"02_train\.py --run absent --fold 0"):
+        run_stage("02_train.py", "--config", config, *start, "init_from=runs/absent")
+    with pytest.raises(BadInput, match="belongs to another network"):
+        run_stage(
+            "02_train.py", "--config", config, *start, "init_from=runs/tiny", "--set", "model_settings.attention=false"
+        )
+    with pytest.raises(BadConfig, match="cannot start from itself"):
+        run_stage("02_train.py", "--config", config, *start, "init_from=runs/second")
+
+
 def test_a_swapped_cached_mask_is_noticed_before_training(copied, config):
     made, output = copied
     first, second = (artifacts.cached_mask(output, 64, image_id) for image_id in made.positives[:2])
@@ -520,7 +576,7 @@ def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(
             state = torch.load(output / artifacts.best_weights("tiny", number), weights_only=True)
             network = models.build_untrained("ica_resunet", **state["config"]["model_settings"]).eval()
             network.load_state_dict(state["network"])
-            maps.append(prediction.probabilities([network], image)[0, 0].numpy() * 255)
+            maps.append(prediction.probabilities([network], image)[0][0, 0].numpy() * 255)
         assert np.abs(stored - maps[0]).max() <= 0.51
         assert np.abs(stored - maps[1]).max() > 1
 

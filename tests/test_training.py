@@ -1,4 +1,4 @@
-"""Losses, checkpoints and predictions: the parts of stages 02 and 03 that can be tested by themselves."""
+"""Precision, checkpoints and predictions: the parts of stages 02 and 03 that can be tested by themselves."""
 
 import pickle
 
@@ -6,37 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pneumothorax import checkpoint, losses, precision, prediction
+from pneumothorax import checkpoint, precision, prediction
 from pneumothorax.errors import BadInput
-
-
-def test_soft_dice_by_hand():
-    logits = torch.tensor([[[[0.0, 0.0], [100.0, -100.0]]]])  # probabilities 0.5, 0.5, 1, 0
-    masks = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
-    # overlap 1.5, sums 2 and 2: Dice with smooth 1 is (3 + 1) / (4 + 1)
-    assert losses.soft_dice_loss(logits, masks).item() == pytest.approx(1 - 4 / 5)
-
-
-def test_a_batch_without_positives_still_pushes_false_alarms_down():
-    logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
-    losses.soft_dice_loss(logits, torch.zeros(2, 1, 4, 4)).backward()
-    assert (logits.grad > 0).all()
-
-
-def test_bce_dice_is_the_sum_of_its_parts():
-    logits, masks = torch.randn(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()
-    p = logits.sigmoid()
-    bce = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean()
-    dice = 1 - (2 * (p * masks).sum() + 1) / (p.sum() + masks.sum() + 1)
-    assert losses.bce_dice(logits, masks).item() == pytest.approx((bce + dice).item(), rel=1e-5)
-
-
-def test_losses_of_16_bit_logits_are_summed_in_32_bits():
-    # 65,536 pixels at probability 0.5 sum to 32,768; in bf16 the sum would stop growing at 256.
-    logits, masks = torch.zeros(1, 1, 256, 256, dtype=torch.bfloat16), torch.ones(1, 1, 256, 256)
-    dice = (2 * 32768 + 1) / (32768 + 65536 + 1)
-    assert losses.soft_dice_loss(logits, masks).item() == pytest.approx(1 - dice, rel=1e-4)
-    assert losses.bce_dice(logits, masks).dtype == torch.float32
 
 
 def test_on_a_cpu_mixed_precision_is_bf16_without_loss_scaling():
@@ -119,12 +90,27 @@ class Brightness(torch.nn.Module):
         logits[..., :half] = images[..., :half] * 8
         return logits
 
+    def outputs(self, images):
+        return self(images), images.mean((1, 2, 3))
+
+
+class Headless(torch.nn.Identity):
+    def outputs(self, images):
+        return self(images), None
+
 
 def test_probabilities_are_the_mean_over_networks_and_over_the_mirror_image():
     images = torch.rand(2, 1, 4, 8)
     network = Brightness()
-    found = prediction.probabilities([network, torch.nn.Identity()], images)
+    found, presence = prediction.probabilities([network, Headless()], images)
     by_hand = (
         network(images).sigmoid() + network(images.flip(3)).sigmoid().flip(3) + 2 * images.sigmoid()  # Identity twice
     ) / 4
     np.testing.assert_allclose(found.numpy(), by_hand.numpy(), atol=1e-6)
+    assert presence is None  # a mean over the networks that have a presence head would be of other networks
+
+
+def test_the_presence_heads_probability_is_the_mean_over_networks_and_mirror_images():
+    images = torch.rand(2, 1, 4, 8)
+    _, presence = prediction.probabilities([Brightness(), Brightness()], images)
+    np.testing.assert_allclose(presence.numpy(), images.mean((1, 2, 3)).sigmoid().numpy(), atol=1e-6)
