@@ -28,11 +28,11 @@ def main() -> None:
     plain = models.build("ica_resunet", encoder_weights="none").to(device).eval()
     images = torch.rand(args.batch, 1, args.size, args.size, device=device)
     last = {"memory_format": torch.channels_last}
-    reference = prediction.probabilities([plain], images)
+    reference, _ = prediction.probabilities([plain], images)
 
     def run(network: torch.nn.Module, batch: torch.Tensor, *, bf16: bool) -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            found = prediction.probabilities([network], batch)
+            found, _ = prediction.probabilities([network], batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return found

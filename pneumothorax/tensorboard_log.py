@@ -51,10 +51,10 @@ class TensorBoardLog:
 def overlay(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """(S, S) image and masks of 0 and 1 -> (S, S, 3) uint8 RGB with both outlines.
 
-    The truth's is thin and on top of the prediction's: where they agree, both are seen.
+    The prediction's is thin and on top of the truth's thick one: where they agree, both are seen.
     """
     picture = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    for mask, colour, width in ((predicted, PREDICTION_RGB, 3), (truth, TRUTH_RGB, 1)):
+    for mask, colour, width in ((truth, TRUTH_RGB, 3), (predicted, PREDICTION_RGB, 1)):
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, colour, width)
     return picture

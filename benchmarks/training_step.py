@@ -1,0 +1,106 @@
+"""One training step of stage 02, in 32 and 16 bits, in both memory formats, compiled or not.
+
+The ways take turns in one process. On a CUDA device the allocator is limited to 11 GB, and images per second and peak
+memory at 512 x 512 are printed for the batches that have to fit: 16 in fp32 and 32 in mixed precision.
+
+    python -m benchmarks.training_step
+    python -m benchmarks.training_step --config configs/unet.yaml --size 256 --batch 4 --compile
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import models
+from benchmarks import timing
+from pneumothorax import config, runtime
+from pneumothorax.config import TrainConfig
+from pneumothorax.optimization import Optimization
+
+CARD_GB = 11
+FITTING = {16: False, 32: True}  # batch size: mixed precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/ica_resunet.yaml"))
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile (a C++ compiler is needed on CPUs)")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    timing.machine("torch", "segmentation_models_pytorch")
+    device = runtime.device(args.device)
+    print(f"{runtime.device_name(device)}; {args.config}, {args.batch} x {args.size} x {args.size}")
+
+    def way(memory_format: torch.memory_format, **settings: bool) -> Callable[[], None]:
+        return step(load(args.config, args.batch, **settings), args.size, device, memory_format=memory_format)
+
+    ways = {
+        "fp32, NCHW": way(torch.contiguous_format),
+        "fp32, channels_last": way(torch.channels_last),
+        "mixed, NCHW": way(torch.contiguous_format, mixed_precision=True),
+        "mixed, channels_last": way(torch.channels_last, mixed_precision=True),
+    }
+    if args.compile:
+        ways["fp32, compiled"] = way(torch.channels_last, compile=True)
+        ways["mixed, compiled"] = way(torch.channels_last, mixed_precision=True, compile=True)
+    medians = timing.compare(ways, repeats=args.repeats, per=args.batch, unit="image")
+    for name in list(ways)[1:]:
+        print(f"{name:24s} {medians['fp32, NCHW'] / medians[name]:.2f} times fp32, NCHW")
+    if device.type == "cuda":
+        ways.clear()
+        fit(args.config, device)
+
+
+def load(path: Path, batch: int, **settings: bool) -> TrainConfig:
+    """The experiment with random encoder weights and another batch size."""
+    changes = [f"{name}={str(value).lower()}" for name, value in settings.items()]
+    chosen = config.load(path, [f"batch_size={batch}", *changes])
+    if "encoder_weights" in chosen.model_settings:
+        chosen = chosen.model_copy(update={"model_settings": {**chosen.model_settings, "encoder_weights": "none"}})
+    return chosen
+
+
+def step(
+    chosen: TrainConfig, size: int, device: torch.device, *, memory_format: torch.memory_format
+) -> Callable[[], None]:
+    """A function that takes one step on random images with a square as truth."""
+    network = models.build(chosen.model, **chosen.model_settings).to(device, memory_format=memory_format)
+    optimization = Optimization(network, chosen, device)
+    optimization.start_epoch(0)
+    images = torch.rand(chosen.batch_size, 1, size, size, device=device)
+    masks = torch.zeros_like(images)
+    masks[:, :, size // 4 : size // 2, size // 4 : size // 2] = 1
+
+    def run() -> None:
+        optimization.step([(images, masks, [len(images)])], 1, len(images))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
+def fit(path: Path, device: torch.device) -> None:
+    """Images per second and peak memory at 512 x 512 on a card of 11 GB, which this one is made to be."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_GB * 1e9 / total), device)
+    for batch, mixed in FITTING.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        name = f"batch {batch}, {'mixed' if mixed else 'fp32'}"
+        try:
+            run = step(load(path, batch, mixed_precision=mixed), 512, device, memory_format=torch.channels_last)
+            medians = timing.compare({name: run}, repeats=10, per=batch, unit="image")
+        except torch.OutOfMemoryError:
+            print(f"{name:24s} does not fit into {CARD_GB} GB")
+            continue
+        peak = torch.cuda.max_memory_allocated(device) / 2**30
+        print(f"{name:24s} {1000 / medians[name]:.1f} images/s, {peak:.2f} GiB at most")
+
+
+if __name__ == "__main__":
+    main()
