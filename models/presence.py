@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ class NetworkWithPresence(SegmentationNetwork):
     presence_weight: float
 
     def add_presence_head(self, channels: int, weight: float) -> None:
-        """With a weight of 0 there is no head. Raises ValueError for a negative weight."""
+        """With a weight of 0 there is no head. Raises ValueError for a negative or infinite weight."""
         self.presence_weight = checked(weight)
         self.presence_head = PresenceHead(channels) if weight else None
 
@@ -56,7 +58,7 @@ class NetworkWithPresence(SegmentationNetwork):
 
 
 def checked(weight: float) -> float:
-    """ValueError unless it is at least 0."""
-    if not weight >= 0:
-        raise ValueError(f"presence_weight is at least 0, got {weight}")
+    """ValueError unless it is at least 0 and finite."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"presence_weight is at least 0 and finite, got {weight}")
     return weight

@@ -30,7 +30,7 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     weight_decay: float = pydantic.Field(0.0, ge=0)
     clip_gradient_norm: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
     mixed_precision: bool = False  # bf16 where the device has it, else fp16 with loss scaling
-    compile: bool = False  # torch.compile
+    compile: bool = False  # torch.compile, of the training step
     batch_norm: Literal["trained", "frozen", "synchronised"] = "trained"  # synchronised: over processes, on GPUs alone
     loss: Literal["bce_dice", "combo", "focal", "lovasz"] = "bce_dice"  # the paper names none
     # A name of schedules.py, or steps (share of training done, positives per negative).

@@ -118,7 +118,8 @@ class OverAllProcesses:
     """A criterion of the whole batch: the same number, and the same gradient, as in a single process.
 
     A sum over the batch inside a ratio, as in Dice, is no mean of what the processes would find for their own shares.
-    `counts` says how many of each process's first images count.
+    `counts` says how many of each process's first images count. What a network adds by itself (a presence head's loss,
+    Mask R-CNN's) is a mean over the processes, in which images that fill up the last batch of an epoch count as well.
     """
 
     def __init__(self, criterion: Criterion) -> None:

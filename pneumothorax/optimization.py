@@ -34,8 +34,6 @@ class Optimization:
         self.scaler = precision.scaler(device, enabled=config.mixed_precision)
         self.average = None if config.ema_decay is None else MovingAverage(network, config.ema_decay)
         self.frozen: list[nn.Parameter] = []
-        if config.compile:
-            network.compile()
         self.compute = self._shared()
 
     @property
@@ -114,6 +112,8 @@ class Optimization:
     def _shared(self) -> nn.Module:
         """images, masks -> loss; with several processes, the backward pass averages the gradients over them."""
         loss = TrainingLoss(self.network, self.criterion)
+        if self.config.compile:
+            loss.compile()
         if distributed.size() == 1:
             return loss
         return DistributedDataParallel(loss, find_unused_parameters=self.network.has_idle_parameters)

@@ -35,7 +35,17 @@ def test_losses_of_16_bit_logits_are_summed_in_32_bits():
     logits, masks = torch.zeros(1, 1, 256, 256, dtype=torch.bfloat16), torch.ones(1, 1, 256, 256)
     dice = (2 * 32768 + 1) / (32768 + 65536 + 1)
     assert losses.soft_dice_loss(logits, masks).item() == pytest.approx(1 - dice, rel=1e-4)
-    assert losses.bce_dice(logits, masks).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", losses.CRITERIA)
+def test_in_mixed_precision_a_loss_is_computed_in_32_bits(name):
+    logits, masks = sample()
+    logits = logits.bfloat16()
+    expected = losses.CRITERIA[name](logits.float(), masks)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = losses.CRITERIA[name](logits, masks)
+    assert loss.dtype == torch.float32
+    assert loss.item() == expected.item()
 
 
 def library():
@@ -63,6 +73,15 @@ def test_lovasz_by_hand():
     # Loss: 3 * 1/2 + 0.5 * 1/2.
     logits, masks = torch.tensor([[[[0.5, 2.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
     assert losses.lovasz(logits, masks).item() == pytest.approx(1.75)
+
+
+def test_lovasz_of_an_image_without_positives_is_the_hinge_of_its_worst_pixel():
+    # Errors 1 + logit: 1.5, 3 and -1 count as 3; the second image, surely empty, as 0. The mean of the two: 1.5.
+    logits = torch.tensor([[[[0.5, 2.0, -2.0]]], [[[-2.0, -3.0, -4.0]]]], requires_grad=True)
+    loss = losses.lovasz(logits, torch.zeros(2, 1, 1, 3))
+    loss.backward()
+    assert loss.item() == 1.5
+    assert logits.grad.flatten().tolist() == [0, 0.5, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -164,11 +164,30 @@ def test_an_unknown_setting_lists_the_known_ones(name):
         ("chexlocnet", {"proposals": 1.5}),
         ("chexlocnet", {"smallest_anchor": "x"}),
         ("smp/FPN", {"encoder": 3}),
+        ("ica_resunet", {"presence_weight": "0.5"}),
+        ("smp/FPN", {"presence_weight": True}),
     ],
 )
 def test_a_value_of_another_type_is_refused_naming_the_setting(name, settings):
     with pytest.raises(ValueError, match=rf"{name}, {next(iter(settings))}: .*got"):
         models.build(name, **settings)
+
+
+ENCODERS = {
+    **dict.fromkeys(("ica_resunet", "albunet", "chexlocnet"), "encoder."),
+    "ica_resunet_paper": "levels.",
+    "smp/FPN": "network.encoder.",
+    **dict.fromkeys(("unet", "unetpp_msof"), "none"),
+}
+
+
+def test_the_parameters_of_the_encoder_are_those_that_pretrained_weights_fill(name, network):
+    chosen = {id(parameter) for parameter in network.encoder_parameters()}
+    parameters = dict(network.named_parameters())
+    assert [key for key in parameters if key.startswith(ENCODERS[name])] == [
+        key for key, parameter in parameters.items() if id(parameter) in chosen
+    ]
+    assert bool(chosen) == ("encoder_weights" in SMALL[name])
 
 
 def test_importing_models_imports_no_framework():
@@ -397,10 +416,11 @@ CONVOLUTIONAL = ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "PSPNet", "DeepLabV
     "architecture, encoder",
     [*((name, "resnet18") for name in CONVOLUTIONAL), ("Segformer", "mit_b0"), ("DPT", "tu-vit_tiny_patch16_224")],
 )
-def test_architectures_of_smp_keep_the_size(architecture, encoder):
-    network = models.build(f"smp/{architecture}", encoder=encoder, encoder_weights="none").eval()
+def test_architectures_of_smp_keep_the_size_and_take_a_presence_head(architecture, encoder):
+    network = models.build(f"smp/{architecture}", encoder=encoder, encoder_weights="none", presence_weight=0.5).eval()
     with torch.inference_mode():
-        assert network(images(batch=1, height=128, width=160)).shape == (1, 1, 128, 160)
+        logits, presence = network.outputs(images(batch=1, height=128, width=160))
+    assert (logits.shape, presence.shape) == ((1, 1, 128, 160), (1,))
 
 
 def test_a_pyramid_on_se_resnext_is_smps_own():

@@ -2,26 +2,17 @@
 
 import pytest
 import torch
+from test_models import small
 
 import models
-from pneumothorax import losses
+from pneumothorax import losses, network_trace
 
-SMALL = {
-    "ica_resunet": {"encoder": "resnet18", "decoder_channels": [16, 8, 8, 8, 8]},
-    "ica_resunet_paper": {"width": 4, "decoder_channels": [16, 8, 8, 8]},
-    "albunet": {"encoder": "resnet18", "filters": 4},
-    "smp/FPN": {"encoder": "resnet18", "decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32},
-}
+NAMES = ("ica_resunet", "ica_resunet_paper", "albunet", "smp/FPN")
 
 
-def build(name, **settings):
-    torch.manual_seed(0)
-    return models.build_untrained(name, **SMALL[name], **settings)
-
-
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_with_a_head_every_parameter_is_trained_and_both_outputs_come(name):
-    network = build(name, presence_weight=0.5)
+    network = small(name, presence_weight=0.5)
     images, masks = torch.rand(4, 1, 64, 64), torch.zeros(4, 1, 64, 64)
     masks[0, :, 10:20, 10:20] = 1
     found = network.training_loss(images, masks, losses.bce_dice)
@@ -36,9 +27,9 @@ def test_with_a_head_every_parameter_is_trained_and_both_outputs_come(name):
         torch.testing.assert_close(network(images), logits)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_a_head_the_network_is_what_it_was(name):
-    plain, weighted = build(name), build(name, presence_weight=0.5)
+    plain, weighted = small(name), small(name, presence_weight=0.5)
     added = set(weighted.state_dict()) - set(plain.state_dict())
     assert {key.rsplit(".", 1)[1] for key in added} == {"weight", "bias"}
     assert set(plain.state_dict()) < set(weighted.state_dict())
@@ -49,7 +40,7 @@ def test_without_a_head_the_network_is_what_it_was(name):
 
 
 def test_the_target_is_whether_the_mask_has_any_pixel():
-    network = build("ica_resunet", presence_weight=1.0)
+    network = small("ica_resunet", presence_weight=1.0)
     torch.nn.init.zeros_(network.presence_head.linear.weight)
     torch.nn.init.constant_(network.presence_head.linear.bias, 2.0)
     images, masks = torch.rand(2, 1, 64, 64), torch.zeros(2, 1, 64, 64)
@@ -60,7 +51,7 @@ def test_the_target_is_whether_the_mask_has_any_pixel():
 
 
 def test_a_head_learns_which_images_are_positive():
-    network = build("ica_resunet", presence_weight=1.0)
+    network = small("ica_resunet", presence_weight=1.0)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     images, masks = torch.rand(8, 1, 64, 64) * 0.3, torch.zeros(8, 1, 64, 64)
     images[:4, :, 20:40, 20:40] += 0.6
@@ -73,30 +64,23 @@ def test_a_head_learns_which_images_are_positive():
     assert presence[:4].min() > presence[4:].max()
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_a_negative_weight_is_refused(name):
-    with pytest.raises(ValueError, match="presence_weight is at least 0"):
-        build(name, presence_weight=-1.0)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_a_negative_or_infinite_weight_is_refused(name, weight):
+    with pytest.raises(ValueError, match="presence_weight is at least 0 and finite"):
+        small(name, presence_weight=weight)
 
 
-def test_networks_without_a_pretrained_encoder_have_no_head():
+def test_the_head_of_ica_resunet_sees_the_attended_features_of_layer4_and_is_no_part_of_the_mask():
+    trace = network_trace.trace(small("ica_resunet", presence_weight=0.5), 64)
+    names = [part["name"] for part in trace["parts"]]
+    head = trace["parts"][names.index("presence_head")]
+    assert (head["shapes"], [names[at] for at in head["from"]]) == ([[1]], ["attention.3"])
+    assert [names[at] for at in trace["output_from"]] == ["segmentation_head"]
+    assert trace["output"] == [1, 64, 64]
+
+
+def test_the_other_networks_have_no_such_setting():
     for name in ("unet", "unetpp_msof", "chexlocnet"):
         with pytest.raises(ValueError, match="no setting presence_weight"):
             models.build_untrained(name, presence_weight=0.5)
-
-
-def test_the_parameters_of_the_encoder_are_those_that_pretrained_weights_fill():
-    def names(name, **settings):
-        network = models.build_untrained(name, **settings)
-        chosen = {id(parameter) for parameter in network.encoder_parameters()}
-        return {key.split(".")[0] for key, parameter in network.named_parameters() if id(parameter) in chosen}
-
-    for name in ("ica_resunet", "albunet"):
-        assert names(name, **SMALL[name]) == {"encoder"}
-    assert names("ica_resunet_paper", **SMALL["ica_resunet_paper"]) == {"levels"}
-    assert names("smp/FPN", **SMALL["smp/FPN"]) == {"network"}
-    assert names("unet", base_channels=4) == set()
-    network = build("smp/FPN")
-    assert not {id(one) for one in network.network.decoder.parameters()} & {
-        id(one) for one in network.encoder_parameters()
-    }

@@ -13,6 +13,7 @@ import torch
 from conftest import run_stage, tiny_input
 from torch import nn
 
+import models
 from pneumothorax import artifacts, averaging, history, training, validation
 from pneumothorax.config import TrainConfig
 from pneumothorax.errors import BadInput, Stopped
@@ -427,3 +428,26 @@ def test_scores_by_hand():
     assert scores.nothing_predicted == 0.5
     assert scores.positive_dice == 0.5
     assert scores.siim_dice == 0.5
+
+
+@pytest.mark.parametrize("name", ["ica_resunet", "unetpp_msof", "unet"])
+def test_training_runs_what_was_compiled_with_the_same_result(name, output, monkeypatch):
+    settings = {"unet": {"base_channels": 4}, "unetpp_msof": {"base_channels": 2}}
+    settings["ica_resunet"] = {"encoder": "resnet18", "decoder_channels": [8] * 5, "presence_weight": 0.5}
+
+    def network():
+        torch.manual_seed(0)
+        return models.build_untrained(name, **settings[name])
+
+    eager = trained(Path(shutil.copytree(output, output.with_name("eager"))), network=network(), epochs=1)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend=backend))
+    compiled = trained(output, network=network(), epochs=1, compile=True)
+    assert graphs
+    assert same(compiled, eager)
