@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_input
 
-from pneumothorax import artifacts
+from pneumothorax import artifacts, records
 
 pytestmark = pytest.mark.slow
 
@@ -80,43 +81,72 @@ def test_the_demo_runs_on_real_files_without_a_test_set(real_data, tmp_path):
     assert (tmp_path / artifacts.REPORT_PAGE).is_file()
 
 
-def test_training_killed_five_times_at_random_moments_ends_in_the_undisturbed_weights(tmp_path):
-    made = tiny_input(tmp_path / "input", train=40)
+@pytest.mark.parametrize("workers", [0, 3])
+def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undisturbed_weights(tmp_path, workers):
+    made = tiny_input(tmp_path / "input", train=80)
     config = tmp_path / "tiny.yaml"
     config.write_text(
         "model_settings:\n  encoder: resnet18\n  encoder_weights: none\n  decoder_channels: [16, 16, 8, 8, 8]\n"
-        "image_size: 64\nepochs: 12\nbatch_size: 4\n"
+        "image_size: 64\nepochs: 6\nbatch_size: 4\nema_decay: 0.9\n"
     )
-    outputs = tmp_path / "undisturbed", tmp_path / "killed"
-    commands = {}
-    for output in outputs:
-        common = ["--output", output, "--workers", "1"]
-        subprocess.run(
-            [sys.executable, "00_prepare_data.py", "--input", made.folder, "--size", "64", *common],
-            cwd=ROOT,
-            check=True,
-        )
-        subprocess.run([sys.executable, "01_make_folds.py", "--folds", "2", *common], cwd=ROOT, check=True)
-        commands[output] = [sys.executable, "02_train.py", "--config", config, "--fold", "0", *common]
-    started = time.monotonic()
-    subprocess.run(commands[outputs[0]], cwd=ROOT, check=True)
-    whole = time.monotonic() - started
+    prepared = tmp_path / "undisturbed"
+    for script, *more in (
+        ("00_prepare_data.py", "--input", made.folder, "--size", "64"),
+        ("01_make_folds.py", "--folds", "2"),
+    ):
+        subprocess.run([sys.executable, script, *more, "--output", prepared], cwd=ROOT, check=True)
+    killed = shutil.copytree(prepared, tmp_path / "killed")
+
+    def command(output):
+        more = ["--fold", "0", "--output", output, "--workers", str(workers), "--save-minutes", "0.001"]
+        return [sys.executable, "02_train.py", "--config", config, *more]
+
+    subprocess.run(command(prepared), cwd=ROOT, check=True)
     moments = random.Random(5)
-    epochs_before = []
+    last = artifacts.fold_folder(killed, "tiny", 0) / "last.pt"
+    stands = []
     for _ in range(5):
-        process = subprocess.Popen(commands[outputs[1]], cwd=ROOT, start_new_session=True)
-        time.sleep(moments.uniform(0.3, 0.7) * whole)
+        process = subprocess.Popen(command(killed), cwd=ROOT, start_new_session=True)
+        wait_for_saves(last, moments.randint(2, 14), process)
+        time.sleep(moments.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        history = artifacts.fold_folder(outputs[1], "tiny", 0) / "history.csv"
-        epochs_before.append(len(pd.read_csv(history)) if history.exists() else 0)
-    subprocess.run(commands[outputs[1]], cwd=ROOT, check=True)
-    assert epochs_before == sorted(epochs_before)  # no finished epoch is ever lost
-    assert epochs_before[-1] > 0
-    states = [torch.load(artifacts.fold_folder(o, "tiny", 0) / "last.pt", weights_only=True) for o in outputs]
-    assert all(torch.equal(states[0]["network"][name], states[1]["network"][name]) for name in states[0]["network"])
+        progress = torch.load(last, weights_only=True)["progress"]
+        stands.append((progress["epoch"], progress["step"]))
+    subprocess.run(command(killed), cwd=ROOT, check=True)
+    assert stands == sorted(stands)  # nothing that was saved is ever lost
+    assert sum(step > 0 for _, step in stands) >= 2
+    assert stands[-1][0] < 6
+    states = [
+        torch.load(artifacts.fold_folder(o, "tiny", 0) / "last.pt", weights_only=True) for o in (prepared, killed)
+    ]
+    for first, second in (
+        [state["network"] for state in states],
+        [state["optimization"]["average"]["network"] for state in states],
+    ):
+        assert all(torch.equal(first[name], second[name]) for name in first)
     times = ["seconds", "images_per_second"]
     first, second = (
-        pd.read_csv(artifacts.fold_folder(o, "tiny", 0) / "history.csv").drop(columns=times) for o in outputs
+        pd.read_csv(artifacts.fold_folder(o, "tiny", 0) / "history.csv").drop(columns=times) for o in (prepared, killed)
     )
     pd.testing.assert_frame_equal(first, second)
+
+
+def wait_for_saves(path, n, process):
+    """Until the file was written `n` times, or the process ended."""
+    seen = set()
+    deadline = time.monotonic() + 300
+    while len(seen) < n and process.poll() is None and time.monotonic() < deadline:
+        if path.exists():
+            seen.add(path.stat().st_mtime_ns)
+        time.sleep(0.005)
+
+
+def test_the_first_places_recipe_runs_in_one_command_and_beats_predicting_nothing(phantoms, tmp_path):
+    names = [f"first_place_{part}" for part in (1, 2, 3)]
+    demo(tmp_path, INPUT=phantoms, CONFIGS=" ".join(f"configs/demo/{name}.yaml" for name in names))
+    for fold in range(3):
+        record = records.read(tmp_path, artifacts.trained("first_place_3", fold))
+        assert artifacts.best_weights("first_place_2", fold) in record["inputs"]
+    table = artifacts.read_table(tmp_path, artifacts.cross_validation("first_place_3")).set_index("row")
+    assert table.at["all", "siim_dice"] > table.at["nothing predicted", "siim_dice"]
