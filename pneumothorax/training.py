@@ -130,6 +130,7 @@ class Training:
         """Go on from the last whole checkpoint, where there is one. Raises BadInput for that of another experiment."""
         if self.checkpoints.exist():
             self._restore(self._saved())
+            self.beginning = None
             if math.isfinite(self.progress.best_score):
                 self.checkpoints.load_weights(self.checkpoints.best)
             self.log.rewrite(self.progress.history)

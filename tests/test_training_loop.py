@@ -388,6 +388,22 @@ def test_a_worker_that_dies_is_replaced_once_and_changes_nothing(output, tmp_pat
     assert "tried once more" in capsys.readouterr().out
 
 
+def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(output, tmp_path, monkeypatch):
+    undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(8)).run()
+    let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
+    again = fold_training(output, workers=1)
+    again.resume()
+    finished = again.progress.epoch
+    epochs = []
+    monkeypatch.setattr(again, "_line", lambda row: epochs.append(row["epoch"]) or "")
+    again.run()
+    assert epochs == list(range(finished + 1, 4))
+    assert finished > 0
+    assert same(again, undisturbed)
+
+
 def test_workers_that_die_twice_end_the_run_with_what_to_do(output, tmp_path, monkeypatch):
     let_workers_die(monkeypatch, tmp_path / "deaths", times=99)
     with pytest.raises(BadInput, match=r"failed twice .*fewer --workers"):
