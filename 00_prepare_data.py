@@ -9,7 +9,8 @@ Writes  output/manifest.csv             one row per image that can be used
 
 Images with a label are for training, images named in the sample submission are for testing; an image in neither is
 listed and used by nobody. Bad files never stop the good ones: all are listed, then the exit code is 3 unless
---max-bad allows for them. Killed and started again it goes on where it stopped.
+--max-bad allows for them. Killed and started again it goes on where it stopped. With --scheduler the work is done by a
+Dask cluster whose workers see the same folders (README, "A cluster with shared storage"), with the same result.
 
     python 00_prepare_data.py --input input --output output
     python 00_prepare_data.py --input input --verify        check everything, write nothing
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumothorax import artifacts, discovery, labels, prepare, records, rle, stage, submission
+from pneumothorax.engine import Engine
 from pneumothorax.errors import BadInput, bad_list
 
 
@@ -37,7 +39,8 @@ def parse_args(argv=None):
     flag("--follow-symlinks", action="store_true", help="also read links and what lies behind them")
     flag("--salt", default="pneumothorax", help="salt of the patient hashes: set it where patient ids can be guessed")
     flag("--verify", action="store_true", help="check everything, list everything, write nothing")
-    args = parser.parse_args(argv)
+    stage.add_scheduler_flag(parser)
+    args = stage.parse(parser, argv)
     if args.size < 32 or args.size % 32:
         parser.error(f"--size must be a multiple of 32, got {args.size}")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?%", args.max_bad, re.ASCII):
@@ -54,14 +57,14 @@ def main(argv=None):
     output = None if args.verify else args.output
     job = prepare.plan(label_csv, sample_csv, size=args.size, salt=args.salt, output=output)
     files = len(found.dicoms) + len(found.not_files) + len(found.unreadable)
-    work = {"workers": args.workers, "anew": args.overwrite}
     if args.verify:
-        outcome = prepare.prepare(found, args.input, job, **work)
+        outcome = prepare.prepare(found, args.input, job, engine=Engine(args.workers, args.scheduler))
         finish(args, outcome, files)
         return
-    with stage.lock(args.output, "00_prepare_data"):
+    with stage.lock(args.output, "00_prepare_data") as holder:
         (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # no later stage runs until all is well
-        outcome = prepare.prepare(found, args.input, job, **work)
+        workers = Engine(args.workers, args.scheduler, shared=holder)
+        outcome = prepare.prepare(found, args.input, job, engine=workers, anew=args.overwrite)
         outputs, facts = write_tables(args.output, outcome, job)
         finish(args, outcome, files)
         inputs = {"label file": records.sha256(job.labels)}

@@ -9,8 +9,9 @@ Writes  output/runs/<run>/config.yaml                         every setting, res
         output/runs/<run>/fold<k>/finished.json               its hashes, once the last epoch is done
 
 Killed and started again with the same command it goes on where it last saved: after every epoch and, within one, every
---save-minutes. Ctrl-C, SIGTERM and --max-time end the step and save. A run keeps its settings: other ones under the
-same name are refused, naming the differences, unless --overwrite starts it anew.
+--save-minutes. (--overwrite starts anew every time: leave it out to go on.) Ctrl-C, SIGTERM and --max-time end the step
+and save. A run keeps its settings: other ones under the same name are refused, naming the differences, unless
+--overwrite starts it anew.
 
     python 02_train.py --config configs/ica_resunet.yaml
     python 02_train.py --config configs/ica_resunet.yaml --run slow --fold 0 --set learning_rate=3e-5
@@ -47,6 +48,7 @@ from pneumothorax.errors import BadConfig, BadInput
 from pneumothorax.interruption import StopRequest
 
 DEFAULT_CONFIG = Path("configs/ica_resunet.yaml")
+CLAIM_PATIENCE_S, FOLD_PATIENCE_S = 60, 1  # the latter: others look whether a fold is being trained
 
 
 def parse_args(argv=None):
@@ -82,31 +84,30 @@ def main(argv=None):
     network = build(settings, fetch=False)  # refuse impossible settings before anything is written
     max_seconds = None if args.max_time is None else 60 * args.max_time
     with distributed.processes(args.device) as device, StopRequest(max_seconds) as stop:
-        if args.overwrite and distributed.is_restart():
-            args.overwrite = False  # the processes before these have begun anew
         cache_size = cache.size(args.output, settings.image_size)
         inputs = lineage.train_inputs(args.output)
         rows = artifacts.training_rows(args.output)
         n_folds = int(rows["fold"].max()) + 1
         chosen = stage.chosen_folds(args.fold, n_folds)
         distributed.on_main(claim_run, args, settings, n_folds=n_folds)
+        if args.overwrite and not distributed.is_restart():  # started again, processes go on with what they began anew
+            distributed.on_main(clear_folds, args, chosen)
 
         verified = False
         for fold in chosen:
-            with distributed.lock(args.output, lock_name(args.run, fold)):
+            with distributed.lock(args.output, lock_name(args.run, fold), patience_s=FOLD_PATIENCE_S):
+                record = artifacts.trained(args.run, fold)
                 same = {
                     "settings": config.as_dict(settings),
                     "inputs": {**inputs, **start_inputs(args, settings, fold)},
                 }
-                record = artifacts.trained(args.run, fold)
-                current = distributed.on_main(records.is_current, args.output, record, **same)
-                if current and not args.overwrite:
+                if distributed.on_main(records.is_current, args.output, record, **same):
                     distributed.say(f"fold {fold} is finished")
                     continue
                 if not verified:
                     distributed.on_main(cache.verify, args.output, cache_size, rows, workers=args.workers)
                     verified = True
-                distributed.on_main(start_fold, args, network, settings, fold)
+                distributed.on_main(describe, args, network, settings)
                 data = fold_data(args.output, rows, cache_size, fold, same["inputs"])
                 facts = train_fold(args, settings, data, device=device, stop=stop)
                 outputs = [artifacts.best_weights(args.run, fold), artifacts.history(args.run, fold)]
@@ -124,6 +125,10 @@ def start_inputs(args: argparse.Namespace, settings: TrainConfig, fold: int) -> 
     if run == args.run:
         raise BadConfig(f"init_from: run {run} cannot start from itself")
     path = artifacts.best_weights(run, fold)
+    record = artifacts.trained(args.run, fold)
+    if not (args.output / path).is_file() and (args.output / record.path).is_file():
+        known = records.read(args.output, record)["inputs"]  # finished; what it started from may be gone
+        return {path: known[path]} if path in known else {}
     return {path: lineage.trained(args.output, run, fold)["outputs"][path]}
 
 
@@ -135,16 +140,21 @@ def build(settings: TrainConfig, *, fetch: bool):
     """The network; fetch=False leaves out pretrained weights. Raises BadConfig for settings it does not know."""
     make = models.build if fetch else models.build_untrained
     try:
-        return make(settings.model, **settings.model_settings)
+        network = make(settings.model, **settings.model_settings)
     except (ValueError, TypeError) as error:
         raise BadConfig(f"model {settings.model}: {error}") from error
+    if settings.frozen_encoder_epochs and not network.encoder_parameters():
+        raise BadConfig(f"frozen_encoder_epochs: {settings.model} has no encoder that could be frozen")
+    return network
 
 
 def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) -> None:
     """Save the resolved config with the run, or check that the run was made with the same one."""
     folder, path = artifacts.run_folder(args.output, args.run), artifacts.run_config(args.output, args.run)
-    with stage.lock(args.output, f"02_train-{args.run}"):
-        if any(folder.glob(f"fold*/{artifacts.LAST_CHECKPOINT}")):  # before the first epoch nothing is bound
+    with run_lock(args):
+        started = any(folder.glob(f"fold*/{artifacts.LAST_CHECKPOINT}"))
+        busy = any(stage.is_held(args.output, lock_name(args.run, fold)) for fold in range(n_folds))
+        if started or (busy and path.exists()):  # before the first save nothing is bound
             differences = config.differences(config.saved(path), config.as_dict(settings))
             if not differences:
                 return
@@ -163,13 +173,26 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) 
         config.save(path, settings)
 
 
-def start_fold(args: argparse.Namespace, network, settings: TrainConfig, fold: int) -> None:
-    """Clear the fold where that was asked for, and save what the network is made of and costs, for the report."""
-    folder = artifacts.fold_folder(args.output, args.run, fold)
-    if args.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    path = args.output / artifacts.network_facts(args.run)
-    atomic.write_json(path, network_trace.trace(network, settings.image_size))  # the same bytes for every fold
+def describe(args: argparse.Namespace, network, settings: TrainConfig) -> None:
+    """Save what the network is made of and costs, for the report: the same bytes for every fold."""
+    with run_lock(args):
+        atomic.write_json(
+            args.output / artifacts.network_facts(args.run), network_trace.trace(network, settings.image_size)
+        )
+
+
+def run_lock(args: argparse.Namespace):
+    """On what the folds of a run share; they may be started at the same moment, on several machines."""
+    return stage.lock(args.output, f"02_train-{args.run}", patience_s=CLAIM_PATIENCE_S)
+
+
+def clear_folds(args: argparse.Namespace, chosen: list[int]) -> None:
+    """Start them anew."""
+    for fold in chosen:
+        with stage.lock(args.output, lock_name(args.run, fold)):
+            folder = artifacts.fold_folder(args.output, args.run, fold)
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def fold_data(
@@ -219,13 +242,15 @@ def train_fold(
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise out_of_memory(settings) from error
         raise
-    if not math.isfinite(state.progress.best_score):
+    now = state.progress
+    if not math.isfinite(now.best_score):
         raise BadInput(f"fold {data.fold}: no epoch gave finite weights and scores: lower learning_rate")
     spent = (time.perf_counter() - started) / 60
-    distributed.say(f"fold {data.fold}: best SIIM Dice {state.progress.best_score:.4f} in {spent:.1f} minutes")
+    best = f"best SIIM Dice {now.best_score:.4f}, epoch {now.best_epoch}"
+    distributed.say(f"fold {data.fold}: {best}, in {spent:.1f} minutes")
     return {
-        "best_score": state.progress.best_score,
-        "seconds": sum(row["seconds"] for row in state.progress.history),
+        "best_score": now.best_score,
+        "seconds": sum(row["seconds"] for row in now.history),
         "device": runtime.device_name(device),
         "processes": distributed.size(),
         "peak_memory_mib": runtime.peak_memory_mib(device),
@@ -243,13 +268,21 @@ def starting_network(args, settings: TrainConfig, fold: int):
 
 
 def out_of_memory(settings: TrainConfig) -> BadInput:
-    """What to try."""
-    parts = 2 * settings.accumulation_steps
+    """What to try, of what the config allows."""
+    batch, parts = settings.batch_size, settings.accumulation_steps
+    advice = []
+    smaller = [more for more in range(parts + 1, batch // 2 + 1) if batch % more == 0]
+    if smaller:
+        advice.append(f"--set accumulation_steps={smaller[0]} (the same batch in smaller parts)")
+    else:
+        advice.append(f"a smaller --set image_size than {settings.image_size}")
+    if batch // parts > 2:
+        advice.append(f"--set batch_size={parts * (batch // parts // 2)}")
+    if not settings.mixed_precision:
+        advice.append("--set mixed_precision=true")
     return BadInput(
-        f"out of memory with {settings.batch_size // settings.accumulation_steps} images at a time at "
-        f"{settings.image_size} x {settings.image_size}; what was saved is whole. Try, under another --run or with "
-        f"--overwrite: --set accumulation_steps={parts} (the same batch in smaller parts), "
-        f"--set batch_size={max(2, settings.batch_size // 2)}, or --set mixed_precision=true"
+        f"out of memory with {batch // parts} images at a time at {settings.image_size} x {settings.image_size}; "
+        f"what was saved is whole. Try, under another --run or with --overwrite: {', or '.join(advice)}"
     )
 
 

@@ -8,7 +8,8 @@ Writes  output/submissions/<name>/postprocess.json   the thresholds and how they
         output/submissions/<name>/submission.csv     the sample's ids in its order (only where there are test images)
 
 Thresholds that score fold k are fitted on the other folds; those for the test images on all of them. Every
-submission row is decoded again and compared with its mask. Nothing is uploaded.
+submission row is decoded again and compared with its mask. Nothing is uploaded. With --scheduler the work on
+the images is done by a Dask cluster whose workers see the same output folder (README, "A cluster with shared storage").
 
     python 04_submit.py --run ica_resunet
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from pneumothorax import artifacts, evaluation, labels, lineage, records, stage, submission, thresholds
+from pneumothorax.engine import Engine, in_order
 from pneumothorax.errors import BadInput
 from pneumothorax.thresholds import Fitted, Grid
 
@@ -31,7 +33,8 @@ def parse_args(argv=None):
     flag("--sample-submission", type=Path, metavar="CSV", help="another id order than the one stage 00 found")
     flag("--min-component", type=stage.count, default=100, metavar="PX",
          help="drop parts of a mask below this, in pixels of 1024 x 1024 (default: %(default)s)")  # fmt: skip
-    args = parser.parse_args(argv)
+    stage.add_scheduler_flag(parser)
+    args = stage.parse(parser, argv)
     args.run = args.run or args.name or "ica_resunet"
     args.name = args.name or args.run
     stage.check_name(parser, "--run", args.run)
@@ -42,7 +45,10 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     record = artifacts.submitted(args.name)
-    with stage.lock(args.output, f"04_submit-{args.name}"), stage.lock(args.output, f"03_predict-{args.run}"):
+    with (
+        stage.lock(args.output, f"04_submit-{args.name}") as holder,
+        stage.lock(args.output, f"03_predict-{args.run}"),
+    ):
         grid = Grid(min_component=args.min_component)
         settings = {"run": args.run, "grid": {name: jsonable(values) for name, values in vars(grid).items()}}
         inputs = lineage.submit_inputs(args.output, args.run)
@@ -52,7 +58,8 @@ def main(argv=None):
         if not args.overwrite and records.is_current(args.output, record, settings=settings, inputs=inputs):
             print(f"{args.output / record.path} is up to date")
         else:
-            make(args, grid, settings, inputs)
+            workers = Engine(args.workers, args.scheduler, shared=holder)
+            make(args, grid, settings=settings, inputs=inputs, engine=workers)
     report(args, artifacts.read_table(args.output, artifacts.cross_validation(args.name)))
 
 
@@ -61,7 +68,7 @@ def jsonable(values: float | tuple[float, ...]) -> float | list[float]:
     return list(values) if isinstance(values, tuple) else values
 
 
-def make(args: argparse.Namespace, grid: Grid, settings: dict, inputs: dict[str, str]) -> None:
+def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[str, str], engine: Engine) -> None:
     """Fit, score, write the tables and the submission, and seal them."""
     artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
     predictions = artifacts.read_table(args.output, artifacts.predictions(args.run))
@@ -73,7 +80,7 @@ def make(args: argparse.Namespace, grid: Grid, settings: dict, inputs: dict[str,
     if tested:
         submission.check_ids(read_sample(args), [item.image_id for item in tested])
     oof = evaluation.items(args.output, args.run, artifacts.OOF)
-    fitted, images = evaluation.evaluate(oof, predictions, grid, workers=args.workers)
+    fitted, images = evaluation.evaluate(oof, predictions, grid, engine=engine)
 
     tables = {
         artifacts.out_of_fold(args.name): images,
@@ -84,7 +91,8 @@ def make(args: argparse.Namespace, grid: Grid, settings: dict, inputs: dict[str,
         artifacts.write_table(args.output, table, frame)
     outputs = [table.path for table in tables]
     if tested:
-        outputs.append(write_submission(args, tested, fitted, share=float((images["true_px"] > 0).mean())))
+        share = float((images["true_px"] > 0).mean())
+        outputs.append(write_submission(args, tested, fitted, engine=engine, share=share))
     facts = {
         "final": vars(fitted.final),
         "by_fold": {str(number): vars(triplet) for number, triplet in fitted.by_fold.items()},
@@ -100,10 +108,12 @@ def read_sample(args: argparse.Namespace) -> labels.Sample:
     return labels.read_sample(args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION)
 
 
-def write_submission(args: argparse.Namespace, items: list[evaluation.Item], fitted: Fitted, *, share: float) -> str:
+def write_submission(
+    args: argparse.Namespace, items: list[evaluation.Item], fitted: Fitted, *, engine: Engine, share: float
+) -> str:
     """submission.csv; returns its path below the output folder."""
     calls = [(item, fitted.final) for item in items]
-    results = evaluation.in_workers(evaluation.compare, calls, workers=args.workers, title="submission")
+    results = in_order(evaluation.compare, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission")
     rows = {result["image_id"]: result["rle"] for result in results}
     path = artifacts.submission(args.output, args.name)
     submission.write(path, read_sample(args), rows)

@@ -1,7 +1,7 @@
 """Whole files or none: write under a temporary name, fsync, rename.
 
-A reader never sees half a file. A run killed at any moment leaves at most a `.<name>.<pid>.tmp` behind, which the next
-writer of that file sweeps up (in folders of thousands of files: the stage that owns the folder, when it starts).
+A reader never sees half a file. A run killed at any moment leaves at most a `.<name>.<random>.tmp` behind, which the
+next writer of that file sweeps up (in folders of thousands of files: the stage that owns the folder, when it starts).
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 
 def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True, keep: Path | None = None) -> None:
@@ -19,7 +20,7 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True, 
     keep: where the file that was there before goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     if sync:
         sweep(path.parent, path.name)
     try:

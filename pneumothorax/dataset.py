@@ -1,5 +1,6 @@
 """Cached PNGs as tensors, augmented for training."""
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,12 +86,23 @@ class InOrder:
 def start_worker(_: int) -> None:
     """One thread per DataLoader worker (OpenCV would start one per core in each), to outlast the main process's step.
 
-    Ctrl-C, and often SIGTERM, reach every process at once, but the step that is to be ended needs its images. A worker
-    that hangs is ended by a second SIGTERM.
+    Ctrl-C, and often SIGTERM, reach every process at once, but the step that is to be ended needs its images. A second
+    SIGTERM ends a worker.
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def end_workers() -> None:
+    """Kill all child processes: one that hangs would be waited for when its DataLoader ends."""
+    told = getattr(signal, "SIGCHLD", None)  # not on Windows; PyTorch would take it for another worker's death
+    handler = None if told is None else signal.signal(told, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    if told is not None:
+        signal.signal(told, handler)
 
 
 def to_network(images: torch.Tensor, device: torch.device) -> torch.Tensor:

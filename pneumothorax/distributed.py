@@ -86,9 +86,9 @@ def on_main(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) 
 
 
 @contextmanager
-def lock(output: Path, name: str) -> Iterator[None]:
+def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[None]:
     """stage.lock, held by the process that writes."""
-    with stage.lock(output, name) if is_main() else nullcontext():
+    with stage.lock(output, name, patience_s=patience_s) if is_main() else nullcontext():
         yield
 
 

@@ -2,23 +2,20 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from pneumothorax import artifacts, metrics, png, postprocess, rle, thresholds
+from pneumothorax.engine import Engine, in_order
 from pneumothorax.errors import BadInput
 from pneumothorax.postprocess import Triplet
 from pneumothorax.thresholds import Fitted, Grid, Profile
 
-IMAGES_PER_CALL = 32
-Result = TypeVar("Result")
+IMAGES_PER_TASK = 32
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ def items(output: Path, run: str, split: str) -> list[Item]:
     ]
 
 
-def evaluate(oof: list[Item], predictions: pd.DataFrame, grid: Grid, *, workers: int) -> tuple[Fitted, pd.DataFrame]:
+def evaluate(oof: list[Item], predictions: pd.DataFrame, grid: Grid, *, engine: Engine) -> tuple[Fitted, pd.DataFrame]:
     """Fit the thresholds, nested, and score every image with those of the other folds.
 
     Args:
@@ -94,30 +91,12 @@ def evaluate(oof: list[Item], predictions: pd.DataFrame, grid: Grid, *, workers:
     Returns the thresholds and artifacts.out_of_fold rows.
     """
     fold = predictions["fold"].to_numpy().astype(int)
-    profiles = in_workers(profile, [(item, grid) for item in oof], workers=workers, title="thresholds")
+    profiles = in_order(profile, [(item, grid) for item in oof], engine, per_task=IMAGES_PER_TASK, title="thresholds")
     fitted = thresholds.fit(profiles, fold, grid)
     calls = [(item, fitted.by_fold[number]) for item, number in zip(oof, fold.tolist(), strict=True)]
-    images = pd.DataFrame(in_workers(compare, calls, workers=workers, title="scores"))
+    images = pd.DataFrame(in_order(compare, calls, engine, per_task=IMAGES_PER_TASK, title="scores"))
     p_positive = predictions["p_presence"].fillna(predictions["p_max"])  # the network's own word where it has one
     return fitted, images.assign(fold=fold, p_positive=p_positive.to_numpy())
-
-
-def in_workers(
-    work: Callable[..., Result], calls: Sequence[tuple[Any, ...]], *, workers: int, title: str
-) -> list[Result]:
-    """[work(*arguments) for arguments in calls], in order, in chunks over joblib workers, with a progress bar."""
-    chunks = [calls[start : start + IMAGES_PER_CALL] for start in range(0, len(calls), IMAGES_PER_CALL)]
-    parallel = joblib.Parallel(n_jobs=max(1, workers), return_as="generator")
-    results: list[Result] = []
-    with tqdm(total=len(calls), unit="image", desc=title) as bar:
-        for part in parallel(joblib.delayed(_each)(work, chunk) for chunk in chunks):
-            results.extend(part)
-            bar.update(len(part))
-    return results
-
-
-def _each(work: Callable[..., Result], chunk: Sequence[tuple[Any, ...]]) -> list[Result]:
-    return [work(*arguments) for arguments in chunk]
 
 
 def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:

@@ -58,6 +58,8 @@ class FoldCheckpoints:
                 continue
             try:
                 state = checkpoint.load(path)
+                if not checkpoint.is_finite(state["network"]):
+                    raise BadInput(f"{path} holds weights that are not finite")
             except BadInput as error:
                 problems.append(str(error))
                 continue

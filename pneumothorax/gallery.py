@@ -15,11 +15,13 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from pneumothorax import artifacts, atomic, evaluation, png, rle
+from pneumothorax import artifacts, atomic, png, rle
+from pneumothorax.engine import Engine, in_order
 
 THUMBNAILS, DATA = "gallery", "gallery.js"  # below the report's folder
 THUMBNAIL_PX = 256
 JPEG_QUALITY = 85
+IMAGES_PER_TASK = 32
 TRUTH_RGB, PREDICTION_RGB = (0, 158, 255), (255, 176, 0)  # told apart with any colour vision, on grey
 
 # Outlines at 512, simplified by a pixel, are shorter than exact ones at 256 and as close to the mask: 150 instead of
@@ -67,7 +69,7 @@ def write(
     (folder / THUMBNAILS).mkdir(parents=True)
     images = predicted_images(runs, manifest)
     calls = [(item,) for item in items(output, folder, runs, images, cache_size)]
-    outlines = evaluation.in_workers(draw, calls, workers=workers, title="gallery")
+    outlines = in_order(draw, calls, Engine(workers), per_task=IMAGES_PER_TASK, title="gallery")
     large = os.path.relpath(artifacts.cached_image(output, cache_size, "").parent, folder)
     write_data(folder / DATA, data(runs, images, outlines, large=Path(large).as_posix()))
     return [*(f"{THUMBNAILS}/{image_id}.jpg" for image_id in images["image_id"]), DATA]

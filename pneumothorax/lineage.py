@@ -38,11 +38,13 @@ def train_inputs(output: Path) -> Hashes:
 def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
     """Stage 02's record of a fold; other runs' weights that it started from are as they were, unless they are gone."""
     record = records.require(output, artifacts.trained(run, fold), train_inputs(output))
-    started_from = {path: digest for path, digest in record["inputs"].items() if path.startswith("runs/")}
-    for path, digest in records.hashes(output, started_from).items():
-        if digest != started_from[path]:
+    for path, digest in record["inputs"].items():
+        if not path.startswith("runs/") or not (output / path).is_file():
+            continue
+        if records.sha256(output / path) != digest:
             command = artifacts.trained(run, fold).made_by
             raise BadInput(f"{path} changed since {command} ran: run {command} --overwrite again")
+        trained(output, Path(path).parts[1], fold)  # and what that run itself started from
     return record
 
 

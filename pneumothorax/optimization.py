@@ -34,6 +34,8 @@ class Optimization:
         self.scaler = precision.scaler(device, enabled=config.mixed_precision)
         self.average = None if config.ema_decay is None else MovingAverage(network, config.ema_decay)
         self.frozen: list[nn.Parameter] = []
+        self.buffers = list(network.buffers())
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
         self.compute = self._shared()
 
     @property
@@ -57,8 +59,13 @@ class Optimization:
             self.compute = self._shared()  # which gradients travel is settled when it is made
 
     def step(self, parts: Iterable[Part], n_parts: int, n_images: int) -> tuple[float, bool]:
-        """Train on one batch -> (its loss, whether the step was taken; it is not when numbers are not finite)."""
+        """Train on one batch -> (its loss, whether the step was taken).
+
+        It is not where the loss or the gradients are not finite: weights and statistics stay as they were.
+        """
         self.optimizer.zero_grad(set_to_none=True)
+        for before, buffer in zip(self.buffers_before, self.buffers, strict=True):
+            before.copy_(buffer)
         value = 0.0
         for number, (images, masks, counts) in enumerate(parts, start=1):
             self.criterion.counts = counts
@@ -71,10 +78,14 @@ class Optimization:
         self.scaler.unscale_(self.optimizer)
         # Every process needs the same answer, or they would part ways.
         value, broken = distributed.sums([value / distributed.size(), float(not self._is_finite(value))])
-        if broken:
-            return value if not math.isfinite(value) else math.nan, False
-        self.scaler.step(self.optimizer)
+        scale = self.scaler.get_scale()
+        if not broken:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
+        if broken or self.scaler.get_scale() < scale:  # fp16: the optimizer's step was left out
+            for before, buffer in zip(self.buffers_before, self.buffers, strict=True):
+                buffer.copy_(before)  # statistics of a forward pass that came to no good
+            return value, False
         if self.average is not None:
             self.average.update(self.network)
         return value, True
@@ -86,7 +97,7 @@ class Optimization:
             self.scheduler.step()
 
     def _is_finite(self, loss: float) -> bool:
-        """Of the loss and of the gradients' norm, which is limited here. Loss scaling sees to gradients itself."""
+        """Of the loss and of the gradients' norm, which is limited here. Loss scaling looks at gradients itself."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if self.config.clip_gradient_norm is not None:
@@ -105,7 +116,8 @@ class Optimization:
     def load(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():  # a night begun in bf16 may go on on a card with fp16 alone
+            self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load(state["average"])
 

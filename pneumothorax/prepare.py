@@ -1,31 +1,31 @@
 """DICOM files and labels -> cached PNGs and one manifest row per image.
 
-Each file is worked on by itself (`prepare_one`, in joblib workers) and ends either as a manifest row or as a
+Each file is worked on by itself (`prepare_one`, in a worker) and ends either as a manifest row or as a
 rejection with a code; what needs a view of all files (ids that come twice, labels without an image) follows.
 """
 
 import functools
 import hashlib
+import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from pneumothorax import artifacts, atomic, dicom, labels, png, records, rle
 from pneumothorax.discovery import Found
+from pneumothorax.engine import Engine, as_finished
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.journal import Journal
 
 VERSION = 2  # raise it whenever a cached file would come out differently: earlier journals are then ignored
 UNLABELLED = "UNLABELLED"
 BAD_LABEL = "SIZE_MISMATCH"
-FILES_PER_CALL = 16  # one joblib call costs about as much as preparing a tenth of an image
+FILES_PER_TASK = 16  # one task costs about as much as preparing a tenth of an image
 
 Entry = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Job:
 
     labels: Path
     sample: Path | None
-    tables_hash: str  # workers outlive a run, and must not answer from an earlier file of the same name
+    tables_hash: str  # a worker may outlive a run, or see another folder: it must not answer from another file
     size: int
     salt: str
     output: Path | None
@@ -48,8 +48,11 @@ class Job:
 
 def plan(labels_csv: Path, sample_csv: Path | None, *, size: int, salt: str, output: Path | None) -> Job:
     """The job, with the tables' hash."""
-    tables = "".join(records.sha256(path) for path in (labels_csv, sample_csv) if path)
-    return Job(labels_csv, sample_csv, tables, size, salt, output)
+    return Job(labels_csv, sample_csv, _tables_hash(labels_csv, sample_csv), size, salt, output)
+
+
+def _tables_hash(labels_csv: Path, sample_csv: Path | None) -> str:
+    return "".join(records.sha256(path) for path in (labels_csv, sample_csv) if path)
 
 
 @dataclass
@@ -73,13 +76,13 @@ class Outcome:
         return len(self.rejected) - self.unlabelled
 
 
-def prepare(found: Found, root: Path, job: Job, *, workers: int, anew: bool = False) -> Outcome:
+def prepare(found: Found, root: Path, job: Job, *, engine: Engine, anew: bool = False) -> Outcome:
     """Work on every file found below `root`, going on where an earlier run stopped. Raises BadInput for bad tables."""
     _check_tables(job.listed)
     if job.output is None:
-        entries = dict(_run(found.dicoms, root, job, {}, workers))
+        entries = dict(_run(found.dicoms, root, job, {}, engine))
     else:
-        entries = _run_with_journal(found.dicoms, root, job, job.output, workers=workers, anew=anew)
+        entries = _run_with_journal(found.dicoms, root, job, job.output, engine=engine, anew=anew)
     for path in found.not_files:
         entries[_source(path, root)] = {
             "code": "NOT_A_FILE",
@@ -139,9 +142,10 @@ def prepare_one(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
 
 
 def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
+    listed = job.listed  # first: where the tables are not seen, the file is not to blame
     header, dataset = dicom.open_header(path)
     image_id, split = _identify(header.image_id, path.stem, job)
-    rows = job.listed.rows.get(image_id, ())
+    rows = listed.rows.get(image_id, ())
     radiograph = dicom.decode(header, dataset)
     height, width = radiograph.image.shape
     mask_pixels, mask_png = 0, b""
@@ -237,8 +241,14 @@ class Listed:
 
 @functools.lru_cache(maxsize=1)
 def _listed(labels_csv: Path, sample_csv: Path | None, tables_hash: str) -> Listed:
-    """The tables, read once per worker and version of the files."""
-    del tables_hash  # part of the cache's key only
+    """The tables, read once per worker and version of the files. Raises BadInput for another version."""
+    try:
+        same = _tables_hash(labels_csv, sample_csv) == tables_hash
+    except OSError:
+        same = False
+    if not same:
+        names = " and ".join(str(path) for path in (labels_csv, sample_csv) if path)
+        raise BadInput(f"{names}: not, or no longer, what this run began with, seen from {platform.node()}")
     read = labels.read(labels_csv)
     return Listed(read.rows, frozenset(labels.read_sample(sample_csv).image_ids if sample_csv else ()), read.repeated)
 
@@ -250,11 +260,11 @@ def _check_tables(listed: Listed) -> None:
 
 
 def _run_with_journal(
-    dicoms: tuple[Path, ...], root: Path, job: Job, output: Path, *, workers: int, anew: bool
+    dicoms: tuple[Path, ...], root: Path, job: Job, output: Path, *, engine: Engine, anew: bool
 ) -> dict[str, Entry]:
     journal_path = artifacts.cache_journal(output, job.size)
-    for file in (artifacts.cached_image, artifacts.cached_mask):
-        folder = file(output, job.size, "x").parent
+    folders = [file(output, job.size, "x").parent for file in (artifacts.cached_image, artifacts.cached_mask)]
+    for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.sweep(folder)
     if anew:
@@ -262,36 +272,24 @@ def _run_with_journal(
     with Journal(journal_path) as journal:
         known = dict(journal.entries)
         entries: dict[str, Entry] = {}
-        for source, entry in _run(dicoms, root, job, known, workers):
+        for source, entry in _run(dicoms, root, job, known, engine):
             entries[source] = entry
             if entry is not known.get(source) and entry != known.get(source):
                 journal.append(source, entry)
+    for folder in folders:
+        atomic.sweep(folder)  # of workers of a cluster that were killed
     return entries
 
 
 def _run(
-    dicoms: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry], workers: int
+    dicoms: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry], engine: Engine
 ) -> Iterator[tuple[str, Entry]]:
     """(source, entry) of every file, in no particular order, with a progress bar."""
-    chunks = [dicoms[start : start + FILES_PER_CALL] for start in range(0, len(dicoms), FILES_PER_CALL)]
-    parallel = joblib.Parallel(n_jobs=max(1, workers), return_as="generator_unordered")
-    calls = (
-        joblib.delayed(_prepare_chunk)(
-            chunk, root, job, {s: known[s] for p in chunk if (s := _source(p, root)) in known}
-        )
-        for chunk in chunks
-    )
-    with tqdm(total=len(dicoms), unit="image", desc="preparing") as bar:
-        for chunk in parallel(calls):
-            bar.update(len(chunk))
-            yield from chunk
-
-
-def _prepare_chunk(paths: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry]) -> list[tuple[str, Entry]]:
-    sources = [_source(path, root) for path in paths]
-    return [
-        (source, prepare_one(path, root, job, known.get(source))) for source, path in zip(sources, paths, strict=True)
-    ]
+    sources = [_source(path, root) for path in dicoms]
+    calls = [(path, root, job, known.get(source)) for path, source in zip(dicoms, sources, strict=True)]
+    entries = as_finished(prepare_one, calls, engine, per_task=FILES_PER_TASK, title="preparing")
+    for position, entry in entries:
+        yield sources[position], entry
 
 
 def _source(path: Path, root: Path) -> str:

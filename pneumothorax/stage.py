@@ -18,6 +18,7 @@ from typing import Any
 import filelock
 import joblib
 
+from pneumothorax import engine
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
@@ -47,6 +48,21 @@ def parser(manual: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_scheduler_flag(made: argparse.ArgumentParser) -> None:
+    """For the stages that can work on a cluster."""
+    told = "work on the Dask cluster whose scheduler is at tcp://HOST:PORT, instead of on this machine"
+    made.add_argument("--scheduler", type=engine.scheduler, metavar="ADDRESS", help=told)
+
+
+def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; for a cluster, whose workers may run in another folder, with absolute paths."""
+    args = made.parse_args(argv)
+    if args.scheduler:
+        for name, value in vars(args).items():
+            setattr(args, name, value.absolute() if isinstance(value, Path) else value)
+    return args
+
+
 def count(text: str) -> int:
     """argparse type: a whole number from 0 up."""
     value = int(text)
@@ -72,16 +88,17 @@ def chosen_folds(text: str, n_folds: int) -> list[int]:
 
 
 @contextmanager
-def lock(output: Path, name: str) -> Iterator[None]:
-    """Hold one part of the output folder; raises OutputLocked naming the holder when another run has it.
+def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
+    """Hold one part of the output folder, and get the file that names this run as the holder.
 
-    The lock is the operating system's: it goes with its process, so a dead holder blocks nobody.
+    Raises OutputLocked, naming the holder, when another run has it for `patience_s`. The lock is the operating
+    system's: it goes with its process, so a dead holder blocks nobody.
     """
     folder = output / ".locks"
     holder = folder / f"{name}.holder.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(folder / f"{name}.lock", timeout=0)
+        held = filelock.FileLock(folder / f"{name}.lock", timeout=patience_s)
         held.acquire()
     except filelock.Timeout as error:
         raise OutputLocked(
@@ -92,10 +109,19 @@ def lock(output: Path, name: str) -> Iterator[None]:
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}), "utf-8")
-        yield
+        yield holder
     finally:
         holder.unlink(missing_ok=True)
         held.release()
+
+
+def is_held(output: Path, name: str) -> bool:
+    """Whether another run has this part of the output folder now."""
+    try:
+        with lock(output, name):
+            return False
+    except OutputLocked:
+        return True
 
 
 def _read_holder(path: Path) -> str:
@@ -122,7 +148,9 @@ def exit_code(main: Callable[[], Any]) -> int:
     except OutputLocked as error:
         return _fail(LOCKED, str(error))
     except Stopped as stopped:
-        print(f"stopped, the state is saved; to go on: python {shlex.join(sys.argv)}", file=sys.stderr, flush=True)
+        again = shlex.join(argument for argument in sys.argv if argument != "--overwrite")
+        launcher = "torchrun ... --" if os.environ.get("TORCHELASTIC_RUN_ID") else "python"
+        print(f"stopped, the state is saved; to go on: {launcher} {again}", file=sys.stderr, flush=True)
         return stopped.code
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; to go on, give the same command again")

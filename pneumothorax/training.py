@@ -4,7 +4,7 @@ All state is saved after every epoch and, on request, between two steps: a run t
 weights, on a CPU bit for bit.
 """
 
-import copy
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pneumothorax import averaging, checkpoint, distributed, history, runtime
 from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
-from pneumothorax.dataset import InOrder, RadiographDataset, Sample, start_worker, to_network
+from pneumothorax.dataset import InOrder, RadiographDataset, Sample, end_workers, start_worker, to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.fold_checkpoints import FoldCheckpoints, Kept
 from pneumothorax.interruption import StopRequest
@@ -97,7 +97,7 @@ class Training:
         self.checkpoints = FoldCheckpoints(folder, identity)
         self.sampling = self._sampling()
         self.progress = Progress()
-        self.beginning: State | None = copy.deepcopy(self._state())  # to go back to while nothing is saved
+        self.beginning = self._packed() if distributed.size() == 1 else None  # to go back to while nothing is saved
         self.log = history.Log(folder, epochs=config.epochs, title=f"{folder.parent.name}, fold {data.fold}")
 
     def run(self) -> None:
@@ -106,33 +106,39 @@ class Training:
         Raises Stopped when asked to stop, with everything saved; BadInput for what the user can repair.
         """
         self.last_saved = time.monotonic()
-        loaders = self._loaders()
         failed = False
         with self.log:
-            while not self._is_finished():
+            while True:
                 try:
-                    self._epoch(*loaders)
+                    self._to_the_end(*self._loaders())
+                    return
                 except RuntimeError as error:  # PyTorch raises it wherever the process is when a worker dies
                     if "DataLoader" not in str(error) or distributed.size() > 1:  # then torchrun starts again
                         raise
+                    if "timed out" in str(error):
+                        end_workers()
                     if self.stop.is_due():
+                        tqdm.write(f"warning: {error}; what was done since the last save is not saved")
                         self.stop.leave()
                     if failed:
                         raise BadInput(f"loading images failed twice ({error}): try fewer --workers") from error
                     failed = True
                     tqdm.write(f"warning: {error}; tried once more, from the last state that was saved")
-                    self._restore(copy.deepcopy(self.beginning) if self.beginning else self._saved())
-                    loaders = self._loaders()
+                    self._restore(self._saved() if self.beginning is None else self._unpacked(self.beginning))
+
+    def _to_the_end(self, train_loader: DataLoader, validation_loader: DataLoader) -> None:
+        while not self._is_finished():
+            self._epoch(train_loader, validation_loader)
         if self.config.average_best > 1:
-            self._average(*loaders)
+            self._average(train_loader, validation_loader)
 
     def resume(self) -> None:
         """Go on from the last whole checkpoint, where there is one. Raises BadInput for that of another experiment."""
         if self.checkpoints.exist():
             self._restore(self._saved())
             self.beginning = None
-            if math.isfinite(self.progress.best_score):
-                self.checkpoints.load_weights(self.checkpoints.best)
+            if math.isfinite(self.progress.best_score) and self.config.average_best == 1:
+                self.checkpoints.load_weights(self.checkpoints.best)  # is it whole? It is made once.
             self.log.rewrite(self.progress.history)
 
     def _saved(self) -> State:
@@ -156,6 +162,16 @@ class Training:
             "optimization": self.optimization.state(),
             "random": distributed.gather(runtime.random_state(self.device)),
         }
+
+    def _packed(self) -> bytes:
+        """`_state` in the main memory."""
+        whole = io.BytesIO()
+        torch.save(self._state(), whole)
+        return whole.getvalue()
+
+    def _unpacked(self, whole: bytes) -> State:
+        state: State = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+        return state
 
     def _is_finished(self) -> bool:
         return self.progress.epoch >= self.config.epochs or history.has_stalled(
@@ -228,9 +244,10 @@ class Training:
         now.bad_in_a_row += 1
         now.skipped_steps += 1
         if distributed.is_main():
-            tqdm.write(f"fold {self.data.fold} epoch {now.epoch + 1}: the loss is {loss}, step skipped")
+            title = f"fold {self.data.fold} epoch {now.epoch + 1}"
+            tqdm.write(f"{title}: loss or gradients are not finite (loss {loss:.4g}), step skipped")
         if now.bad_in_a_row == MAX_BAD_STEPS:
-            raise BadInput(f"{MAX_BAD_STEPS} losses in a row are not finite: lower learning_rate")
+            raise BadInput(f"{MAX_BAD_STEPS} steps in a row are not finite: lower learning_rate")
 
     def _save_if_asked(self) -> None:
         """Between two steps: every so often, and to stop."""
@@ -292,9 +309,9 @@ class Training:
                 self.checkpoints.save_weights(self.checkpoints.best, weights, epoch=now.epoch, score=score)
 
     def _save(self) -> None:
-        """Everything needed to go on from here, written by the main process."""
+        """Everything needed to go on from here, written by the main process; weights that diverged are not."""
         state = self._state()
-        if distributed.is_main():
+        if distributed.is_main() and checkpoint.is_finite(state["network"]):
             self.checkpoints.save(state)
         self.last_saved = time.monotonic()
         self.beginning = None
@@ -302,17 +319,21 @@ class Training:
     def _average(self, train_loader: DataLoader, validation_loader: DataLoader) -> None:
         """best.pt becomes the mean of the best epochs' weights, scored like an epoch."""
         now = self.progress
-        epochs = sorted(epoch for _, epoch in now.kept)
-        if not epochs:
+        weights = {}
+        for _, epoch in sorted(now.kept, key=lambda one: one[1]):
+            try:
+                weights[epoch] = self.checkpoints.load_weights(self.checkpoints.kept(epoch))
+            except BadInput as error:
+                tqdm.write(f"warning: {error}; averaged without it")
+        if not weights:
             return
-        weights = averaging.mean([self.checkpoints.load_weights(self.checkpoints.kept(epoch)) for epoch in epochs])
-        self.network.load_state_dict(weights)
-        batches = train_loader.batch_sampler
-        assert isinstance(batches, EpochBatches)
-        batches.epoch, batches.first_part = now.epoch - 1, 0
-        with self.optimization.autocast, torch.no_grad():
-            images = (to_network(batch.image, self.device) for batch in train_loader)
-            averaging.estimate_batch_norms(self.network, images)
+        self.network.load_state_dict(averaging.mean(list(weights.values())))
+        if self.config.batch_norm != "frozen":
+            batches = train_loader.batch_sampler
+            assert isinstance(batches, EpochBatches)
+            batches.epoch, batches.first_part = now.epoch - 1, 0
+            with self.optimization.autocast, torch.no_grad():
+                averaging.estimate_batch_norms(self.network, self._images_alone(train_loader))
         found = validate(
             self.network,
             validation_loader,
@@ -326,12 +347,18 @@ class Training:
             self.stop.leave()
         score = found[0].siim_dice
         if distributed.is_main():
-            listed = ", ".join(map(str, epochs))
+            listed = ", ".join(map(str, weights))
             print(f"fold {self.data.fold}: the mean of epochs {listed} has SIIM Dice {score:.4f}")
             self.checkpoints.save_weights(
-                self.checkpoints.best, self.network.state_dict(), epoch=now.epoch, averaged=epochs, score=score
+                self.checkpoints.best, self.network.state_dict(), epoch=now.epoch, averaged=list(weights), score=score
             )
         now.best_score = score
+
+    def _images_alone(self, loader: DataLoader) -> Iterator[torch.Tensor]:
+        for batch in loader:
+            if self.stop.is_due() and distributed.size() == 1:  # several processes ask together, in validation
+                self.stop.leave()
+            yield to_network(batch.image, self.device)
 
     def _sampling(self) -> SlidingSampling:
         positive = self.data.train["positive"].to_numpy() == 1

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from conftest import ROOT
+from distributed.cli import dask_scheduler, dask_worker
 
 README = (ROOT / "README.md").read_text("utf-8")
 STAGES = sorted(ROOT.glob("0[0-5]_*.py"))
@@ -30,7 +31,7 @@ def test_every_file_of_the_tree_exists_and_every_module_is_listed():
     assert missing == set()
 
 
-def test_every_flag_named_is_a_flag_of_a_stage():
+def test_every_flag_named_is_a_flag_of_a_stage_or_of_dask():
     known = set(re.findall(r"--[a-z-]+", "".join(path.read_text("utf-8") for path in [*STAGES, ROOT / "test.sh"])))
     known |= set(re.findall(r"--[a-z-]+", (ROOT / "pneumothorax" / "stage.py").read_text("utf-8"))) | {"--help"}
     known |= {
@@ -41,4 +42,6 @@ def test_every_flag_named_is_a_flag_of_a_stage():
         "--max-restarts",
         "--logdir",
     }  # others'
+    for command in (dask_scheduler.main, dask_worker.main):
+        known |= {name for parameter in command.params for name in parameter.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known

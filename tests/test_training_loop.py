@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import run_stage, tiny_input
 from torch import nn
 
 import models
-from pneumothorax import artifacts, averaging, history, training, validation
+from pneumothorax import artifacts, averaging, history, interruption, precision, training, validation
 from pneumothorax.config import TrainConfig
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.interruption import StopRequest
@@ -239,6 +240,35 @@ def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_o
     assert best["score"] == loop.progress.best_score
 
 
+def test_a_damaged_copy_of_one_of_the_best_epochs_is_left_out_of_the_mean(output, capsys):
+    loop = trained(output, average_best=2, epochs=4)
+    first, second = (epoch for _, epoch in loop.progress.kept)
+    loop.checkpoints.kept(first).write_bytes(b"damaged")
+    again = trained(output, average_best=2, epochs=4)
+    assert torch.load(again.checkpoints.best, weights_only=True)["averaged"] == [second]
+    assert f"epoch{first:04d}.pt" in capsys.readouterr().out
+
+
+def test_frozen_batch_norms_stay_frozen_in_the_mean(output):
+    loop = trained(output, average_best=2, batch_norm="frozen")
+    best = torch.load(loop.checkpoints.best, weights_only=True)["network"]
+    assert best["first.1.running_mean"].abs().sum() == 0
+
+
+def test_a_worker_that_dies_during_averaging_is_replaced(output, tmp_path, monkeypatch):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))), average_best=2)
+    estimate = averaging.estimate_batch_norms
+
+    def with_a_death(network, images):
+        monkeypatch.setattr(averaging, "estimate_batch_norms", estimate)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(averaging, "estimate_batch_norms", with_a_death)
+    loop = trained(output, average_best=2)
+    ours, theirs = (torch.load(one.checkpoints.best, weights_only=True)["network"] for one in (loop, alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_batch_norm_statistics_are_estimated_from_the_images_alone():
     network = nn.Sequential(nn.BatchNorm2d(1))
     batches = [torch.full((2, 1, 2, 2), value) for value in (1.0, 4.0)]
@@ -261,12 +291,12 @@ def test_the_moving_average_by_hand():
 
 
 def test_the_moving_average_is_what_is_validated_and_kept(output):
-    loop = trained(output, ema_decay=0.99)
+    loop = trained(output, ema_decay=0.99, validate_every=3)  # the third epoch alone
     best = torch.load(loop.checkpoints.best, weights_only=True)["network"]
     last = torch.load(loop.checkpoints.last, weights_only=True)
-    if loop.progress.best_epoch == 3:
-        assert torch.equal(best["last.weight"], last["optimization"]["average"]["network"]["last.weight"])
-    assert not torch.equal(last["network"]["last.weight"], last["optimization"]["average"]["network"]["last.weight"])
+    average = last["optimization"]["average"]["network"]
+    assert all(torch.equal(best[name], average[name]) for name in best)
+    assert not torch.equal(last["network"]["last.weight"], average["last.weight"])
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(output):
@@ -339,9 +369,77 @@ def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(output):
     assert all(math.isfinite(row["train_loss"]) for row in loop.progress.history)
 
 
+class Overflowing(Small):
+    """One forward pass overflows, and so do the statistics of its batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def training_loss(self, images, masks, criterion):
+        self.calls += 1
+        return super().training_loss(images * math.inf if self.calls == 2 else images, masks, criterion)
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norm_statistics(output):
+    loop = trained(output, network=Overflowing())
+    assert sum(row["skipped_steps"] for row in loop.progress.history) == 1
+    assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
+    assert all(math.isfinite(row["siim_dice"]) for row in loop.progress.history)
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """As on a GPU without bf16: fp16 with loss scaling."""
+    monkeypatch.setattr(precision, "half", lambda device: torch.float16)
+
+
+def test_with_loss_scaling_too_a_broken_step_is_skipped_and_training_goes_on(output, fp16):
+    loop = trained(output, network=Broken({1}), mixed_precision=True)
+    assert loop.optimization.scaler.is_enabled()
+    assert sum(row["skipped_steps"] for row in loop.progress.history) >= 1
+    assert len(loop.progress.history) == 3
+
+
+class BrokenGradients(Small):
+    """A finite loss whose gradients are not."""
+
+    def training_loss(self, images, masks, criterion):
+        loss = super().training_loss(images, masks, criterion)["loss"]
+        return {"loss": loss + (self.last.weight.sum() * 0).sqrt()}  # the root's slope at 0 is infinite
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_gradients_that_are_never_finite_stop_the_run(output, fp16, mixed):
+    loop = fold_training(output, network=BrokenGradients(), mixed_precision=mixed, epochs=10, ema_decay=0.9)
+    with pytest.raises(BadInput, match="10 steps in a row are not finite"):
+        loop.run()
+    assert loop.optimization.average.steps == 0
+
+
+def test_a_night_begun_without_loss_scaling_goes_on_with_it_and_back(output, monkeypatch):
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(3), mixed_precision=True).run()
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "half", lambda device: torch.float16)
+        again = fold_training(output, stop=StopAfter(5), mixed_precision=True)
+        again.resume()
+        with pytest.raises(Stopped):
+            again.run()
+    assert len(trained(output, mixed_precision=True).progress.history) == 3
+
+
+def test_weights_that_diverged_are_not_saved_over_those_that_did_not(output):
+    loop = fold_training(output)
+    loop._save()
+    loop.network.last.weight.data.fill_(math.nan)
+    loop._save()
+    assert torch.isfinite(torch.load(loop.checkpoints.last, weights_only=True)["network"]["last.weight"]).all()
+
+
 def test_ten_broken_steps_in_a_row_stop_the_run(output):
     loop = fold_training(output, network=Broken(set(range(100))), epochs=10)
-    with pytest.raises(BadInput, match="10 losses in a row are not finite: lower learning_rate"):
+    with pytest.raises(BadInput, match="10 steps in a row are not finite: lower learning_rate"):
         loop.run()
 
 
@@ -404,6 +502,23 @@ def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(outp
     assert same(again, undisturbed)
 
 
+def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+    monkeypatch.setattr(training, "WORKER_PATIENCE", 3)
+    marker, read = tmp_path / "hung", training.RadiographDataset.read
+
+    def hanging(self, position):
+        if position == 3 and not marker.exists():
+            marker.write_text(str(os.getpid()))
+            time.sleep(1000)
+        return read(self, position)
+
+    monkeypatch.setattr(training.RadiographDataset, "read", hanging)
+    assert same(trained(output, workers=1), alone)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)
+
+
 def test_workers_that_die_twice_end_the_run_with_what_to_do(output, tmp_path, monkeypatch):
     let_workers_die(monkeypatch, tmp_path / "deaths", times=99)
     with pytest.raises(BadInput, match=r"failed twice .*fewer --workers"):
@@ -418,6 +533,8 @@ def test_a_signal_is_noted_and_a_second_one_ends_the_process():
         with pytest.raises(Stopped) as stopped:
             stop.leave()
         assert stopped.value.code == 128 + signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher hands on what the group has got already
+        stop.noted -= interruption.REPEATED_S
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
