@@ -16,6 +16,8 @@ from pneumothorax import artifacts, augment, png
 from pneumothorax.config import TrainConfig
 from pneumothorax.sampling import Item
 
+GRACE_S = 60
+
 
 class Sample(NamedTuple):
     """image and mask: (1, S, S) uint8, the mask of 0 and 1; position: in the data set's table."""
@@ -84,18 +86,22 @@ class InOrder:
 
 
 def start_worker(_: int) -> None:
-    """One thread per DataLoader worker (OpenCV would start one per core in each), to outlast the main process's step.
-
-    Ctrl-C, and often SIGTERM, reach every process at once, but the step that is to be ended needs its images. A second
-    SIGTERM ends a worker.
-    """
+    """One thread per DataLoader worker: OpenCV would start one per core in each. Ctrl-C is for the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def start_training_worker(number: int) -> None:
+    """A worker that lives on for a while after SIGTERM, which a cluster sends to all processes at once.
+
+    The main process ends its step first, and needs the images of it.
+    """
+    start_worker(number)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))  # the alarm is the end
 
 
 def end_workers() -> None:
-    """Kill all child processes: one that hangs would be waited for when its DataLoader ends."""
+    """Kill all child processes: one that hangs, or that lives on after SIGTERM, would be waited for at the end."""
     told = getattr(signal, "SIGCHLD", None)  # not on Windows; PyTorch would take it for another worker's death
     handler = None if told is None else signal.signal(told, signal.SIG_DFL)
     for worker in multiprocessing.active_children():

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pneumothorax import averaging, checkpoint, distributed, history, runtime
 from pneumothorax import config as configuration
 from pneumothorax.config import TrainConfig
-from pneumothorax.dataset import InOrder, RadiographDataset, Sample, end_workers, start_worker, to_network
+from pneumothorax.dataset import InOrder, RadiographDataset, Sample, end_workers, start_training_worker, to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.fold_checkpoints import FoldCheckpoints, Kept
 from pneumothorax.interruption import StopRequest
@@ -106,25 +106,32 @@ class Training:
         Raises Stopped when asked to stop, with everything saved; BadInput for what the user can repair.
         """
         self.last_saved = time.monotonic()
+        try:
+            with self.log:
+                self._try_twice()
+        finally:
+            end_workers()
+
+    def _try_twice(self) -> None:
+        """To the end; after the death of a worker once more, from what was saved."""
         failed = False
-        with self.log:
-            while True:
-                try:
-                    self._to_the_end(*self._loaders())
-                    return
-                except RuntimeError as error:  # PyTorch raises it wherever the process is when a worker dies
-                    if "DataLoader" not in str(error) or distributed.size() > 1:  # then torchrun starts again
-                        raise
-                    if "timed out" in str(error):
-                        end_workers()
-                    if self.stop.is_due():
-                        tqdm.write(f"warning: {error}; what was done since the last save is not saved")
-                        self.stop.leave()
-                    if failed:
-                        raise BadInput(f"loading images failed twice ({error}): try fewer --workers") from error
-                    failed = True
-                    tqdm.write(f"warning: {error}; tried once more, from the last state that was saved")
-                    self._restore(self._saved() if self.beginning is None else self._unpacked(self.beginning))
+        while True:
+            try:
+                self._to_the_end(*self._loaders())
+                return
+            except RuntimeError as error:  # PyTorch raises it wherever the process is when a worker dies
+                if "DataLoader" not in str(error) or distributed.size() > 1:  # then torchrun starts again
+                    raise
+                if "timed out" in str(error):
+                    end_workers()
+                if self.stop.is_due():
+                    tqdm.write(f"warning: {error}; what was done since the last save is not saved")
+                    self.stop.leave()
+                if failed:
+                    raise BadInput(f"loading images failed twice ({error}): try fewer --workers") from error
+                failed = True
+                tqdm.write(f"warning: {error}; tried once more, from the last state that was saved")
+                self._restore(self._saved() if self.beginning is None else self._unpacked(self.beginning))
 
     def _to_the_end(self, train_loader: DataLoader, validation_loader: DataLoader) -> None:
         while not self._is_finished():
@@ -385,7 +392,7 @@ class Training:
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "timeout": WORKER_PATIENCE if self.workers else 0,
-            "worker_init_fn": start_worker,
+            "worker_init_fn": start_training_worker,
             "pin_memory": self.device.type == "cuda",
             # Workers' base seed: from torch's global generator it would differ after a resume.
             "generator": torch.Generator().manual_seed(config.seed),

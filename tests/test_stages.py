@@ -478,6 +478,15 @@ def test_out_of_memory_says_what_to_try_and_leaves_what_was_saved(copied, config
     assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] == 1
 
 
+def test_with_workers_the_process_ends_when_its_work_is_done(copied, config):
+    _, output = copied
+    command = [sys.executable, "02_train.py", "--config", config, "--run", "ends", "--fold", "0", "--output", output]
+    for workers in ("1", "2"):
+        subprocess.run(
+            [*command, "--workers", workers, "--overwrite"], cwd=ROOT, check=True, capture_output=True, timeout=60
+        )
+
+
 def second_part(output, config, *more):
     settings = ["--set", "init_from=runs/tiny", "--set", "image_size=32", "--set", "learning_rate=1.0e-9", *more]
     run_stage("02_train.py", "--config", config, "--run", "second", *settings, "--output", output, "--workers", 0)
