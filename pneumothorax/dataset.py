@@ -2,7 +2,8 @@
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,13 +101,14 @@ def start_training_worker(number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))  # the alarm is the end
 
 
-def end_workers() -> None:
-    """Kill all child processes: one that hangs, or that lives on after SIGTERM, would be waited for at the end."""
+def end_workers(*, others: Collection[BaseProcess]) -> None:
+    """Kill the child processes but `others`: one that hangs or outlasts SIGTERM would be waited for at the end."""
     told = getattr(signal, "SIGCHLD", None)  # not on Windows; PyTorch would take it for another worker's death
     handler = None if told is None else signal.signal(told, signal.SIG_DFL)
-    for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join()
+    for child in multiprocessing.active_children():
+        if child not in others:
+            child.kill()
+            child.join()
     if told is not None:
         signal.signal(told, handler)
 

@@ -6,6 +6,7 @@ weights, on a CPU bit for bit.
 
 import io
 import math
+import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -106,11 +107,12 @@ class Training:
         Raises Stopped when asked to stop, with everything saved; BadInput for what the user can repair.
         """
         self.last_saved = time.monotonic()
+        self.others = multiprocessing.active_children()  # no loaders
         try:
             with self.log:
                 self._try_twice()
         finally:
-            end_workers()
+            end_workers(others=self.others)
 
     def _try_twice(self) -> None:
         """To the end; after the death of a worker once more, from what was saved."""
@@ -123,7 +125,7 @@ class Training:
                 if "DataLoader" not in str(error) or distributed.size() > 1:  # then torchrun starts again
                     raise
                 if "timed out" in str(error):
-                    end_workers()
+                    end_workers(others=self.others)
                 if self.stop.is_due():
                     tqdm.write(f"warning: {error}; what was done since the last save is not saved")
                     self.stop.leave()
