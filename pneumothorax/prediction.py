@@ -80,7 +80,8 @@ def predict_splits(
 ) -> pd.DataFrame:
     """Out-of-fold maps fold by fold, then test maps with all networks; returns the predictions table.
 
-    Several processes share the images batch by batch: a batch is the same as in one process, and so are its maps.
+    Several processes share the images batch by batch: a batch is the same as in one process, and so are its maps (but
+    for rounding, where the number of threads differs).
 
     Args:
         networks, folds, keys: one network per fold, the fold it was not trained on, and the hash of its weights.

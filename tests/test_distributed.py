@@ -57,8 +57,24 @@ def alone(prepared):
     """The output after one process trained both folds, predicted and wrote its maps."""
     output, _ = prepared
     finish(train(prepared, "alone"))
-    run_stage("03_predict.py", "--run", "alone", "--output", output, "--workers", 0)
+    predict(output, [sys.executable])
     return output
+
+
+def predict(output, launcher):
+    """Stage 03 in batches of 4, one thread per process as torchrun has it: rounding depends on both."""
+    command = [*launcher, "03_predict.py", "--run", "alone", "--output", output, "--workers", "0", "--overwrite"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--batch-size", "4"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def history(output, run):
@@ -118,10 +134,7 @@ def test_two_processes_predict_the_maps_of_one(prepared, alone):
     pictures = [path for path in before if path.parts[0] in ("oof", "test")]
     for path in pictures:
         (folder / path).unlink()
-    command = [*TORCHRUN, "--", "03_predict.py", "--run", "alone", "--output", output, "--workers", "0", "--overwrite"]
-    command += ["--batch-size", "4"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    predict(output, [*TORCHRUN, "--"])
     assert len(pictures) == 24 + 3
     assert maps() == before
     assert (folder / "predictions.csv").read_bytes() == table
