@@ -198,15 +198,7 @@ class Training:
         due = last or (now.epoch + 1) % self.config.validate_every == 0
         scores, examples = Scores(), list[Example]()
         if due:
-            found = validate(
-                self.optimization.result,
-                validation_loader,
-                self.data.validation,
-                self.data.labels,
-                autocast=self.optimization.autocast,
-                device=self.device,
-                stop=self.stop,
-            )
+            found = self._validate(self.optimization.result, validation_loader)
             if found is None:
                 self._leave()
             scores, examples = found
@@ -322,8 +314,8 @@ class Training:
         state = self._state()
         if distributed.is_main() and checkpoint.is_finite(state["network"]):
             self.checkpoints.save(state)
+            self.beginning = None
         self.last_saved = time.monotonic()
-        self.beginning = None
 
     def _average(self, train_loader: DataLoader, validation_loader: DataLoader) -> None:
         """best.pt becomes the mean of the best epochs' weights, scored like an epoch."""
@@ -343,15 +335,7 @@ class Training:
             batches.epoch, batches.first_part = now.epoch - 1, 0
             with self.optimization.autocast, torch.no_grad():
                 averaging.estimate_batch_norms(self.network, self._images_alone(train_loader))
-        found = validate(
-            self.network,
-            validation_loader,
-            self.data.validation,
-            self.data.labels,
-            autocast=self.optimization.autocast,
-            device=self.device,
-            stop=self.stop,
-        )
+        found = self._validate(self.network, validation_loader)
         if found is None:
             self.stop.leave()
         score = found[0].siim_dice
@@ -362,6 +346,17 @@ class Training:
                 self.checkpoints.best, self.network.state_dict(), epoch=now.epoch, averaged=list(weights), score=score
             )
         now.best_score = score
+
+    def _validate(self, network: torch.nn.Module, loader: DataLoader) -> tuple[Scores, list[Example]] | None:
+        return validate(
+            network,
+            loader,
+            self.data.validation,
+            self.data.labels,
+            autocast=self.optimization.autocast,
+            device=self.device,
+            stop=self.stop,
+        )
 
     def _images_alone(self, loader: DataLoader) -> Iterator[torch.Tensor]:
         for batch in loader:

@@ -192,6 +192,17 @@ def tiny_input(folder, *, train=12, test=3, unlabelled=1, size=128, seed=0):
     return made
 
 
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    """An output folder after stages 00 and 01: 24 images of 64 x 64, half of them positive, in two folds."""
+    folder = tmp_path_factory.mktemp("folded")
+    made = tiny_input(folder / "input", train=24)
+    output = folder / "output"
+    run_stage("00_prepare_data.py", "--input", made.folder, "--output", output, "--size", 64, "--workers", 1)
+    run_stage("01_make_folds.py", "--output", output, "--folds", 2)
+    return output
+
+
 def write_lines(path, lines):
     """UTF-8 text with LF; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, run_stage, tiny_input
+from conftest import ROOT
 
 from pneumothorax import artifacts, records
 
@@ -26,16 +26,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """(output, config) after stages 00 and 01: 12 images to train on in each of two folds."""
-    folder = tmp_path_factory.mktemp("prepared")
-    made = tiny_input(folder / "input", train=24)
-    output = folder / "output"
-    run_stage("00_prepare_data.py", "--input", made.folder, "--output", output, "--size", 64, "--workers", 1)
-    run_stage("01_make_folds.py", "--output", output, "--folds", 2)
-    config = folder / "small.yaml"
+def prepared(folded, tmp_path_factory):
+    """(output, config): 12 images to train on in each of two folds."""
+    config = tmp_path_factory.mktemp("config") / "small.yaml"
     config.write_text(CONFIG)
-    return output, config
+    return folded, config
 
 
 def train(prepared, run, *more, several=False, restarts=0):

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_stage, tiny_input
 from torch import nn
 
 import models
@@ -25,20 +24,9 @@ TIMES = ["seconds", "images_per_second"]
 SMALL = {"image_size": 64, "epochs": 3, "batch_size": 4, "learning_rate": 0.01}
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """An output folder after stages 00 and 01: 24 images, half of them positive, in two folds."""
-    folder = tmp_path_factory.mktemp("prepared")
-    made = tiny_input(folder / "input", train=24)
-    output = folder / "output"
-    run_stage("00_prepare_data.py", "--input", made.folder, "--output", output, "--size", 64, "--workers", 1)
-    run_stage("01_make_folds.py", "--output", output, "--folds", 2)
-    return output
-
-
 @pytest.fixture
-def output(prepared, tmp_path):
-    return Path(shutil.copytree(prepared, tmp_path / "output"))
+def output(folded, tmp_path):
+    return Path(shutil.copytree(folded, tmp_path / "output"))
 
 
 class Small(nn.Module):
