@@ -16,10 +16,11 @@ Killed and started again it goes on where it stopped. The network is rebuilt fro
 import pandas as pd
 
 import models
-from pneumothorax import artifacts, cache, checkpoint, distributed, lineage, prediction, records, stage
+from pneumothorax import artifacts, cache, checkpoint, distributed, lineage, precision, prediction, records, stage
 from pneumothorax.errors import BadInput
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 def parse_args(argv=None):
@@ -30,6 +31,8 @@ def parse_args(argv=None):
     flag("--fold", default="all", metavar="K|all", help="folds whose networks predict (default: %(default)s)")
     flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    flag("--precision", choices=PRECISIONS, default="auto",
+         help="auto takes bf16 where the device has units for it, else fp32 (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(argv)
     stage.check_name(parser, "--run", args.run)
     args.split = args.split.split(",")
@@ -56,14 +59,16 @@ def main(argv=None):
             raise BadInput(f"no images to predict: the manifest has no {' or '.join(args.split)} images")
 
         inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
-        same = {"settings": {"splits": splits, "folds": folds}, "inputs": inputs}
+        bf16 = args.precision == "bf16" or (args.precision == "auto" and precision.computes_in_bf16(device))
+        bf16 = distributed.on_main(lambda: bf16)  # one precision, whatever the machines
+        same = {"settings": {"splits": splits, "folds": folds, "bf16": bf16}, "inputs": inputs}
         if distributed.on_main(is_up_to_date, args, same):
             distributed.say(f"the predictions of run {args.run} are up to date")
             return
         cache_size = cache.size(args.output, 32)
         used = pd.concat([rows[split] for split in splits])
         distributed.on_main(cache.verify, args.output, cache_size, used, workers=args.workers)
-        source = prediction.Source(args.output, args.run, cache_size, args.batch_size, args.workers, device)
+        source = prediction.Source(args.output, args.run, cache_size, args.batch_size, args.workers, device, bf16)
         frame = prediction.predict_splits(
             [load(args, fold, device) for fold in folds],
             folds,

@@ -1,4 +1,4 @@
-"""Mixed precision: which 16-bit type a device computes in, and the loss scaling that fp16 needs."""
+"""Mixed precision: which 16-bit type a device computes in, where that is fast, and the loss scaling that fp16 needs."""
 
 import torch
 
@@ -18,3 +18,11 @@ def half(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device has units for bf16: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX. Others emulate it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pneumothorax import artifacts, atomic, distributed, journal, png, postprocess, records
+from pneumothorax import artifacts, atomic, distributed, journal, png, postprocess, precision, records
 from pneumothorax.dataset import InOrder, RadiographDataset, start_worker, to_network
 from pneumothorax.errors import bad_list
 from pneumothorax.journal import Journal
@@ -37,6 +37,7 @@ class Source:
     batch_size: int
     workers: int
     device: torch.device
+    bf16: bool  # convolutions in 16 bits
 
 
 def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -61,10 +62,10 @@ def probabilities(networks: Sequence[Any], images: torch.Tensor) -> tuple[torch.
     for network in networks:
         logits, presence = network.outputs(images)
         logits_mirrored, presence_mirrored = network.outputs(mirrored)
-        total += logits.sigmoid().float()
-        total += logits_mirrored.sigmoid().float().flip(3)
+        total += logits.float().sigmoid()
+        total += logits_mirrored.float().sigmoid().flip(3)
         if presence is not None and presence_mirrored is not None:
-            presences += [presence.sigmoid().float(), presence_mirrored.sigmoid().float()]
+            presences += [presence.float().sigmoid(), presence_mirrored.float().sigmoid()]
     complete = len(presences) == 2 * len(networks)
     return total / (2 * len(networks)), torch.stack(presences).mean(0) if complete else None
 
@@ -147,7 +148,7 @@ def _predict(
         path = artifacts.probability_map(source.output, source.run, split, found.image_id)
         atomic.write_bytes(path, data, sync=False)
         entry = {
-            "key": _entry_key(key, found.image_hash),
+            "key": _entry_key(source, key, found.image_hash),
             "fold": fold,
             "p_max": float(found.probabilities.max()),
             "p_presence": found.p_presence,
@@ -198,7 +199,10 @@ def _maps(networks: Sequence[Predictor], rows: pd.DataFrame, source: Source, tit
     loader = DataLoader(images, batch_sampler=batches, num_workers=source.workers, worker_init_fn=start_worker)
     with tqdm(total=len(rows), unit="image", desc=title, disable=not distributed.is_main()) as bar:
         for batch in loader:
-            maps, presence = probabilities([one.network for one in networks], to_network(batch.image, source.device))
+            with precision.autocast(source.device, enabled=source.bf16):
+                maps, presence = probabilities(
+                    [one.network for one in networks], to_network(batch.image, source.device)
+                )
             presences = [None] * len(maps) if presence is None else presence.tolist()
             for position, one, p_presence in zip(
                 batch.position.tolist(), maps[:, 0].cpu().numpy(), presences, strict=True
@@ -209,11 +213,11 @@ def _maps(networks: Sequence[Predictor], rows: pd.DataFrame, source: Source, tit
 
 def _is_done(known: Entries, source: Source, row: Any, split: str, key: str) -> bool:
     entry = known.get(f"{split}/{row.image_id}")
-    if entry is None or entry["key"] != _entry_key(key, row.sha256) or "p_presence" not in entry:
+    if entry is None or entry["key"] != _entry_key(source, key, row.sha256) or "p_presence" not in entry:
         return False
     path = artifacts.probability_map(source.output, source.run, split, row.image_id)
     return path.is_file() and records.sha256(path) == entry["sha256"]
 
 
-def _entry_key(key: str, image_hash: str) -> str:
-    return f"{key}:{image_hash}"
+def _entry_key(source: Source, key: str, image_hash: str) -> str:
+    return f"{key}:{image_hash}:{'bf16' if source.bf16 else 'fp32'}"

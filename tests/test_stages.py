@@ -18,7 +18,18 @@ import yaml
 from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 
 import models
-from pneumothorax import artifacts, discovery, png, postprocess, prediction, records, report, rle, thresholds, training
+from pneumothorax import (
+    artifacts,
+    discovery,
+    png,
+    postprocess,
+    prediction,
+    records,
+    report,
+    rle,
+    thresholds,
+    training,
+)
 from pneumothorax.errors import BadConfig, BadInput, Stopped
 
 TINY = """
@@ -613,8 +624,9 @@ def test_no_network_is_trained_on_an_image_or_patient_of_the_fold_that_scores_it
         assert set(data.validation["fold"]) == {data.fold}
 
 
-def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(finished):
-    _, output = finished
+def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(copied):
+    _, output = copied
+    run_stage("03_predict.py", "--run", "tiny", "--precision", "fp32", "--output", output, "--workers", 0)
     rows = artifacts.training_rows(output)
     for fold in (0, 1):
         image_id = rows.loc[rows["fold"] == fold, "image_id"].iloc[0]
@@ -628,6 +640,22 @@ def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(
             maps.append(prediction.probabilities([network], image)[0][0, 0].numpy() * 255)
         assert np.abs(stored - maps[0]).max() <= 0.51
         assert np.abs(stored - maps[1]).max() > 1
+
+
+def test_maps_in_16_bits_are_those_in_32_but_for_rounding_and_never_taken_for_them(copied):
+    _, output = copied
+    table, stored = artifacts.predictions("tiny"), {}
+    for name in ("bf16", "fp32"):
+        run_stage("03_predict.py", "--run", "tiny", "--precision", name, "--output", output, "--workers", 0)
+        assert records.read(output, artifacts.predicted("tiny"))["settings"]["bf16"] == (name == "bf16")
+        paths = [
+            artifacts.probability_map(output, "tiny", row.split, row.image_id)
+            for row in artifacts.read_table(output, table).itertuples()
+        ]
+        stored[name] = np.stack([png.read(path).astype(int) for path in paths])
+    difference = np.abs(stored["bf16"] - stored["fp32"])
+    assert 0 < difference.max() <= 8  # bf16 keeps 8 bits of each activation: 1/256 of a logit below 8
+    assert difference.mean() < 0.5
 
 
 def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copied, monkeypatch):

@@ -24,6 +24,12 @@ def test_a_gpu_without_bf16_gets_fp16(monkeypatch, has_bf16, dtype):
     assert precision.half(torch.device("cuda")) is dtype
 
 
+@pytest.mark.parametrize("units, expected", [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
+def test_a_cpu_computes_in_bf16_where_it_has_units_for_that(monkeypatch, units, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **units})
+    assert precision.computes_in_bf16(torch.device("cpu")) is expected
+
+
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     state = {"epoch": 3, "score": 0.5, "network": {"weight": torch.arange(6.0).reshape(2, 3)}}
     checkpoint.save(tmp_path / "a.pt", state)
