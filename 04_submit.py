@@ -1,57 +1,105 @@
 """Stage 04: fit the post-processing out of fold, score it honestly, and write the submission.
 
 Reads   output/runs/<run>/predictions.csv and maps (stage 03), labels.csv, the folds, the sample submission
-Writes  output/submissions/<name>/postprocess.json   the thresholds and how they were found
+Writes  output/submissions/<name>/postprocess.json   what was fitted, and how it scores
         output/submissions/<name>/cv.csv             every score per fold and overall, beside predicting nothing
-        output/submissions/<name>/oof.csv            each training image's out-of-fold mask and Dice
+        output/submissions/<name>/steps.csv          what each part of the post-processing adds
+        output/submissions/<name>/oof.csv            each training image's out-of-fold mask, Dice and probability
         output/submissions/<name>/surface.csv        SIIM Dice of every triplet of thresholds tried
         output/submissions/<name>/submission.csv     the sample's ids in its order (only where there are test images)
 
-Thresholds that score fold k are fitted on the other folds; those for the test images on all of them. Every
-submission row is decoded again and compared with its mask. Nothing is uploaded. With --scheduler the work on
-the images is done by a Dask cluster whose workers see the same output folder (README, "A cluster with shared storage").
+Several runs are blended with given weights, or with weights fitted on their out-of-fold maps. Weights, thresholds and
+the calibration of an image's probability that score fold k are fitted on the other folds; those for the test images on
+all of them. Every submission row is decoded again and compared with its mask. Nothing is uploaded. With --scheduler the
+work on the images is done by a Dask cluster whose workers see the same output folder (README, "A cluster ...").
 
     python 04_submit.py --run ica_resunet
+    python 04_submit.py --runs ica_resunet=0.6,albunet=0.4 --name blend
+    python 04_submit.py --runs ica_resunet,albunet --name blend --fill-holes --image-threshold
 """
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
-import pandas as pd
-
-from pneumothorax import artifacts, evaluation, labels, lineage, records, stage, submission, thresholds
+from pneumothorax import (
+    artifacts,
+    blending,
+    evaluation,
+    gain,
+    labels,
+    lineage,
+    predicted,
+    records,
+    stage,
+    submission,
+    thresholds,
+)
 from pneumothorax.engine import Engine, in_order
 from pneumothorax.errors import BadInput
-from pneumothorax.thresholds import Fitted, Grid
+from pneumothorax.evaluation import Evaluation
+from pneumothorax.postprocess import Triplet
+from pneumothorax.predicted import Predicted
+from pneumothorax.thresholds import Grid
+
+DEFAULT_SEED = 42
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     flag("--run", help="name of the run (default: the submission's, else ica_resunet)")
-    flag("--name", help="name of the submission (default: the run's)")
+    flag("--runs", type=blending.parse, metavar="A=W,B=W",
+         help="blend runs with weights that sum to 1; A,B without weights: fitted out of fold")  # fmt: skip
+    flag("--name", help="name of the submission (default: the run's; a blend needs one)")
     flag("--sample-submission", type=Path, metavar="CSV", help="another id order than the one stage 00 found")
-    flag("--min-component", type=stage.count, default=100, metavar="PX",
-         help="drop parts of a mask below this, in pixels of 1024 x 1024 (default: %(default)s)")  # fmt: skip
+    flag("--min-component", type=stage.counts, default=thresholds.MIN_COMPONENTS, metavar="PX,PX",
+         help="sizes to try below which parts of a mask are dropped, in pixels of 1024 x 1024 (default: "
+              f"{','.join(map(str, thresholds.MIN_COMPONENTS))}; 0 drops none)")  # fmt: skip
+    flag("--fill-holes", action="store_true", help="try masks with their holes filled, too")
+    flag("--image-threshold", action="store_true",
+         help="fit a fourth threshold: images of a lower probability, calibrated, are empty")  # fmt: skip
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
-    args.run = args.run or args.name or "ica_resunet"
-    args.name = args.name or args.run
-    stage.check_name(parser, "--run", args.run)
+    if args.run and args.runs:
+        parser.error("give --run or --runs")
+    if args.runs and len(args.runs) > 1 and not args.name:
+        parser.error("a blend needs a --name")
+    if not args.runs:
+        args.runs = known_runs(args) or {args.run or args.name or "ica_resunet": None}
+    args.name = args.name or next(iter(args.runs))
+    args.seed = DEFAULT_SEED if args.seed is None else args.seed
+    for run in args.runs:
+        stage.check_name(parser, "--run", run)
     stage.check_name(parser, "--name", args.name)
     return args
+
+
+def known_runs(args: argparse.Namespace) -> dict[str, float | None] | None:
+    """Those of an earlier submission of this name, where nothing else is asked for."""
+    if args.run or not args.name:
+        return None
+    try:
+        return lineage.runs_of(args.output, args.name)
+    except BadInput:
+        return None
 
 
 def main(argv=None):
     args = parse_args(argv)
     record = artifacts.submitted(args.name)
-    with (
-        stage.lock(args.output, f"04_submit-{args.name}") as holder,
-        stage.lock(args.output, f"03_predict-{args.run}"),
-    ):
-        grid = Grid(min_component=args.min_component)
-        settings = {"run": args.run, "grid": {name: jsonable(values) for name, values in vars(grid).items()}}
-        inputs = lineage.submit_inputs(args.output, args.run)
+    with ExitStack() as locks:
+        holder = locks.enter_context(stage.lock(args.output, f"04_submit-{args.name}"))
+        for run in args.runs:
+            locks.enter_context(stage.lock(args.output, f"03_predict-{run}"))
+        grid = Grid(
+            min_components=args.min_component,
+            fill_holes=(False, True) if args.fill_holes else (False,),
+            min_probabilities=thresholds.MIN_PROBABILITIES if args.image_threshold else (0.0,),
+        )
+        tried = {name: list(values) for name, values in vars(grid).items()}
+        settings = {"runs": args.runs, "grid": tried, "seed": args.seed}
+        inputs = lineage.submit_inputs(args.output, args.runs)
         if args.sample_submission:
             labels.read_sample(args.sample_submission)
             inputs["given sample submission"] = records.sha256(args.sample_submission)
@@ -60,45 +108,43 @@ def main(argv=None):
         else:
             workers = Engine(args.workers, args.scheduler, shared=holder)
             make(args, grid, settings=settings, inputs=inputs, engine=workers)
-    report(args, artifacts.read_table(args.output, artifacts.cross_validation(args.name)))
-
-
-def jsonable(values: float | tuple[float, ...]) -> float | list[float]:
-    """As it is read back from a record."""
-    return list(values) if isinstance(values, tuple) else values
+    report(args, grid)
 
 
 def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[str, str], engine: Engine) -> None:
     """Fit, score, write the tables and the submission, and seal them."""
     artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
-    predictions = artifacts.read_table(args.output, artifacts.predictions(args.run))
-    predictions = predictions[predictions["split"] == artifacts.OOF]
-    if predictions["fold"].nunique() < 2:
-        again = f"python 03_predict.py --run {args.run}"
-        raise BadInput(f"run {args.run} has out-of-fold maps of fewer than two folds: nothing can be nested: {again}")
-    tested = evaluation.items(args.output, args.run, artifacts.TEST)
-    if tested:
-        submission.check_ids(read_sample(args), [item.image_id for item in tested])
-    oof = evaluation.items(args.output, args.run, artifacts.OOF)
-    fitted, images = evaluation.evaluate(oof, predictions, grid, engine=engine)
+    runs = list(args.runs)
+    oof = predicted.read(args.output, runs, artifacts.OOF)
+    if len(set(oof.fold.tolist())) < 2:
+        again = " and ".join(f"python 03_predict.py --run {run}" for run in runs)
+        raise BadInput(
+            f"{' and '.join(runs)}: out-of-fold maps of fewer than two folds, nothing can be nested: {again}"
+        )
+    tested = predicted.read(args.output, runs, artifacts.TEST)
+    if tested.images:
+        submission.check_ids(read_sample(args), [image.image_id for image in tested.images])
+    given = None if None in args.runs.values() else tuple(args.runs.values())
+    if len(runs) == 1:
+        given = blending.alone(0, 1)
+    blend, singles = evaluation.evaluate(oof, grid, engine=engine, given=given)
 
     tables = {
-        artifacts.out_of_fold(args.name): images,
-        artifacts.cross_validation(args.name): evaluation.cross_validation(images, fitted),
-        artifacts.threshold_surface(args.name): evaluation.threshold_surface(fitted, grid),
+        artifacts.out_of_fold(args.name): blend.images,
+        artifacts.cross_validation(args.name): evaluation.cross_validation(blend.images, blend.fitted),
+        artifacts.threshold_surface(args.name): evaluation.threshold_surface(blend.fitted, grid),
+        artifacts.postprocessing_steps(args.name): evaluation.postprocessing_steps(blend.fitted),
     }
     for table, frame in tables.items():
         artifacts.write_table(args.output, table, frame)
     outputs = [table.path for table in tables]
-    if tested:
-        share = float((images["true_px"] > 0).mean())
-        outputs.append(write_submission(args, tested, fitted, engine=engine, share=share))
-    facts = {
-        "final": vars(fitted.final),
-        "by_fold": {str(number): vars(triplet) for number, triplet in fitted.by_fold.items()},
-        "nested_siim_dice": float(images["dice"].mean()),
-        "naive_siim_dice": fitted.naive,
-    }
+    if tested.images:
+        outputs.append(write_submission(args, tested, blend, engine=engine))
+    facts = evaluation.facts(blend)
+    if singles:
+        manifest, folds = (artifacts.read_table(args.output, each) for each in (artifacts.MANIFEST, artifacts.FOLDS))
+        alone = {run: single.images for run, single in zip(runs, singles, strict=True)}
+        facts["gain"] = gain.over_best_single(blend.images, alone, manifest, folds, seed=args.seed)
     records.write(
         args.output, artifacts.submitted(args.name), settings=settings, inputs=inputs, outputs=outputs, **facts
     )
@@ -108,31 +154,42 @@ def read_sample(args: argparse.Namespace) -> labels.Sample:
     return labels.read_sample(args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION)
 
 
-def write_submission(
-    args: argparse.Namespace, items: list[evaluation.Item], fitted: Fitted, *, engine: Engine, share: float
-) -> str:
+def write_submission(args: argparse.Namespace, tested: Predicted, blend: Evaluation, *, engine: Engine) -> str:
     """submission.csv; returns its path below the output folder."""
-    calls = [(item, fitted.final) for item in items]
-    results = in_order(evaluation.compare, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission")
-    rows = {result["image_id"]: result["rle"] for result in results}
+    calls = list(zip(tested.images, blend.rules(tested.scores), strict=True))
+    texts = in_order(evaluation.mask_row, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission")
+    rows = {image.image_id: text for image, text in zip(tested.images, texts, strict=True)}
     path = artifacts.submission(args.output, args.name)
     submission.write(path, read_sample(args), rows)
-    for warning in submission.warnings(rows, share):
+    for warning in submission.warnings(rows, float((blend.images["true_px"] > 0).mean())):
         print(warning)
     return path.relative_to(args.output).as_posix()
 
 
-def report(args: argparse.Namespace, table: pd.DataFrame) -> None:
+def report(args: argparse.Namespace, grid: Grid) -> None:
     """The numbers to check and what to do next."""
-    by_row = table.set_index("row")
+    by_row = artifacts.read_table(args.output, artifacts.cross_validation(args.name)).set_index("row")
+    record = records.read(args.output, artifacts.submitted(args.name))
     both, nothing = by_row.loc["all"], by_row.loc["nothing predicted"]
+    if len(args.runs) > 1:
+        print(
+            "weights: "
+            + ", ".join(f"{run} {w:g}" for run, w in zip(args.runs, record["weights"]["final"], strict=True))
+        )
     print(f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}")
+    if "gain" in record:
+        print(gain.sentence(record["gain"]))
     print(f"positives-only Dice {both['positive_dice']:.4f} on {both['positives']:.0f} of {both['images']:.0f} images")
     optimism = both["naive_siim_dice"] - both["siim_dice"]
     print(f"thresholds fitted on the scored images would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})")
-    final = by_row.loc["final thresholds"]
-    print(f"final thresholds: top {final['top']:g}, minimum area {final['min_area']:g}, bottom {final['bottom']:g}")
-    for edge in thresholds.on_the_edge(final["top"], final["min_area"], final["bottom"], Grid()):
+    steps = artifacts.read_table(args.output, artifacts.postprocessing_steps(args.name))
+    print("step by step: " + ", ".join(f"{row.step} {row.siim_dice:.4f}" for row in steps.itertuples()))
+    error = record["expected_calibration_error"]
+    print(f"image level: AUC {both['auc']:.4f}, expected calibration error {error['calibrated']:.4f} "
+          f"({error['uncalibrated']:.4f} before calibration)")  # fmt: skip
+    final = Triplet(**record["final"])
+    print(f"final thresholds: {final}")
+    for edge in thresholds.on_the_edge(final, grid):
         print(f"note: the best {edge} is the last one tried")
     path = artifacts.submission(args.output, args.name)
     print(f"wrote {path.parent}")

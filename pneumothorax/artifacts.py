@@ -53,6 +53,9 @@ SCORE_COLUMNS = (
 )
 
 
+TRIPLET_COLUMNS = ("top", "min_area", "bottom", "min_component", "fill_holes", "min_probability")
+
+
 def cached_image(output: Path, size: int, image_id: str) -> Path:
     """8-bit grey PNG (size, size), uncompressed."""
     return output / "cache" / str(size) / "images" / f"{image_id}.png"
@@ -153,7 +156,7 @@ def submission(output: Path, name: str) -> Path:
 
 def cross_validation(name: str) -> Table:
     """Scores per fold, overall, and of predicting nothing."""
-    columns = ("row", "images", "positives", *SCORE_COLUMNS, "naive_siim_dice", "top", "min_area", "bottom")
+    columns = ("row", "images", "positives", *SCORE_COLUMNS, "naive_siim_dice", *TRIPLET_COLUMNS)
     numbers = columns[3:]
     return Table(f"submissions/{name}/cv.csv", columns, f"04_submit.py --name {name}", ("images", "positives"), numbers)
 
@@ -162,6 +165,12 @@ def threshold_surface(name: str) -> Table:
     """SIIM Dice over all out-of-fold images of every triplet tried (naive: fitted where it is scored)."""
     columns = ("top", "min_area", "bottom", "siim_dice")
     return Table(f"submissions/{name}/surface.csv", columns, f"04_submit.py --name {name}", numbers=columns)
+
+
+def postprocessing_steps(name: str) -> Table:
+    """SIIM Dice with ever more post-processing, nested and naive."""
+    columns = ("step", "siim_dice", "naive_siim_dice")
+    return Table(f"submissions/{name}/steps.csv", columns, f"04_submit.py --name {name}", numbers=columns[1:])
 
 
 def out_of_fold(name: str) -> Table:

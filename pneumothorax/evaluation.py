@@ -1,102 +1,194 @@
-"""Out-of-fold maps and labels -> per-image results and the cross-validation table."""
+"""Out-of-fold maps and labels -> everything that turns maps into masks, fitted nested, and the tables of scores.
 
-import hashlib
+What a fold is scored with was fitted on the other folds: the weights of a blend, the calibration of the image's own
+probability, and the thresholds, each resting on those before it. What the test images get is fitted on all folds.
+"""
+
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pneumothorax import artifacts, metrics, png, postprocess, rle, thresholds
+from pneumothorax import artifacts, blending, calibration, curves, metrics, postprocess, rle, thresholds
+from pneumothorax.blending import Moments, Weights
+from pneumothorax.calibration import Calibration
 from pneumothorax.engine import Engine, in_order
-from pneumothorax.errors import BadInput
 from pneumothorax.postprocess import Triplet
-from pneumothorax.thresholds import Fitted, Grid, Profile
+from pneumothorax.predicted import Image, Predicted
+from pneumothorax.thresholds import Exclusion, Fitted, Grid, Profile, Search
 
 IMAGES_PER_TASK = 32
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image to post-process: its map, its size (H, W), and its label rows ((), for a negative or a test image)."""
+class Rule:
+    """How an image's maps become its mask: blended, thresholded by `triplet`; `p_positive` is the image's own."""
 
-    image_id: str
-    map_path: Path
-    map_sha256: str
-    shape: tuple[int, int]
-    label_rows: tuple[str, ...]
-
-    def read_map(self) -> np.ndarray:
-        """(h, w) uint8. Raises BadInput when it is not the map that stage 03 wrote."""
-        try:
-            data = self.map_path.read_bytes()
-        except OSError:
-            data = b""
-        if hashlib.sha256(data).hexdigest() != self.map_sha256:
-            raise BadInput(f"{self.map_path} is not the map that 03_predict.py wrote: run it again")
-        return png.decode(data, self.map_path)
-
-    def truth(self) -> np.ndarray:
-        """(H, W) uint8 of 0 and 1."""
-        return rle.union(self.label_rows, self.shape)
+    weights: Weights
+    triplet: Triplet
+    p_positive: float
 
 
-def profile(item: Item, grid: Grid) -> Profile:
-    return thresholds.profile(item.read_map(), item.truth(), grid)
-
-
-def compare(item: Item, triplet: Triplet) -> dict[str, Any]:
-    """The image's predicted mask as run lengths, and its pixel counts against the truth.
-
-    The run lengths are decoded again here: RuntimeError when they are not the mask.
-    """
-    predicted = postprocess.mask(item.read_map(), triplet, item.shape)
-    text = rle.encode(predicted)
-    if not np.array_equal(rle.decode(text, item.shape), predicted):
-        raise RuntimeError(f"{item.image_id}: the run lengths do not decode to the mask")
-    true_px, predicted_px, overlap_px = metrics.counts(item.truth(), predicted)
-    dice = float(metrics.image_dice(np.array([true_px]), np.array([predicted_px]), np.array([overlap_px]))[0])
-    pixels = {"true_px": true_px, "predicted_px": predicted_px, "overlap_px": overlap_px}
-    return {"image_id": item.image_id, **pixels, "dice": dice, "rle": text}
-
-
-def items(output: Path, run: str, split: str) -> list[Item]:
-    """One per map of the split, in the predictions table's order; label rows for training images only."""
-    manifest = artifacts.read_table(output, artifacts.MANIFEST)
-    shapes = zip(manifest["height"].tolist(), manifest["width"].tolist(), strict=True)
-    shape_of = dict(zip(manifest["image_id"], shapes, strict=True))
-    rows_of = artifacts.label_rows(output) if split == artifacts.OOF else {}
-    table = artifacts.read_table(output, artifacts.predictions(run))
-    table = table[table["split"] == split]
-    return [
-        Item(
-            image_id,
-            artifacts.probability_map(output, run, split, image_id),
-            digest,
-            shape_of[image_id],
-            rows_of.get(image_id, ()),
-        )
-        for image_id, digest in zip(table["image_id"], table["sha256"], strict=True)
-    ]
-
-
-def evaluate(oof: list[Item], predictions: pd.DataFrame, grid: Grid, *, engine: Engine) -> tuple[Fitted, pd.DataFrame]:
-    """Fit the thresholds, nested, and score every image with those of the other folds.
+@dataclass(frozen=True)
+class Evaluation:
+    """A run or a blend: what was fitted, and how it scores.
 
     Args:
-        predictions: the predictions table's out-of-fold rows, in the order of `oof`.
-
-    Returns the thresholds and artifacts.out_of_fold rows.
+        weights, calibrations: by the fold that they leave out (None: for the test images).
+        images: artifacts.out_of_fold rows, in the order of the images; `rle` of the blend only.
+        score: (N,) each image's own score in [0, 1] before calibration.
     """
-    fold = predictions["fold"].to_numpy().astype(int)
-    profiles = in_order(profile, [(item, grid) for item in oof], engine, per_task=IMAGES_PER_TASK, title="thresholds")
-    fitted = thresholds.fit(profiles, fold, grid)
-    calls = [(item, fitted.by_fold[number]) for item, number in zip(oof, fold.tolist(), strict=True)]
-    images = pd.DataFrame(in_order(compare, calls, engine, per_task=IMAGES_PER_TASK, title="scores"))
-    p_positive = predictions["p_presence"].fillna(predictions["p_max"])  # the network's own word where it has one
-    return fitted, images.assign(fold=fold, p_positive=p_positive.to_numpy())
+
+    weights: dict[Exclusion, Weights]
+    calibrations: dict[Exclusion, Calibration]
+    fitted: Fitted
+    images: pd.DataFrame
+    score: np.ndarray
+
+    def rules(self, scores: np.ndarray) -> list[Rule]:
+        """For test images with (N, R) scores."""
+        p_positive = self.calibrations[None](scores @ np.array(self.weights[None]))
+        return [Rule(self.weights[None], self.fitted.final, p) for p in p_positive.tolist()]
+
+
+def profiles(image: Image, grid: Grid, mixtures: Sequence[Weights]) -> list[Profile]:
+    """The image's profile under each way to blend its maps."""
+    maps, truth = image.maps(), image.truth()
+    return [thresholds.profile(blending.blend(maps, weights), truth, grid) for weights in mixtures]
+
+
+def moments(image: Image) -> Moments:
+    return blending.moments(image.maps(), image.truth())
+
+
+def mask_row(image: Image, rule: Rule) -> str:
+    """The image's predicted mask as run lengths, decoded again here: RuntimeError when they are not the mask."""
+    return _row(
+        image, postprocess.mask(blending.blend(image.maps(), rule.weights), rule.triplet, image.shape, rule.p_positive)
+    )
+
+
+def compare(image: Image, rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    """For each rule the pixel counts of the image's mask against the truth; of the first its run lengths too."""
+    maps, truth = image.maps(), image.truth()
+    rows: list[dict[str, Any]] = []
+    for rule in rules:
+        predicted = _mask(image, maps, rule)
+        true_px, predicted_px, overlap_px = metrics.counts(truth, predicted)
+        dice = float(metrics.image_dice(np.array([true_px]), np.array([predicted_px]), np.array([overlap_px]))[0])
+        pixels = {"true_px": true_px, "predicted_px": predicted_px, "overlap_px": overlap_px}
+        rows.append({"image_id": image.image_id, "p_positive": rule.p_positive, **pixels, "dice": dice})
+        if len(rows) == 1:
+            rows[0]["rle"] = _row(image, predicted)
+    return rows
+
+
+def _mask(image: Image, maps: Sequence[np.ndarray], rule: Rule) -> np.ndarray:
+    return postprocess.mask(blending.blend(maps, rule.weights), rule.triplet, image.shape, rule.p_positive)
+
+
+def _row(image: Image, predicted: np.ndarray) -> str:
+    text = rle.encode(predicted)
+    if not np.array_equal(rle.decode(text, image.shape), predicted):
+        raise RuntimeError(f"{image.image_id}: the run lengths do not decode to the mask")
+    return text
+
+
+def evaluate(
+    predicted: Predicted, grid: Grid, *, engine: Engine, given: Weights | None
+) -> tuple[Evaluation, list[Evaluation]]:
+    """Fit and score the blend, and beside it, where there are several, each of its runs alone.
+
+    Args:
+        predicted: out-of-fold images of at least two folds.
+        given: the blend's weights; None to fit them, nested.
+    """
+    images, fold = predicted.images, predicted.fold
+    n_runs = predicted.scores.shape[1]
+    exclusions: list[Exclusion] = [None, *sorted(set(fold.tolist()))]
+    mixtures = [_weights(images, fold, exclusions, engine) if given is None else dict.fromkeys(exclusions, given)]
+    if n_runs > 1:
+        mixtures += [dict.fromkeys(exclusions, blending.alone(run, n_runs)) for run in range(n_runs)]
+    every = list(dict.fromkeys(weights for mixture in mixtures for weights in mixture.values()))
+    calls = [(image, grid, every) for image in images]
+    found = in_order(profiles, calls, engine, per_task=IMAGES_PER_TASK, title="thresholds")
+    searches = {weights: Search([own[number] for own in found], grid) for number, weights in enumerate(every)}
+    del found
+    fits = [_fit(predicted, mixture, searches, grid) for mixture in mixtures]
+
+    rules = [
+        [
+            Rule(mixture[number], fitted.by_fold[number], float(p_positive[number][position]))
+            for mixture, (_, p_positive, fitted) in zip(mixtures, fits, strict=True)
+        ]
+        for position, number in enumerate(fold.tolist())
+    ]
+    compared = in_order(
+        compare, list(zip(images, rules, strict=True)), engine, per_task=IMAGES_PER_TASK, title="scores"
+    )
+    blend, *singles = [
+        Evaluation(
+            mixture,
+            calibrations,
+            fitted,
+            images=pd.DataFrame(rows).assign(fold=fold),
+            score=(predicted.scores * [mixture[number] for number in fold.tolist()]).sum(axis=1),
+        )
+        for mixture, (calibrations, _, fitted), rows in zip(mixtures, fits, zip(*compared, strict=True), strict=True)
+    ]
+    return blend, singles
+
+
+def _weights(
+    images: list[Image], fold: np.ndarray, exclusions: list[Exclusion], engine: Engine
+) -> dict[Exclusion, Weights]:
+    """Fitted without each fold, and on all."""
+    found = in_order(moments, [(image,) for image in images], engine, per_task=IMAGES_PER_TASK, title="weights")
+    return {
+        left_out: blending.fit([one for one, number in zip(found, fold.tolist(), strict=True) if number != left_out])
+        for left_out in exclusions
+    }
+
+
+def _fit(
+    predicted: Predicted, mixture: dict[Exclusion, Weights], searches: dict[Weights, Search], grid: Grid
+) -> tuple[dict[Exclusion, Calibration], dict[Exclusion, np.ndarray], Fitted]:
+    """Calibrations, (N,) probabilities of all images under each, and thresholds that rest on both."""
+    positive = np.array([bool(image.label_rows) for image in predicted.images])
+    fits, p_positive = {}, {}
+    for left_out, weights in mixture.items():
+        score = predicted.scores @ np.array(weights)
+        used = np.array([number != left_out for number in predicted.fold.tolist()])
+        fits[left_out] = calibration.fit(score[used], positive[used])
+        p_positive[left_out] = fits[left_out](score)
+    own = {left_out: searches[weights] for left_out, weights in mixture.items()}
+    return fits, p_positive, thresholds.fit(own, predicted.fold, p_positive, grid)
+
+
+def facts(found: Evaluation) -> dict[str, Any]:
+    """What was fitted and how it scores, as postprocess.json holds it; "final" leaves out no fold."""
+    fitted, images = found.fitted, found.images
+
+    def by_name(values: dict[Exclusion, Any]) -> dict[str, Any]:
+        return {"final" if left_out is None else str(left_out): value for left_out, value in values.items()}
+
+    before = images.assign(p_positive=found.score)
+    errors = {
+        name: curves.expected_calibration_error(curves.calibration(frame))
+        for name, frame in (("calibrated", images), ("uncalibrated", before))
+    }
+    return {
+        "final": vars(fitted.final),
+        "by_fold": by_name({fold: vars(triplet) for fold, triplet in fitted.by_fold.items()}),
+        "weights": by_name({left_out: list(weights) for left_out, weights in found.weights.items()}),
+        "calibration": by_name({left_out: vars(curve) for left_out, curve in found.calibrations.items()}),
+        "nested_siim_dice": float(images["dice"].mean()),
+        "naive_siim_dice": fitted.naive,
+        "expected_calibration_error": errors,
+    }
 
 
 def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
@@ -109,13 +201,15 @@ def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     rows = []
     for fold, triplet in sorted(fitted.by_fold.items()):
         part = images[images["fold"] == fold]
-        rows.append({**_row(f"fold {fold}", part), "naive_siim_dice": fitted.naive_by_fold[fold], **_triplet(triplet)})
+        rows.append(
+            {**_scores(f"fold {fold}", part), "naive_siim_dice": fitted.naive_by_fold[fold], **_fields(triplet)}
+        )
     per_fold = pd.DataFrame(rows)
     numbers = [*artifacts.SCORE_COLUMNS, "naive_siim_dice"]
     for name, aggregate in (("mean", per_fold[numbers].mean()), ("std", per_fold[numbers].std(ddof=1))):
         rows.append({"row": name, "images": len(images), "positives": int((images["true_px"] > 0).sum()), **aggregate})
-    rows.append({**_row("all", images), "naive_siim_dice": fitted.naive})
-    rows.append({"row": "final thresholds", **_counts(images), **_triplet(fitted.final)})
+    rows.append({**_scores("all", images), "naive_siim_dice": fitted.naive})
+    rows.append({"row": "final thresholds", **_counts(images), **_fields(fitted.final)})
     rows.append(_nothing("nothing predicted", images))
     rows.extend(_nothing(f"nothing predicted, fold {fold}", part) for fold, part in images.groupby("fold"))
     return pd.DataFrame(rows, columns=list(artifacts.cross_validation("").columns))
@@ -128,7 +222,13 @@ def threshold_surface(fitted: Fitted, grid: Grid) -> pd.DataFrame:
     return table[np.isfinite(table["siim_dice"])]
 
 
-def _row(name: str, part: pd.DataFrame) -> dict[str, Any]:
+def postprocessing_steps(fitted: Fitted) -> pd.DataFrame:
+    """Rows of artifacts.postprocessing_steps."""
+    rows = [(name, nested, naive) for name, (nested, naive) in fitted.steps.items()]
+    return pd.DataFrame(rows, columns=list(artifacts.postprocessing_steps("").columns))
+
+
+def _scores(name: str, part: pd.DataFrame) -> dict[str, Any]:
     columns = (part[column].to_numpy() for column in ("true_px", "predicted_px", "overlap_px", "p_positive"))
     return {"row": name, **_counts(part), **metrics.scores(*columns)}
 
@@ -141,5 +241,5 @@ def _counts(part: pd.DataFrame) -> dict[str, int]:
     return {"images": len(part), "positives": int((part["true_px"] > 0).sum())}
 
 
-def _triplet(triplet: Triplet) -> dict[str, float]:
-    return {"top": triplet.top, "min_area": triplet.min_area, "bottom": triplet.bottom}
+def _fields(triplet: Triplet) -> dict[str, float]:
+    return {name: float(value) for name, value in vars(triplet).items()}

@@ -4,6 +4,7 @@ Each requires its predecessor's, so a change anywhere (a label, an image, the fo
 later stage, which then names the command to run.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,22 @@ def predicted(output: Path, run: str) -> dict[str, Any]:
     return records.require(output, artifacts.predicted(run), current)
 
 
-def submit_inputs(output: Path, run: str) -> Hashes:
-    made_from = {"predictions": predicted(output, run)["outputs"][artifacts.predictions(run).path]}
+def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
+    made_from = {
+        f"predictions of {run}": predicted(output, run)["outputs"][artifacts.predictions(run).path] for run in runs
+    }
     sample = prepared(output)["outputs"].get(artifacts.SAMPLE_SUBMISSION)
     return {**made_from, **({"sample submission": sample} if sample else {}), **train_inputs(output)}
 
 
 def submitted(output: Path, name: str) -> dict[str, Any]:
-    run = records.read(output, artifacts.submitted(name))["settings"]["run"]
-    return records.require(output, artifacts.submitted(name), submit_inputs(output, run))
+    return records.require(output, artifacts.submitted(name), submit_inputs(output, runs_of(output, name)))
+
+
+def runs_of(output: Path, name: str) -> dict[str, float | None]:
+    """The runs behind a submission, and the weights that they were given in it."""
+    record = artifacts.submitted(name)
+    runs = records.read(output, record)["settings"].get("runs")
+    if not isinstance(runs, dict):
+        raise BadInput(f"{output / record.path} is damaged or of an earlier version: run {record.made_by} again")
+    return runs

@@ -35,7 +35,7 @@ PAPER = {  # its Table 1: Dice, precision, recall, IoU in percent
     "AlbuNet": (83.25, 91.41, 86.58, 79.92),
     "ICA-ResUNet": (85.67, 92.42, 87.25, 81.37),
 }
-THRESHOLDS = ("top", "min_area", "bottom")
+THRESHOLDS = ("top", "min_area", "bottom", "min_component", "min_probability")
 
 
 @dataclass(frozen=True)

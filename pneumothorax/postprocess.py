@@ -1,8 +1,8 @@
-"""A probability map -> a mask at the label's resolution: triplet thresholds and a component filter.
+"""A probability map -> a mask at the label's resolution: triplet thresholds, then cleaning.
 
 The triplet (first place of the SIIM-ACR competition): an image with fewer than `min_area` pixels above the top
-threshold is empty; in the others the mask is what lies above the bottom threshold. Areas are in pixels of the
-competition's 1024 x 1024 grid and scale with an image's own size.
+threshold is empty; in the others the mask is what lies above the bottom threshold. Its holes may be filled, and then
+small parts are dropped. Areas are in pixels of the competition's 1024 x 1024 grid and scale with an image's own size.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,20 @@ REFERENCE_PX = 1024 * 1024
 
 @dataclass(frozen=True)
 class Triplet:
-    """Thresholds in [0, 1); areas in pixels of a 1024 x 1024 image."""
+    """The triplet and what goes with it: thresholds in [0, 1), areas in pixels of a 1024 x 1024 image."""
 
     top: float
     min_area: float
     bottom: float
     min_component: float = 0.0  # connected parts of the mask below this are dropped
+    fill_holes: bool = False
+    min_probability: float = 0.0  # an image whose own probability of a pneumothorax is below this is empty
 
     def __post_init__(self) -> None:
         if not (0 <= self.bottom <= self.top < 1 and self.min_area >= 0 and self.min_component >= 0):
             raise ValueError(f"needs 0 <= bottom <= top < 1 and areas of 0 or more, got {self}")
+        if not 0 <= self.min_probability < 1:
+            raise ValueError(f"needs a probability of at least 0 and below 1, got {self}")
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,17 @@ def level(threshold: float) -> int:
     return int(np.floor(threshold * 255 + 1e-9))
 
 
-def mask(stored: np.ndarray, triplet: Triplet, shape: tuple[int, int]) -> np.ndarray:
-    """(h, w) uint8 map -> (H, W) uint8 mask of 0 and 1, bilinearly enlarged to `shape`."""
+def mask(stored: np.ndarray, triplet: Triplet, shape: tuple[int, int], p_positive: float = 1.0) -> np.ndarray:
+    """(h, w) uint8 map, and the image's own probability -> (H, W) uint8 mask of 0 and 1, bilinear up to `shape`."""
     result = np.zeros(shape, dtype=np.uint8)
+    if p_positive < triplet.min_probability:
+        return result
     window = enlarge(stored, shape, above=level(triplet.bottom))
     if window is None or int(np.count_nonzero(window.values > level(triplet.top))) < scaled(triplet.min_area, shape):
         return result
-    inside = (window.values > level(triplet.bottom)).astype(np.uint8)
+    inside = (window.values > level(triplet.bottom)).view(np.uint8)
+    if triplet.fill_holes:
+        inside = fill_holes(inside)
     result[window.slices] = drop_small(inside, scaled(triplet.min_component, shape))
     return result
 
@@ -102,15 +110,33 @@ def _span(first: int, length: int, n: int, large_n: int) -> tuple[range, range]:
     return reached, needed
 
 
+def narrow(values: np.ndarray, *, above: int) -> tuple[slice, slice] | None:
+    """The bounding box of what exceeds `above` in an (h, w) uint8 array; None when nothing does."""
+    left, top, width, height = cv2.boundingRect((values > above).view(np.uint8))
+    return (slice(top, top + height), slice(left, left + width)) if width else None
+
+
+def fill_holes(inside: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 mask of 0 and 1, with the background that its 8-connected parts enclose."""
+    outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    return cv2.drawContours(np.zeros_like(inside), outlines, -1, color=1, thickness=cv2.FILLED)
+
+
 def drop_small(inside: np.ndarray, min_px: float) -> np.ndarray:
-    """(H, W) uint8 mask without its 8-connected parts of fewer than `min_px` pixels."""
+    """(H, W) uint8 mask of 0 and 1 without its 8-connected parts of fewer than `min_px` pixels."""
     if min_px <= 1:
         return inside
-    _, parts, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
-    small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < min_px)
-    kept = inside.copy() if small.size else inside
-    for part in small[small > 0]:  # 0 is the background
-        left, top, width, height = stats[part, : cv2.CC_STAT_AREA]
-        box = slice(top, top + height), slice(left, left + width)
-        kept[box][parts[box] == part] = 0
-    return kept
+    number, areas = parts(inside)
+    kept = areas >= min_px
+    return inside if kept[1:].all() else kept[number].view(np.uint8)
+
+
+def parts(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W) uint8 mask -> (H, W) number of each pixel's 8-connected part, 0 outside, and (P,) the parts' pixels.
+
+    That of the background, part 0, counts as 0.
+    """
+    _, number, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    return number, areas

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumothorax import artifacts, bootstrap, comparison, curves, metrics, page, per_image, records, strata
+from pneumothorax import artifacts, bootstrap, comparison, curves, lineage, metrics, page, per_image, records, strata
 from pneumothorax.errors import BadInput
 
 FEW_POSITIVES = 50  # below this all scores of positives rest on a handful of images
@@ -22,17 +22,17 @@ class Run:
     """One submission: what stage 04 found, and what its run cost.
 
     Args:
-        run: name of the run behind the submission `name`.
+        runs: names of the runs behind the submission `name`: one, or those of a blend.
         table: artifacts.cross_validation rows.
         images: artifacts.out_of_fold rows.
         per_image: artifacts.PER_IMAGE rows.
         surface: artifacts.threshold_surface rows.
-        histories: history.csv of each fold.
-        network: what network_trace.trace found; None for a run that has no such file.
+        histories: history.csv of each fold; none of a blend.
+        network: what network_trace.trace found; None for a blend and for a run that has no such file.
     """
 
     name: str
-    run: str
+    runs: tuple[str, ...]
     table: pd.DataFrame
     images: pd.DataFrame
     per_image: pd.DataFrame
@@ -66,38 +66,46 @@ class Statistics:
 
 
 def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -> Run:
-    """All that earlier stages left of the submission `name` and its run."""
-    run = records.read(output, artifacts.submitted(name))["settings"]["run"]
+    """All that earlier stages left of the submission `name` and its runs."""
+    runs = tuple(lineage.runs_of(output, name))
     images = artifacts.read_table(output, artifacts.out_of_fold(name))
-    trained = [records.read(output, artifacts.trained(run, fold)) for fold in sorted(set(images["fold"]))]
-    network = _network(output, run)
+    folds_used = sorted(set(images["fold"]))
+    trained = [records.read(output, artifacts.trained(run, fold)) for run in runs for fold in folds_used]
+    networks = [_network(output, run) for run in runs]
     memory = [record["peak_memory_mib"] for record in trained if record.get("peak_memory_mib") is not None]
     cost = page.Cost(
-        parameters=network["parameters"] if network else None,
-        multiply_adds=network["multiply_adds"] if network else None,
+        parameters=_sum(networks, "parameters"),
+        multiply_adds=_sum(networks, "multiply_adds"),
         seconds=sum(record["seconds"] for record in trained),
         peak_memory_mib=max(memory, default=None),
         device=", ".join(sorted({record.get("device", "") for record in trained})),
     )
+    histories = [
+        artifacts.read_table(output, artifacts.history_table(run, fold)) for run in runs for fold in folds_used
+    ]
     return Run(
         name=name,
-        run=run,
+        runs=runs,
         table=artifacts.read_table(output, artifacts.cross_validation(name)),
         images=images,
         per_image=per_image.table(images, manifest, folds, name),
         surface=artifacts.read_table(output, artifacts.threshold_surface(name)),
-        histories=tuple(
-            artifacts.read_table(output, artifacts.history_table(run, fold)) for fold in sorted(set(images["fold"]))
-        ),
-        network=network,
+        histories=tuple(histories) if len(runs) == 1 else (),
+        network=networks[0] if len(runs) == 1 else None,
         cost=cost,
     )
 
 
+def _sum(networks: list[dict[str, Any] | None], fact: str) -> int | None:
+    """Over all networks, where it is known of all."""
+    return sum(network[fact] for network in networks if network) if all(networks) else None
+
+
 def sources(runs: list[Run]) -> list[str]:
     """Paths below the output folder of the files that stand, through the records, for all that the report rests on."""
-    own = [path for run in runs for path in (artifacts.submitted(run.name).path, artifacts.network_facts(run.run))]
-    return [artifacts.PREPARED.path, artifacts.FOLDED.path, *own]
+    submitted = [artifacts.submitted(run.name).path for run in runs]
+    networks = [artifacts.network_facts(name) for run in runs for name in run.runs]
+    return [artifacts.PREPARED.path, artifacts.FOLDED.path, *submitted, *networks]
 
 
 def _network(output: Path, run: str) -> dict[str, Any] | None:
@@ -152,7 +160,7 @@ def summary(runs: list[Run], found: Statistics, about: page.Evaluated, *, seed: 
         "bootstrap": {"unit": "patient", "repeats": bootstrap.REPEATS, "confidence": 0.95, "seed": seed},
         "runs": {
             run.name: {
-                "run": run.run,
+                "runs": list(run.runs),
                 "cost": asdict(run.cost),
                 "cross_validation": _rows(run.table),
                 "intervals": _rows(found.intervals[run.name]),

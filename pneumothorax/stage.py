@@ -71,6 +71,11 @@ def count(text: str) -> int:
     return value
 
 
+def counts(text: str) -> tuple[int, ...]:
+    """argparse type: whole numbers from 0 up with commas between, ascending, each once."""
+    return tuple(sorted({count(part) for part in text.split(",")}))
+
+
 def check_name(made: argparse.ArgumentParser, flag: str, name: str) -> None:
     """Names of runs and submissions become folders, and labels in figures, where a leading "_" would hide them."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):

@@ -94,6 +94,6 @@ def scores(profiles: list[Profile]) -> Scores:
     at_half = SELECTION_GRID.bottoms.index(0.5)
     return Scores(
         siim_dice=search.best(np.ones(len(profiles), dtype=bool))[1],
-        positive_dice=float(search.dice[~negative, at_half].mean()),
+        positive_dice=float(search.dice[~negative, at_half, 0, 0].mean()),
         nothing_predicted=float(negative.mean()),
     )

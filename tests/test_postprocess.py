@@ -3,6 +3,8 @@
 import cv2
 import numpy as np
 import pytest
+from conftest import disc
+from scipy import ndimage
 
 from pneumothorax import postprocess
 from pneumothorax.postprocess import Triplet
@@ -155,6 +157,35 @@ def test_small_parts_are_dropped_and_parts_that_touch_at_a_corner_are_one():
     assert postprocess.drop_small(inside, 3.5).sum() == 8
     assert postprocess.drop_small(np.ones((5, 5), np.uint8), 25).sum() == 25
     assert postprocess.drop_small(np.zeros((5, 5), np.uint8), 25).sum() == 0
+
+
+def test_holes_are_filled_as_scipy_fills_them():
+    ring = disc(20, 10, 10, 6) & ~disc(20, 10, 10, 3)
+    assert postprocess.fill_holes(ring).tolist() == disc(20, 10, 10, 6).tolist()
+    rng = np.random.default_rng(0)
+    changed = 0
+    for density in np.linspace(0.3, 0.8, 60):
+        inside = (rng.random((24, 31)) < density).astype(np.uint8)
+        expected = ndimage.binary_fill_holes(inside)  # the background is joined at sides, so the mask at corners
+        np.testing.assert_array_equal(postprocess.fill_holes(inside), expected)
+        changed += int(expected.sum() > inside.sum())
+    assert changed > 30
+
+
+def test_holes_are_filled_before_small_parts_are_dropped():
+    stored = np.zeros((1024, 1024), np.uint8)
+    stored[100:110, 100:110] = 255
+    stored[102:108, 102:108] = 0  # a frame of 64 pixels around a hole of 36
+    assert postprocess.mask(stored, Triplet(0.5, 0, 0.5, 100, True), stored.shape).sum() == 100
+    assert postprocess.mask(stored, Triplet(0.5, 0, 0.5, 100, False), stored.shape).sum() == 0
+    assert postprocess.mask(stored, Triplet(0.5, 0, 0.5, 0, False), stored.shape).sum() == 64
+
+
+def test_an_image_of_too_low_a_probability_is_empty():
+    stored = np.full((64, 64), 255, np.uint8)
+    triplet = Triplet(0.5, 0, 0.5, min_probability=0.3)
+    assert postprocess.mask(stored, triplet, (64, 64), 0.3).all()
+    assert not postprocess.mask(stored, triplet, (64, 64), 0.29).any()
 
 
 def test_a_stored_value_is_above_its_level_exactly_when_its_probability_is_above_the_threshold():

@@ -206,7 +206,8 @@ def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
 def test_thresholds_fitted_on_another_grid_are_fitted_again(copied, monkeypatch):
     _, output = copied
     before = artifacts.read_table(output, artifacts.threshold_surface("tiny"))
-    monkeypatch.setattr(thresholds.Grid.__init__, "__defaults__", ((0.5, 0.9), (0, 500), (0.3,), 0.0))
+    smaller = ((0.5, 0.9), (0, 500), (0.3,), (0,), (False,), (0.0,))
+    monkeypatch.setattr(thresholds.Grid.__init__, "__defaults__", smaller)
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--workers", 0)
     assert len(artifacts.read_table(output, artifacts.threshold_surface("tiny"))) == 4 < len(before)
 
@@ -664,7 +665,7 @@ def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copie
     by_fold = {0: postprocess.Triplet(0.1, 0, 0.05), 1: postprocess.Triplet(0.6, 0, 0.55)}
     final = postprocess.Triplet(0.9, 0, 0.9)
     surface = np.zeros((len(thresholds.TOPS), len(thresholds.MIN_AREAS), len(thresholds.BOTTOMS)))
-    fitted = thresholds.Fitted(by_fold, final, {0: 0.0, 1: 0.0}, 0.0, surface)
+    fitted = thresholds.Fitted(by_fold, final, {0: 0.0, 1: 0.0}, 0.0, surface, {"triplet": (0.0, 0.0)})
     monkeypatch.setattr(thresholds, "fit", lambda *_: fitted)
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--overwrite", "--workers", 0)
     oof = artifacts.read_table(output, artifacts.out_of_fold("tiny"))
