@@ -89,7 +89,7 @@ def write_run(output: Path) -> None:
         records.write(output, artifacts.trained("random", fold), **same, outputs=outputs, seconds=0.0)
 
 
-def measure(*command: str) -> None:
+def measure(*command: str, title: str = "") -> None:
     """Run a stage; print its seconds and the highest memory of all its processes together."""
     started, peak, log = time.perf_counter(), 0, tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
@@ -100,7 +100,7 @@ def measure(*command: str) -> None:
         log.seek(0)
         sys.exit(log.read().decode())
     print(
-        f"{command[0]:20s} {time.perf_counter() - started:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)",
+        f"{title or command[0]:26s} {time.perf_counter() - started:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)",
         flush=True,
     )
 
