@@ -21,7 +21,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pneumothorax import artifacts, discovery, labels, prepare, records, rle, stage, submission
+from pneumothorax import artifacts, discovery, doctor, labels, prepare, records, rle, stage, submission
 from pneumothorax.engine import Engine
 from pneumothorax.errors import BadInput, bad_list
 
@@ -59,6 +59,7 @@ def main(argv=None):
     files = len(found.dicoms) + len(found.not_files) + len(found.unreadable)
     if args.verify:
         outcome = prepare.prepare(found, args.input, job, engine=Engine(args.workers, args.scheduler))
+        print(*doctor.report(outcome.rows, outcome.rejected), sep="\n")
         finish(args, outcome, files)
         return
     with stage.lock(args.output, "00_prepare_data") as holder:
@@ -113,6 +114,8 @@ def finish(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> No
         complaints.append(bad_list(f"{len(bad)} of {files} files rejected (--max-bad accepts them)", lines))
     if not any(row["split"] == artifacts.TRAIN for row in outcome.rows):
         complaints.append(BadInput("no image has a label: are the images and the label file from the same stage?"))
+    elif args.verify and not any(row["positive"] for row in outcome.rows):
+        complaints.append(BadInput("no training image is positive: there is nothing to learn"))
     if complaints:
         raise BadInput("\n".join(map(str, complaints)))
 

@@ -99,10 +99,8 @@ def measure(*command: str, title: str = "") -> None:
     if process.returncode:
         log.seek(0)
         sys.exit(log.read().decode())
-    print(
-        f"{title or command[0]:26s} {time.perf_counter() - started:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)",
-        flush=True,
-    )
+    seconds = time.perf_counter() - started
+    print(f"{title or command[0]:30s} {seconds:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)", flush=True)
 
 
 def proportional_set_size(root: int) -> int:
