@@ -163,7 +163,7 @@ def _header(dataset: pydicom.Dataset) -> Header:
     if not image_id:
         raise Rejected("BAD_HEADER" if "PixelData" in dataset else "TRUNCATED", "no SOPInstanceUID")
     if not is_image_id(image_id):
-        raise Rejected("BAD_ID", f"SOPInstanceUID {image_id[:80]!r} cannot name a file")
+        raise Rejected("BAD_ID", f"a SOPInstanceUID of {len(image_id)} characters that cannot name a file")
     height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
     if height * width > MAX_PIXELS:
         raise Rejected("TOO_LARGE", f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
@@ -171,7 +171,8 @@ def _header(dataset: pydicom.Dataset) -> Header:
         raise Rejected("NO_PIXELS", "no PixelData")
     frames = _text(dataset, "NumberOfFrames") or "1"
     if frames not in ("0", "1"):
-        raise Rejected("MULTI_FRAME", f"{frames[:20]} frames; a radiograph has one")
+        many = f"{frames} frames" if re.fullmatch(r"\d{1,9}", frames, re.ASCII) else "NumberOfFrames is no number"
+        raise Rejected("MULTI_FRAME", f"{many}; a radiograph has one")
     return Header(
         image_id=image_id,
         patient_id=_text(dataset, "PatientID"),
@@ -212,7 +213,7 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
     if value is None:
         raise Rejected("BAD_HEADER", f"no {name}")
     if not isinstance(value, int) or value < 1:
-        raise Rejected("BAD_HEADER", f"{name} is {str(value)[:20]!r}")
+        raise Rejected("BAD_HEADER", f"{name} is {value if isinstance(value, int) else 'no whole number'}")
     return value
 
 

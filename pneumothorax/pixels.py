@@ -5,6 +5,7 @@ decoders. Grey: modality LUT, then window, then inversion of MONOCHROME1, then t
 the order of DICOM PS3.4 N.2. Plain 8-bit values pass unchanged; nothing is stretched to an image's own range.
 """
 
+import re
 import struct
 
 import cv2
@@ -35,7 +36,7 @@ def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
     """-> (image (H, W) uint8, name of the decoder, whether the file held colour). Raises Undecodable."""
     kind = str(dataset.get("PhotometricInterpretation", "")).strip()
     if kind not in GREY + COLOUR:
-        raise Undecodable("BAD_HEADER", f"photometric interpretation {kind[:20]!r}; a radiograph is one of {GREY}")
+        raise Undecodable("BAD_HEADER", f"another photometric interpretation than a radiograph's ({', '.join(GREY)})")
     stored, decoder = _stored_values(dataset)
     if stored.dtype.itemsize > 2:
         raise Undecodable("BAD_HEADER", f"{8 * stored.dtype.itemsize} bits per pixel; at most 16 are known")
@@ -90,7 +91,8 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise Undecodable("UNSUPPORTED_SYNTAX", f"transfer syntax {str(syntax)[:64]} is not an image's") from None
+        name = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "it names"  # of a damaged file it may be anything
+        raise Undecodable("UNSUPPORTED_SYNTAX", f"the transfer syntax {name} is not an image's") from None
     if not decoder.is_available:
         message = f"no decoder for {syntax.name} is installed: {INSTALL}"
         raise Undecodable("UNSUPPORTED_SYNTAX", message)

@@ -22,7 +22,7 @@ from pneumothorax.engine import Engine, as_finished
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.journal import Journal
 
-VERSION = 2  # raise it whenever a cached file would come out differently: earlier journals are then ignored
+VERSION = 3  # raise it whenever a cached file would come out differently: earlier journals are then ignored
 UNLABELLED = "UNLABELLED"
 BAD_LABEL = "SIZE_MISMATCH"
 FILES_PER_TASK = 16  # one task costs about as much as preparing a tenth of an image
@@ -155,13 +155,14 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
         except BadInput as error:
             return {"code": BAD_LABEL, "message": f"label of {image_id}: {error}", "label_error": True}
         mask_pixels, mask_png = int(np.count_nonzero(mask)), png.encode_mask(png.shrink_mask(mask, job.size))
+    uid = header.image_id if header.image_id in (path.stem, image_id) else ""  # of a damaged file it may be anything
     image_png = png.encode(png.shrink(radiograph.image, job.size))
     if job.output is not None:
         _store(artifacts.cached_image(job.output, job.size, image_id), image_png)
         _store(artifacts.cached_mask(job.output, job.size, image_id), mask_png)
     return {
-        "key": _key(path, header.image_id, image_id, job),
-        "uid": header.image_id,
+        "key": _key(path, uid, image_id, job),
+        "uid": uid,
         "colour": radiograph.colour,
         "row": {
             "image_id": image_id,
@@ -189,7 +190,7 @@ def _identify(uid: str, stem: str, job: Job) -> tuple[str, str]:
     listed = [name for name in dict.fromkeys((uid, stem)) if name in labelled or name in tested]
     if uid != stem and len(listed) != 1:
         found = "both are" if listed else "neither is"
-        raise dicom.Rejected("BAD_ID", f"SOPInstanceUID {uid} and the file's name differ and {found} listed")
+        raise dicom.Rejected("BAD_ID", f"SOPInstanceUID and the file's name differ and {found} listed")
     if not listed:
         raise dicom.Rejected(UNLABELLED, "in neither the label file nor the sample submission: not used")
     return listed[0], artifacts.TRAIN if listed[0] in labelled else artifacts.TEST
@@ -219,9 +220,15 @@ def _still_good(known: Entry, path: Path, job: Job) -> bool:
 
 
 def _key(path: Path, uid: str, image_id: str, job: Job) -> str:
-    """Everything an entry was made from; where it changes, the entry is made again."""
+    """Everything an entry was made from; where it changes, the entry is made again.
+
+    Args:
+        uid: "" where it was not kept: then any change of the tables counts, which might list it now.
+    """
     found = path.stat()
-    listed = [(name in job.listed.rows, name in job.listed.test_ids) for name in (uid, path.stem)]
+    listed: Any = [(name in job.listed.rows, name in job.listed.test_ids) for name in (uid, path.stem)]
+    if not uid:
+        listed = job.tables_hash
     made_from = (str(path.resolve()), found.st_size, found.st_mtime_ns, listed, job.listed.rows.get(image_id))
     return _digest(repr((VERSION, job.size, job.salt, *made_from)).encode())
 

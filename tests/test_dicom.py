@@ -4,12 +4,11 @@ import dataclasses
 import io
 import os
 import resource
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
+import bombs
 import cv2
 import numpy as np
 import pydicom
@@ -404,19 +403,11 @@ def test_folders_pipes_and_missing_files_are_rejected(tmp_path):
         assert code_of(tmp_path / "pipe.dcm") == "NOT_A_FILE"
 
 
-def big_jpeg(side):
-    """A grey JPEG whose header says side x side, around the data of a small one."""
-    data = bytearray(encode_jpeg(RAMP))
-    at = data.index(b"\xff\xc0")
-    data[at + 5 : at + 9] = struct.pack(">HH", side, side)
-    return bytes(data)
-
-
 @pytest.mark.parametrize(
     "prefix", [b"", b"\0\0", b"junk"], ids=["plain", "zeros between markers", "junk between markers"]
 )
 def test_a_large_jpeg_in_a_small_dicom_is_refused_before_memory_is_taken(tmp_path, prefix):
-    data = big_jpeg(20000)
+    data = bombs.jpeg(20000)
     data = data[:2] + prefix + data[2:]  # libjpeg steps over garbage between markers
     path = write_dicom(
         tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
@@ -447,25 +438,9 @@ def test_a_colour_jpeg_in_a_grey_dicom_is_rejected(tmp_path):
     assert code_of(path) == "BAD_HEADER"
 
 
-def deflated_bomb(path, *, group_length):
-    """A deflated DICOM whose data set inflates to 1.5 GiB of zeros; a few MB on disk."""
-    plain = write_dicom(path, RAMP, syntax=DeflatedExplicitVRLittleEndian)
-    data = plain.read_bytes()
-    start = 144 + int.from_bytes(data[140:144], "little")
-    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
-    inner = zlib.decompress(data[start:], -zlib.MAX_WBITS)
-    header = inner[: inner.index(b"\xe0\x7f\x10\x00")]
-    megabyte = bytes(1 << 20)
-    parts = [packer.compress(header + b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", 1536 << 20))]
-    parts += [packer.compress(megabyte) for _ in range(1536)]
-    meta = data[:start] if group_length else data[:132] + data[144:start]
-    path.write_bytes(meta + b"".join([*parts, packer.flush()]))
-    return path
-
-
 @pytest.mark.parametrize("group_length", [True, False], ids=["with group length", "without group length"])
 def test_a_deflated_bomb_is_refused_within_one_gigabyte(tmp_path, group_length):
-    path = deflated_bomb(tmp_path / "bomb.dcm", group_length=group_length)
+    path = bombs.deflated(tmp_path / "bomb.dcm", group_length=group_length)
     assert path.stat().st_size < 16 << 20
     code = (
         "import resource, sys; from pneumothorax import dicom\n"
