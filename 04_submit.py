@@ -12,6 +12,17 @@ submission row is decoded again and compared with its mask. Nothing is uploaded.
 the images is done by a Dask cluster whose workers see the same output folder (README, "A cluster with shared storage").
 
     python 04_submit.py --run ica_resunet
+
+Two flags only read, and say what they found on the terminal; no run is needed, nothing is locked or written.
+
+    python 04_submit.py --check submission.csv          # anybody's, against the sample, the images and the labels
+    python 04_submit.py --diff old.csv new.csv          # what changed between two: images, Dice, area
+
+--check ends with exit code 3 and every line that is wrong: ids, header, run lengths that are not legal, absolute or
+1-based starts, masks of another image size, masks transposed (row-major text) or upside down. What is legal and odd
+(no mask at all, another share of positives) is a warning. Transposition is judged on 20 masks or more, size on each
+mask of 8 runs or more. What cannot be known: a mask of one run may have an absolute start; starts that are one too
+large show only in masks that touch the lower edge; left and right look alike.
 """
 
 import argparse
@@ -19,7 +30,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from pneumothorax import artifacts, evaluation, labels, lineage, records, stage, submission, thresholds
+from pneumothorax import (
+    artifacts,
+    evaluation,
+    labels,
+    lineage,
+    records,
+    stage,
+    submission,
+    submission_check,
+    submission_diff,
+    thresholds,
+)
 from pneumothorax.engine import Engine, in_order
 from pneumothorax.errors import BadInput
 from pneumothorax.thresholds import Fitted, Grid
@@ -33,6 +55,9 @@ def parse_args(argv=None):
     flag("--sample-submission", type=Path, metavar="CSV", help="another id order than the one stage 00 found")
     flag("--min-component", type=stage.count, default=100, metavar="PX",
          help="drop parts of a mask below this, in pixels of 1024 x 1024 (default: %(default)s)")  # fmt: skip
+    reading = parser.add_mutually_exclusive_group()
+    reading.add_argument("--check", type=Path, metavar="CSV", help="only check a submission that anybody made")
+    reading.add_argument("--diff", type=Path, nargs=2, metavar="CSV", help="only compare two submissions")
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
     args.run = args.run or args.name or "ica_resunet"
@@ -44,6 +69,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.check:
+        return submission_check.run(args.output, args.check, args.sample_submission)
+    if args.diff:
+        return submission_diff.run(args.output, *args.diff)
     record = artifacts.submitted(args.name)
     with (
         stage.lock(args.output, f"04_submit-{args.name}") as holder,
