@@ -102,13 +102,13 @@ def too_low(masks: Sequence[Mask]) -> tuple[list[int], bool]:
     """Positions of masks that look one pixel too low, and whether that is clear.
 
     A column that reaches the lower edge then goes on for one pixel at the top of the next. Without that fault a
-    column does so only where masks reach both edges: three such columns are odd, and 20 in two masks or more, more
-    than end at the edge itself in the whole file, are clear.
+    column does so only where masks reach both edges: three such columns in a mask, more than end at the edge itself,
+    are odd, and 20 in two such masks or more are clear.
     """
     columns = np.array([_at_and_past_edge(mask.runs, mask.shape[0]) for mask in masks]).reshape(-1, 2)
     at_edge, past_edge = columns.T
     found = np.flatnonzero((past_edge >= LEAST_COLUMNS) & (past_edge > at_edge))
-    clear = len(found) > 1 and past_edge[found].sum() >= CLEAR_COLUMNS and past_edge.sum() > at_edge.sum()
+    clear = len(found) > 1 and past_edge[found].sum() >= CLEAR_COLUMNS
     return found.tolist(), bool(clear)
 
 

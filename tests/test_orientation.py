@@ -50,15 +50,17 @@ def test_left_and_right_are_not_told_apart():
     assert found[0] == pytest.approx(found[1])
 
 
-def test_masks_that_fit_in_no_reading_are_doubted_at_most():
-    """Small discs at the middle of the lung: nearer to the training masks when turned, and far from them."""
+def test_a_few_masks_that_fit_upside_down_among_many_that_fit_in_no_reading_are_a_question_only():
     rng = np.random.default_rng(0)
     training = [as_mask(drawn(rng, 128)) for _ in range(60)]
     rows, columns = np.ogrid[:128, :128]
-    discs = [as_mask(((rows - 100 - rng.normal()) ** 2 + (columns - 45) ** 2 < 16).astype(np.uint8)) for _ in range(20)]
-    verdict = orientation.judge(discs, training)
-    assert verdict.fit < orientation.LEAST_FIT
+    discs = [as_mask(((rows - 64) ** 2 + (columns - 64) ** 2 < 16).astype(np.uint8))] * 15  # no lung is there
+    verdict = orientation.judge([*discs, *(as_mask(drawn(rng, 128)[::-1]) for _ in range(5))], training)
+    assert verdict.reading == "upside down"
+    assert verdict.suspect
     assert not verdict.clear
+    again = orientation.judge([as_mask(drawn(rng, 128)[::-1]) for _ in range(20)], training)
+    assert again.clear
 
 
 def test_too_few_masks_of_the_file_or_of_training_are_not_judged():

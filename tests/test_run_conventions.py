@@ -115,3 +115,13 @@ def test_a_mask_of_few_runs_is_of_no_size():
     seven, eight = ([(512 * column + 100, 512 * column + 140) for column in range(count)] for count in (7, 8))
     assert run_conventions.encoded_height(runs(*seven), SHAPE) is None
     assert run_conventions.encoded_height(runs(*eight), SHAPE) == 512
+
+
+def test_one_mask_that_is_too_low_is_odd_and_two_are_clear():
+    # Twelve or twenty-four columns of ten pixels, each from row 5 to the first pixel of the next column.
+    wide, narrow = (
+        Mask(runs(*[(10 * column + 5, 10 * column + 11) for column in range(count)]), (10, 100)) for count in (24, 12)
+    )
+    assert run_conventions.too_low([wide]) == ([0], False)
+    assert run_conventions.too_low([narrow, Mask(runs((5, 10)), (10, 100)), narrow]) == ([0, 2], True)
+    assert run_conventions.too_low([]) == ([], False)
