@@ -170,6 +170,7 @@ def test_every_planted_fault_ends_with_exit_code_3_its_line_and_its_id(fault, ch
     for words in expected:
         assert words in errors
     assert "valid submission\n" not in printed
+    assert "predicted pneumothorax" not in printed  # rows that could not be read are no empty masks
 
 
 WARNED = {
@@ -219,6 +220,15 @@ def test_what_is_legal_and_odd_is_a_warning_with_its_lines(oddity, check, right,
     assert (code, errors) == (0, "")
     assert any(line.startswith("warning: ") and expected in line for line in printed.splitlines())
     assert "is a valid submission; see the warnings" in printed
+
+
+def test_four_images_say_nothing_about_the_share_of_positives(tmp_path, check, right):
+    sample = write_lines(tmp_path / "sample.csv", [right[0], *(f"t{n},-1" for n in range(4, 8))])
+    lines = [right[0], right[5], "t5,-1", "t6,-1", "t7,-1"]  # one in four; three in four of the training images
+    code, printed, _ = check(lines, "--sample-submission", sample)
+    assert code == 0
+    assert "(25.0%; of 80 training images 75.0%)" in printed
+    assert "warning" not in printed
 
 
 def test_faults_of_several_kinds_are_all_listed_and_those_of_one_kind_crowd_out_no_other(check, right, masks):
