@@ -16,6 +16,17 @@ work on the images is done by a Dask cluster whose workers see the same output f
     python 04_submit.py --run ica_resunet
     python 04_submit.py --runs ica_resunet=0.6,albunet=0.4 --name blend
     python 04_submit.py --runs ica_resunet,albunet --name blend --fill-holes --image-threshold
+
+Two flags only read, and say what they found on the terminal; no run is needed, nothing is locked or written.
+
+    python 04_submit.py --check submission.csv          # anybody's, against the sample, the images and the labels
+    python 04_submit.py --diff old.csv new.csv          # what changed between two: images, Dice, area
+
+--check ends with exit code 3 and every line that is wrong: ids, header, run lengths that are not legal, absolute or
+1-based starts, masks of another image size, masks transposed (row-major text) or upside down. What is legal and odd
+(no mask at all, another share of positives) is a warning. Transposition is judged on 20 masks or more, size on each
+mask of 8 runs or more. What cannot be known: a mask of one run may have an absolute start; starts that are one too
+large show only in masks that touch the lower edge; left and right look alike.
 """
 
 import argparse
@@ -33,6 +44,8 @@ from pneumothorax import (
     records,
     stage,
     submission,
+    submission_check,
+    submission_diff,
     thresholds,
 )
 from pneumothorax.engine import Engine, in_order
@@ -59,6 +72,9 @@ def parse_args(argv=None):
     flag("--fill-holes", action="store_true", help="try masks with their holes filled, too")
     flag("--image-threshold", action="store_true",
          help="fit a fourth threshold: images of a lower probability, calibrated, are empty")  # fmt: skip
+    reading = parser.add_mutually_exclusive_group()
+    reading.add_argument("--check", type=Path, metavar="CSV", help="only check a submission that anybody made")
+    reading.add_argument("--diff", type=Path, nargs=2, metavar="CSV", help="only compare two submissions")
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
     if args.run and args.runs:
@@ -87,6 +103,10 @@ def known_runs(args: argparse.Namespace) -> dict[str, float | None] | None:
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.check:
+        return submission_check.run(args.output, args.check, args.sample_submission)
+    if args.diff:
+        return submission_diff.run(args.output, *args.diff)
     record = artifacts.submitted(args.name)
     with ExitStack() as locks:
         holder = locks.enter_context(stage.lock(args.output, f"04_submit-{args.name}"))

@@ -10,12 +10,14 @@ import gzip
 import io
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput, bad_list
 
+SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
 MAX_CELL = 4_000_000  # characters: more than any mask of 64 megapixels needs in practice
 _PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
 _ZERO_LENGTH = re.compile(r"(?:\d+ \d+ )*\d+ 0+(?: \d+ \d+)*", re.ASCII)
@@ -47,8 +49,8 @@ def read(path: Path) -> Labels:
     empty: set[str] = set()
     problems: list[str] = []
     repeated = 0
-    for line, (image_id, text) in _table(path, ("ImageId", "EncodedPixels")):
-        problem = _cell_problem(image_id, text)
+    for line, (image_id, text) in _table(path, SUBMISSION_COLUMNS):
+        problem = cell_problem(image_id, text)
         if problem:
             problems.append(f"line {line}, {image_id[:70]!r}: {problem}")
             continue
@@ -71,13 +73,13 @@ def read(path: Path) -> Labels:
 
 def read_sample(path: Path) -> Sample:
     """A sample submission; ids that it repeats (stage 1 repeats the positive ones) are taken once."""
-    rows = list(_table(path, ("ImageId", "EncodedPixels")))
+    rows = list(_table(path, SUBMISSION_COLUMNS))
     problems = [f"line {line}, {row[0][:70]!r}: not an image id" for line, row in rows if not dicom.is_image_id(row[0])]
     if problems:
         raise bad_list(f"{path}: {len(problems)} errors", problems)
     if not rows:
         raise BadInput(f"{path} has no rows")
-    header = next(csv.reader(io.StringIO(_text(path), newline="")))
+    _, header = next(records(path))
     return Sample((header[0], header[1]), tuple(dict.fromkeys(row[0] for _, row in rows)))
 
 
@@ -95,8 +97,8 @@ def read_patients(path: Path) -> dict[str, str]:
     return patients
 
 
-def _cell_problem(image_id: str, text: str) -> str:
-    """What is wrong with one label row, "" when nothing is. The image's size is not known here."""
+def cell_problem(image_id: str, text: str) -> str:
+    """What is wrong with one row of run lengths, "" when nothing is. The image's size is not known here."""
     if not dicom.is_image_id(image_id):
         return "not an image id (letters, digits, '.', '_', '-', at most 64)"
     if text in ("", rle.EMPTY):
@@ -105,33 +107,45 @@ def _cell_problem(image_id: str, text: str) -> str:
         return f"a cell of {len(text)} characters"
     if _ZERO_LENGTH.fullmatch(text):
         return "a run of length 0"
-    if not _PAIRS.fullmatch(text):
-        found = f"found {text[:40]!r}"
-        if not re.fullmatch(r"[0-9 ]+", text):
-            return f"not run lengths 'gap length gap length ...' or -1: {found}"
+    if _PAIRS.fullmatch(text):
+        return ""
+    found = f"found {text[:40]!r}"
+    if re.fullmatch(r"[0-9 ]+", text):
         return f"an odd count of numbers or stray spaces: {found}"
-    return ""
+    if re.fullmatch(r"[-0-9 ]+", text):
+        beside = rle.EMPTY in text.split(" ")
+        return f"{'-1 beside runs' if beside else 'a negative number, so that runs overlap'}: {found}"
+    return f"not run lengths 'gap length gap length ...' or -1: {found}"
+
+
+def records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells as they stand there) of every row that is not blank, the header first.
+
+    Raises BadInput for what is no CSV text, or for a cell that is too long.
+    """
+    csv.field_size_limit(2 * MAX_CELL)
+    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, str]]]:
     """(line number, (first, second column)) of every row, stripped. Raises BadInput for what is not such a CSV."""
-    csv.field_size_limit(2 * MAX_CELL)
-    reader = csv.reader(io.StringIO(_text(path), newline=""))
-    try:
-        header = [cell.strip() for cell in next(reader, [])]
-        if header != list(columns):
-            raise BadInput(f"{path}: expected the columns {', '.join(columns)}; found {header[:10]}")
-        rows: list[tuple[int, tuple[str, str]]] = []
-        ragged: list[str] = []
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != 2:
-                ragged.append(f"line {reader.line_num}: {len(cells)} cells instead of 2")
-                continue
-            rows.append((reader.line_num, (cells[0].strip(), cells[1].strip())))
-    except csv.Error as error:
-        raise BadInput(f"{path}, line {reader.line_num}: {error}") from error
+    found = records(path)
+    _, header = next(found, (1, []))
+    if [cell.strip() for cell in header] != list(columns):
+        raise BadInput(f"{path}: expected the columns {', '.join(columns)}; found {header[:10]}")
+    rows: list[tuple[int, tuple[str, str]]] = []
+    ragged: list[str] = []
+    for line, cells in found:
+        if len(cells) != 2:
+            ragged.append(f"line {line}: {len(cells)} cells instead of 2")
+            continue
+        rows.append((line, (cells[0].strip(), cells[1].strip())))
     if ragged:
         raise bad_list(f"{path}: {len(ragged)} errors", ragged)
     return rows

@@ -42,26 +42,32 @@ def runs(text: str, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
     Raises BadInput for anything but pairs of whole numbers, for an empty run and for one past the last pixel.
     """
-    if not _PAIRS.fullmatch(text):
-        raise BadInput(f"not pairs of whole numbers 'gap length ...': {text[:60]!r}")
-    numbers = np.fromstring(text, dtype=np.int64, sep=" ")
-    edges = np.cumsum(numbers)
-    if not numbers[1::2].all():
-        raise BadInput(f"a run of length 0 (pair {int(np.argmin(numbers[1::2])) + 1})")
+    gaps_lengths = numbers(text)
+    edges = np.cumsum(gaps_lengths)
+    if not gaps_lengths[1::2].all():
+        raise BadInput(f"a run of length 0 (pair {int(np.argmin(gaps_lengths[1::2])) + 1})")
     if edges[-1] > n_pixels:
-        raise BadInput(
-            f"a run ends at pixel {edges[-1]}, past the image's {n_pixels} pixels{_guess(numbers, n_pixels)}"
+        guess = (
+            "; its starts look absolute (0- or 1-based) instead of counted from the previous run's end"
+            if look_absolute(gaps_lengths, n_pixels)
+            else ""
         )
+        raise BadInput(f"a run ends at pixel {edges[-1]}, past the image's {n_pixels} pixels{guess}")
     return edges[0::2], edges[1::2]
 
 
-def _guess(numbers: np.ndarray, n_pixels: int) -> str:
-    """What a row that overflows probably is: the usual mistake is absolute starts instead of gaps."""
-    starts, lengths = numbers[0::2], numbers[1::2]
-    increasing = len(starts) > 1 and bool((np.diff(starts) >= lengths[:-1]).all())
-    if increasing and starts[-1] + lengths[-1] <= n_pixels + 1:
-        return "; its starts look absolute (0- or 1-based) instead of counted from the previous run's end"
-    return ""
+def numbers(text: str) -> np.ndarray:
+    """One mask row -> its numbers as int64, an even count. Raises BadInput for anything but pairs of whole numbers."""
+    if not _PAIRS.fullmatch(text):
+        raise BadInput(f"not pairs of whole numbers 'gap length ...': {text[:60]!r}")
+    return np.fromstring(text, dtype=np.int64, sep=" ")
+
+
+def look_absolute(pairs: np.ndarray, n_pixels: int) -> bool:
+    """Whether two or more pairs fit the image as 'start length', 0- or 1-based and in order: the usual mistake."""
+    starts, lengths = pairs[0::2], pairs[1::2]
+    increasing = len(starts) > 1 and bool((np.diff(starts) > 0).all())
+    return increasing and bool((starts + lengths).max() <= n_pixels + 1)
 
 
 def decode(text: str, shape: tuple[int, int]) -> np.ndarray:

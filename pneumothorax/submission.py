@@ -41,8 +41,13 @@ def write(path: Path, sample: Sample, rows: dict[str, str]) -> None:
 def warnings(rows: dict[str, str], share_in_training: float) -> list[str]:
     """What a person should look at before handing the file in."""
     empty = Counter(text == rle.EMPTY for text in rows.values())[True]
-    share = 1 - empty / len(rows)
-    if share in (0.0, 1.0):
-        what = "no image has" if share == 0 else "every image has"
-        return [f"warning: {what} a predicted pneumothorax; {share_in_training:.1%} of the training images have one"]
-    return []
+    alike = all_alike(1 - empty / len(rows), share_in_training)
+    return [f"warning: {alike}"] if alike else []
+
+
+def all_alike(share: float, share_in_training: float) -> str:
+    """What to say where all images or none have a mask, "" otherwise; both are shares of images, 0 to 1."""
+    if share not in (0.0, 1.0):
+        return ""
+    what = "no image has" if share == 0 else "every image has"
+    return f"{what} a predicted pneumothorax; {share_in_training:.1%} of the training images have one"
