@@ -11,12 +11,29 @@ Killed and started again it goes on where it stopped. The network is rebuilt fro
     python 03_predict.py --run ica_resunet
     python 03_predict.py --run ica_resunet --split oof --fold 0
     torchrun --nproc-per-node 4 -- 03_predict.py --run ica_resunet
+
+With --dicom it predicts DICOM files that no stage has prepared, with all the run's networks and the final thresholds
+of stage 04, into a folder of their own: overlays/<id>.png, masks/<id>.png, predictions.csv, rejected.csv and, with
+--dicom-seg, segmentations/<id>.dcm. These carry the patient's identifiers, as DICOM requires; nothing else does.
+
+    python 03_predict.py --dicom films/ --run ica_resunet --to findings --dicom-seg
 """
 
 import pandas as pd
 
 import models
-from pneumothorax import artifacts, cache, checkpoint, distributed, lineage, prediction, records, stage
+from pneumothorax import (
+    artifacts,
+    cache,
+    checkpoint,
+    dicom_command,
+    distributed,
+    lineage,
+    prediction,
+    records,
+    runtime,
+    stage,
+)
 from pneumothorax.errors import BadInput
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
@@ -30,7 +47,9 @@ def parse_args(argv=None):
     flag("--fold", default="all", metavar="K|all", help="folds whose networks predict (default: %(default)s)")
     flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    dicom_command.add_flags(parser)
     args = parser.parse_args(argv)
+    dicom_command.check_flags(parser, args)
     stage.check_name(parser, "--run", args.run)
     args.split = args.split.split(",")
     if not args.split or not set(args.split) <= set(SPLITS):
@@ -42,6 +61,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.dicom:
+        device = runtime.device(args.device)
+        dicom_command.run(args, device, lambda fold: load(args, fold, device))
+        return
     with distributed.processes(args.device) as device, distributed.lock(args.output, f"03_predict-{args.run}"):
         lineage.folded(args.output)
         train = artifacts.training_rows(args.output)
