@@ -8,6 +8,7 @@ empty gets a UID made from the image's own. Equal input gives equal bytes: UIDs 
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -33,8 +34,8 @@ SERIES_NUMBER = 1000  # behind those of the modalities
 UTF_8 = "ISO_IR 192"
 NO_DATE, NO_TIME = "19000101", "000000"  # where the source has none: the standard wants one
 
-# The geometry that a frame of reference needs; a projection rarely has it, and refers by its pixels alone.
-_GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
+# Without all of it a frame of reference says nothing (A.51.5), and the pixels are the reference, as in most films.
+_GEOMETRY = ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
 _MAY_BE_EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate"),
     *("StudyTime", "ReferringPhysicianName", "Modality"),
@@ -102,10 +103,10 @@ def _complete(source: pydicom.Dataset) -> None:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
         if not source.get(keyword):
             setattr(source, keyword, generate_uid(entropy_srcs=[keyword, str(source.SOPInstanceUID)]))
-    if not source.get("FrameOfReferenceUID"):
-        source.pop("FrameOfReferenceUID", None)
+    if re.fullmatch(r"\d{1,3}", source.get("PatientAge") or ""):
+        source.PatientAge = f"{int(source.PatientAge):03}Y"  # SIIM-ACR's are bare numbers
     if any(source.get(keyword) in (None, "") for keyword in _GEOMETRY):
-        source.pop("ImagePositionPatient", None)
+        source.pop("FrameOfReferenceUID", None)
 
 
 def _segmentation(

@@ -35,8 +35,9 @@ def tiny(tmp_path_factory):
     write_dicom(deep, noise(8).astype(np.uint16) * 16, BitsStored=12, PatientID="")
     config = folder / "tiny.yaml"
     config.write_text(TINY)
+    smaller = ("--set", "epochs=1", "--set", "model=unet", "--set", "model_settings={base_channels: 4}")
     output = folder / "output"
-    run_all(made.folder, output, config, stages=range(5))
+    run_all(made.folder, output, config, *smaller, stages=range(5))
     first = png.read(artifacts.probability_map(output, "tiny", artifacts.TEST, made.test_ids[0]))
     threshold = float(np.quantile(first, 0.9)) / 255 - 0.002
     path = output / artifacts.submitted("tiny").path
@@ -166,18 +167,19 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
 def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, tmp_path):
     made, output = tiny
     image = dicom.read(made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm").image
-    write_dicom(tmp_path / "in" / "light.dcm", image)
-    write_dicom(tmp_path / "in" / "deep" / "IM1", 255 - image, PhotometricInterpretation="MONOCHROME1")
+    write_dicom(tmp_path / "in" / "light.dcm", image, SOPInstanceUID="1.2.1")
+    dark = {"SOPInstanceUID": "1.2.2", "PhotometricInterpretation": "MONOCHROME1"}
+    write_dicom(tmp_path / "in" / "deep" / "IM1", 255 - image, **dark)
     (tmp_path / "in" / "notes.txt").write_text("no DICOM")
     shutil.copy(tmp_path / "in" / "light.dcm", tmp_path / "in" / "DICOMDIR")
     predict(output, tmp_path / "in", tmp_path / "to", "--dicom-seg")
     rows = rows_of(tmp_path / "to")
-    assert rows["source"].to_dict() == {"IM1": "deep/IM1", "light": "light.dcm"}
+    assert rows["source"].to_dict() == {"1.2.2": "deep/IM1", "1.2.1": "light.dcm"}
     assert rows["area_px"].min() > 0
     assert rows["rle"].nunique() == 1
     for image_id in rows.index:
         seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation(image_id))
-        np.testing.assert_array_equal(seg.pixel_array, rle.decode(rows.at["light", "rle"], (128, 128)))
+        np.testing.assert_array_equal(seg.pixel_array, rle.decode(rows.at["1.2.1", "rle"], (128, 128)))
         reference = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
         assert reference.ReferencedSOPInstanceUID == image_id
 
