@@ -54,7 +54,8 @@ def search(path: Path) -> Listed:
         source = discovery.source_name(one, root)
         try:
             header, _ = dicom.open_header(one)
-            by_id[header.image_id].append(DicomFile(one, source, header.image_id, records.sha256(one)))
+            file = DicomFile(one, source, header.image_id, records.sha256(one))
+            by_id[file.image_id].append(file)
         except dicom.Rejected as error:
             listed.reject(source, error.code, str(error))
         except OSError as error:

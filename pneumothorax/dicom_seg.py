@@ -7,7 +7,6 @@ empty gets a UID made from the image's own. Equal input gives equal bytes: UIDs 
 """
 
 import io
-import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -66,9 +65,8 @@ def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: st
 
     Raises Refused.
     """
-    logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # it quotes names that it finds odd
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # they quote what they find odd: names, too
         source = _header(path)
         try:
             _complete(source)
@@ -93,7 +91,6 @@ def _header(path: Path) -> pydicom.Dataset:
 
 def _complete(source: pydicom.Dataset) -> None:
     """Give the source what the standard requires of it and highdicom reads: values, or empty ones."""
-    source.decode()
     for keyword in _MAY_BE_EMPTY:
         if source.get(keyword) is None:
             setattr(source, keyword, "")

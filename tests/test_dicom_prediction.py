@@ -15,7 +15,19 @@ import torch
 from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
 from test_stages import TINY, run_all
 
-from pneumothorax import artifacts, dicom, dicom_prediction, png, postprocess, prediction, records, rle, stage
+from pneumothorax import (
+    artifacts,
+    dicom,
+    dicom_files,
+    dicom_prediction,
+    discovery,
+    png,
+    postprocess,
+    prediction,
+    records,
+    rle,
+    stage,
+)
 from pneumothorax.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
 
@@ -271,6 +283,25 @@ def test_an_id_that_comes_twice_is_predicted_once_or_not_at_all(tiny, tmp_path, 
     assert "1 files are copies" in capsys.readouterr().out
 
 
+def test_files_that_vanish_change_or_cannot_be_read_on_the_way_are_listed(tiny, networks, tmp_path, monkeypatch):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # it may be one: reading it tells
+    replaced = dicom_files.Listed(files=[dicom_files.DicomFile(path, "b.dcm", "b", "hash")])
+    settled = dicom_prediction.settled(output, "tiny")
+    task = dicom_prediction.Task(tmp_path / "to", settled, False, 2, torch.device("cpu"))
+    assert dicom_prediction.predict(replaced, task, lambda: networks).empty
+    assert replaced.rejected == [{"source": "b.dcm", "code": "IO", "message": "the file changed while it was read"}]
+
+    def vanished(path):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(records, "sha256", vanished)
+    listed = dicom_files.search(tmp_path / "in")
+    assert [entry["code"] for entry in listed.rejected] == ["IO"]
+    assert listed.files == []
+
+
 def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(tiny, tmp_path, monkeypatch):
     made, output = tiny
     command = (output, made.folder / "stage_2_images", tmp_path / "to", "--dicom-seg", "--batch-size", 2)
@@ -284,9 +315,9 @@ def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(tin
     assert results(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
 
 
-def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
     made, output = tiny
-    command = (output, made.folder / "stage_2_images", tmp_path / "to", "--dicom-seg", "--batch-size", 3)
+    command = (output, made.folder / "stage_2_images", tmp_path / "to", "--dicom-seg", "--batch-size", 2)
     predict(*command)
     undisturbed = results(tmp_path / "to")
     predict(*command, "--overwrite")  # from nothing, SEG objects and all
@@ -297,6 +328,7 @@ def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, 
     for kind in (artifacts.dicom_mask, artifacts.dicom_overlay):
         (tmp_path / "to" / kind(made.test_ids[1])).write_bytes(b"half")
     (tmp_path / "to" / artifacts.dicom_segmentation(made.test_ids[2])).unlink()
+    (tmp_path / "to" / artifacts.dicom_mask(made.test_ids[0])).write_bytes(b"damaged since")
     (tmp_path / "to" / "predictions.csv").unlink()
     (tmp_path / "to" / "masks" / ".x.png.0.tmp").write_bytes(b"half")
     predict(*command)

@@ -1,7 +1,6 @@
 """DICOM Segmentation objects: complete, referring to their source, and the same every time."""
 
 import io
-import logging
 import warnings
 
 import numpy as np
@@ -241,10 +240,9 @@ def test_a_source_that_cannot_be_referred_to_is_refused_with_the_reason(tmp_path
     assert "Doe" not in str(caught.value)
 
 
-def test_the_library_says_nothing_about_odd_names(tmp_path, caplog, recwarn):
-    logging.getLogger("highdicom").setLevel(logging.NOTSET)
+def test_the_library_says_nothing_about_odd_names_and_empty_masks(tmp_path, caplog, recwarn):
     path = film(tmp_path, PatientName="Madonna", PatientBirthDate="in-1958")
     recwarn.clear()
-    encoded(path)
+    encoded(path, np.zeros_like(MASK))
     assert caplog.text == ""
     assert recwarn.list == []
