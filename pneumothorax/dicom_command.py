@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, device: torch.device, load: Callable[[int], Pr
     print(NOTICE, flush=True)
     if listed.rejected:
         lines = [f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in listed.rejected]
-        raise bad_list(f"{len(lines)} complaints about {n_files} files, all others are done", lines)
+        raise bad_list(f"{len(lines)} of {n_files} files rejected or not done in full; the others are done", lines)
 
 
 def check_places(path: Path, folder: Path, *, raw: Path, output: Path) -> None:
