@@ -84,9 +84,10 @@ def settled(output: Path, run: str) -> Settled:
     path = output / record.path
     if not path.is_file():
         raise BadInput(f"run {run} has no thresholds yet ({path} does not exist): {command}")
+    other = records.read(output, record)["settings"]["run"]
+    if other != run:
+        raise BadInput(f"{path} holds the thresholds of run {other}: {command}")
     body = lineage.submitted(output, run)
-    if body["settings"]["run"] != run:
-        raise BadInput(f"{path} holds the thresholds of run {body['settings']['run']}: {command}")
     try:
         triplet = Triplet(**body["final"])
     except (KeyError, TypeError, ValueError) as error:

@@ -381,7 +381,7 @@ def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
     [
         ({"final": {"top": 0.1, "min_area": 0, "bottom": 0.5}}, "is damaged"),
         ({"final": None}, "is damaged"),
-        ({"settings": {"run": "elsewhere"}}, "elsewhere"),
+        ({"settings": {"run": "elsewhere"}}, "the thresholds of run elsewhere"),
         ({"inputs": {}}, "changed since"),
     ],
 )
@@ -395,7 +395,7 @@ def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path,
             predict(output, made.folder / "stage_2_images", tmp_path / "to")
     finally:
         path.write_text(good, "utf-8")
-    assert any(command in str(caught.value) for command in ("04_submit.py", "03_predict.py --run elsewhere"))
+    assert "04_submit.py" in str(caught.value)
 
 
 @pytest.mark.parametrize(
