@@ -324,9 +324,9 @@ def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, 
     assert results(tmp_path / "to") == undisturbed
 
     journal = artifacts.dicom_journal(tmp_path / "to")
-    journal.write_text("".join(journal.read_text("utf-8").splitlines(keepends=True)[:1]), "utf-8")
-    for kind in (artifacts.dicom_mask, artifacts.dicom_overlay):
-        (tmp_path / "to" / kind(made.test_ids[1])).write_bytes(b"half")
+    journal.write_text("".join(journal.read_text("utf-8").splitlines(keepends=True)[:2]), "utf-8")
+    for kind in (artifacts.dicom_mask, artifacts.dicom_overlay):  # of the second batch
+        (tmp_path / "to" / kind(made.test_ids[2])).write_bytes(b"half")
     (tmp_path / "to" / artifacts.dicom_segmentation(made.test_ids[2])).unlink()
     (tmp_path / "to" / artifacts.dicom_mask(made.test_ids[0])).write_bytes(b"damaged since")
     (tmp_path / "to" / "predictions.csv").unlink()
