@@ -11,12 +11,30 @@ Killed and started again it goes on where it stopped. The network is rebuilt fro
     python 03_predict.py --run ica_resunet
     python 03_predict.py --run ica_resunet --split oof --fold 0
     torchrun --nproc-per-node 4 -- 03_predict.py --run ica_resunet
+
+With --dicom it predicts DICOM files that no stage has prepared, with all the run's networks and the final thresholds
+of stage 04, into a folder of their own: overlays/<id>.png, masks/<id>.png, predictions.csv, rejected.csv and, with
+--dicom-seg, segmentations/<id>.dcm. These carry the patient's identifiers, as DICOM requires; nothing else does.
+
+    python 03_predict.py --dicom films/ --run ica_resunet --to findings --dicom-seg
 """
 
 import pandas as pd
 
 import models
-from pneumothorax import artifacts, cache, checkpoint, distributed, lineage, precision, prediction, records, stage
+from pneumothorax import (
+    artifacts,
+    cache,
+    checkpoint,
+    dicom_command,
+    distributed,
+    lineage,
+    precision,
+    prediction,
+    records,
+    runtime,
+    stage,
+)
 from pneumothorax.errors import BadInput
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
@@ -33,7 +51,9 @@ def parse_args(argv=None):
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     flag("--precision", choices=PRECISIONS, default="auto",
          help="auto takes bf16 where the device has units for it, else fp32 (default: %(default)s)")  # fmt: skip
+    dicom_command.add_flags(parser)
     args = parser.parse_args(argv)
+    dicom_command.check_flags(parser, args)
     stage.check_name(parser, "--run", args.run)
     args.split = args.split.split(",")
     if not args.split or not set(args.split) <= set(SPLITS):
@@ -45,6 +65,10 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.dicom:
+        device = runtime.device(args.device)
+        dicom_command.run(args, device, lambda fold: load(args, fold, device))
+        return
     with distributed.processes(args.device) as device, distributed.lock(args.output, f"03_predict-{args.run}"):
         lineage.folded(args.output)
         train = artifacts.training_rows(args.output)
@@ -59,8 +83,7 @@ def main(argv=None):
             raise BadInput(f"no images to predict: the manifest has no {' or '.join(args.split)} images")
 
         inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
-        bf16 = args.precision == "bf16" or (args.precision == "auto" and precision.computes_in_bf16(device))
-        bf16 = distributed.on_main(lambda: bf16)  # one precision, whatever the machines
+        bf16 = distributed.on_main(precision.for_prediction, args.precision, device)  # the same on all machines
         same = {"settings": {"splits": splits, "folds": folds, "bf16": bf16}, "inputs": inputs}
         if distributed.on_main(is_up_to_date, args, same):
             distributed.say(f"the predictions of run {args.run} are up to date")

@@ -140,6 +140,34 @@ def prediction_journals(output: Path, run: str) -> list[Path]:
     return sorted(run_folder(output, run).glob("predictions*.jsonl"), key=lambda path: (len(path.name), path.name))
 
 
+# Below the folder of `03_predict.py --dicom`, which is none of the stages'.
+DICOM_PREDICTIONS = Table(
+    "predictions.csv",
+    ("image_id", "source", "height", "width", "p_positive", "area_px", "area_mm2", "spacing", "rle"),
+    "03_predict.py --dicom",
+    integers=("height", "width", "area_px"),
+    numbers=("p_positive", "area_mm2"),
+)
+
+
+def dicom_overlay(image_id: str) -> str:
+    """8-bit colour PNG (H, W)."""
+    return f"overlays/{image_id}.png"
+
+
+def dicom_mask(image_id: str) -> str:
+    """8-bit grey PNG (H, W) of 0 and 255."""
+    return f"masks/{image_id}.png"
+
+
+def dicom_segmentation(image_id: str) -> str:
+    return f"segmentations/{image_id}.dcm"
+
+
+def dicom_journal(folder: Path) -> Path:
+    return folder / "journal.jsonl"
+
+
 def submitted(name: str) -> Record:
     return Record(f"submissions/{name}/postprocess.json", f"04_submit.py --name {name}")
 

@@ -5,6 +5,7 @@ taken for pixels. A file that cannot be used raises `Rejected` with a code.
 """
 
 import io
+import math
 import re
 import stat
 import struct
@@ -32,7 +33,8 @@ _PIXEL_TAGS = (
     *("ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PixelData"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
-WHITELIST = [*_IDENTITY, *_PIXEL_TAGS]
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")  # in the patient; at the detector, where everything is larger
+WHITELIST = [*_IDENTITY, *_PIXEL_TAGS, *SPACINGS]
 
 
 class Rejected(BadInput):
@@ -90,9 +92,9 @@ def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
         except Rejected:
             raise
         except (EOFError, struct.error) as error:
-            raise Rejected("TRUNCATED", f"the file ends inside its header or pixels ({_short(error)})") from error
+            raise Rejected("TRUNCATED", f"the file ends inside its header or pixels ({short_error(error)})") from error
         except Exception as error:  # the library raises whatever a broken file makes it stumble over
-            raise Rejected("BAD_HEADER", f"the header cannot be read ({_short(error)})") from error
+            raise Rejected("BAD_HEADER", f"the header cannot be read ({short_error(error)})") from error
         if syntax is None:
             raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
         if not len(dataset):
@@ -111,8 +113,31 @@ def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
         except MemoryError:
             raise Rejected("TOO_LARGE", "the image does not fit into memory") from None
         except Exception as error:
-            raise Rejected("BAD_HEADER", f"the pixels cannot be decoded ({_short(error)})") from error
+            raise Rejected("BAD_HEADER", f"the pixels cannot be decoded ({short_error(error)})") from error
     return Radiograph(header, image, decoder, colour)
+
+
+def whole_header(path: Path) -> pydicom.Dataset:
+    """Every tag but the pixels, for an object that refers to this file: the only place where all identifiers are read.
+
+    For files that `open_header` accepted; raises Rejected, or whatever pydicom raises where the rest is broken.
+    """
+    data = _inflated(_read_file(path))
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
+
+
+def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
+    """(square millimetres of a pixel, the tag that says so); (None, "") where no tag does."""
+    for name in SPACINGS:
+        try:
+            height, width = (float(value) for value in dataset.get(name) or ())
+        except Exception:  # noqa: S112 (no numbers, or not two of them: as good as none)
+            continue
+        if 0 < height < math.inf and 0 < width < math.inf:
+            return height * width, name
+    return None, ""
 
 
 def is_image_id(text: str) -> bool:
@@ -188,7 +213,7 @@ def _text(dataset: pydicom.Dataset, name: str) -> str:
     try:
         return str(dataset.get(name) or "").strip().strip("\0")
     except Exception as error:
-        raise Rejected("BAD_HEADER", f"{name} cannot be read ({_short(error)})") from error
+        raise Rejected("BAD_HEADER", f"{name} cannot be read ({short_error(error)})") from error
 
 
 def _word(dataset: pydicom.Dataset, name: str) -> str:
@@ -209,7 +234,7 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
     try:
         value = dataset.get(name)
     except Exception as error:  # a value of the wrong length, in a file cut short for one
-        raise Rejected("BAD_HEADER", f"{name} cannot be read ({_short(error)})") from error
+        raise Rejected("BAD_HEADER", f"{name} cannot be read ({short_error(error)})") from error
     if value is None:
         raise Rejected("BAD_HEADER", f"no {name}")
     if not isinstance(value, int) or value < 1:
@@ -217,7 +242,7 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
     return value
 
 
-def _short(error: Exception) -> str:
+def short_error(error: Exception) -> str:
     """An error's kind and first line without what it quotes: file contents (PatientID!) must not reach logs."""
     lines = str(error).splitlines() or [""]
     unquoted = re.sub(r"""(['"]).*?(?:\1|$)""", "'...'", lines[0])

@@ -21,8 +21,11 @@ class Found:
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
 
 
-def search(folder: Path, *, follow_symlinks: bool = False, skip: Path | None = None) -> Found:
+def search(folder: Path, *, follow_symlinks: bool = False, skip: Path | None = None, any_name: bool = False) -> Found:
     """Walk the folder once, in sorted order, without the folder `skip` (our own output).
+
+    Args:
+        any_name: take whatever begins as a DICOM file does, too: clinical systems export files without a suffix.
 
     Raises BadInput when the folder is missing or holds no DICOM file.
     """
@@ -51,13 +54,27 @@ def search(folder: Path, *, follow_symlinks: bool = False, skip: Path | None = N
                 if os.path.realpath(path) not in seen:  # a link back up would never end
                     seen.add(os.path.realpath(path))
                     pending.append(path)
-            elif is_dicom:
+            elif is_dicom or (any_name and entry.is_file(follow_symlinks=follow_symlinks) and begins_as_dicom(path)):
                 (dicoms if entry.is_file(follow_symlinks=follow_symlinks) else not_files).append(path)
             elif path.name in LABEL_NAMES + SAMPLE_NAMES and entry.is_file():
                 tables.append(path)
     if not dicoms:
-        raise BadInput(f"{folder} holds no *.dcm file at any depth")
+        raise BadInput(f"{folder} holds no {'DICOM' if any_name else '*.dcm'} file at any depth")
     return Found(tuple(sorted(dicoms)), tuple(sorted(not_files)), tuple(sorted(tables)), tuple(sorted(unreadable)))
+
+
+def begins_as_dicom(path: Path) -> bool:
+    """Whether a file is a DICOM file, and no directory of others (DICOMDIR); one that cannot be read may be."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
+    except OSError:
+        return True
+
+
+def source_name(path: Path, root: Path) -> str:
+    """Relative to the folder; bytes of a name that are no text are written out, so that it can be stored."""
+    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def label_file(found: Found, given: Path | None) -> Path:

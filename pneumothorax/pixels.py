@@ -37,6 +37,8 @@ def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
     kind = str(dataset.get("PhotometricInterpretation", "")).strip()
     if kind not in GREY + COLOUR:
         raise Undecodable("BAD_HEADER", f"another photometric interpretation than a radiograph's ({', '.join(GREY)})")
+    if dataset.get("BitsAllocated") == 1:
+        raise Undecodable("BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, no radiograph")
     stored, decoder = _stored_values(dataset)
     if stored.dtype.itemsize > 2:
         raise Undecodable("BAD_HEADER", f"{8 * stored.dtype.itemsize} bits per pixel; at most 16 are known")

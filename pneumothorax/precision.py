@@ -26,3 +26,8 @@ def computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def for_prediction(name: str, device: torch.device) -> bool:
+    """--precision: whether convolutions run in bf16. `auto` takes it where the device has units for it."""
+    return name == "bf16" or (name == "auto" and computes_in_bf16(device))

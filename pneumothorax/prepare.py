@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pneumothorax import artifacts, atomic, dicom, labels, png, records, rle
-from pneumothorax.discovery import Found
+from pneumothorax.discovery import Found, source_name
 from pneumothorax.engine import Engine, as_finished
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.journal import Journal
@@ -84,12 +84,12 @@ def prepare(found: Found, root: Path, job: Job, *, engine: Engine, anew: bool = 
     else:
         entries = _run_with_journal(found.dicoms, root, job, job.output, engine=engine, anew=anew)
     for path in found.not_files:
-        entries[_source(path, root)] = {
+        entries[source_name(path, root)] = {
             "code": "NOT_A_FILE",
             "message": "not a regular file (links: --follow-symlinks)",
         }
     for path in found.unreadable:
-        entries[_source(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
+        entries[source_name(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
     return _account(entries, root, job)
 
 
@@ -176,7 +176,7 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
             "positive": int(bool(rows)),
             "mask_pixels": mask_pixels,
             "mask_rows": len(rows),
-            "source": _source(path, root),
+            "source": source_name(path, root),
             "decoder": radiograph.decoder,
             "sha256": _digest(image_png),
             "mask_sha256": _digest(mask_png),
@@ -292,16 +292,11 @@ def _run(
     dicoms: tuple[Path, ...], root: Path, job: Job, known: dict[str, Entry], engine: Engine
 ) -> Iterator[tuple[str, Entry]]:
     """(source, entry) of every file, in no particular order, with a progress bar."""
-    sources = [_source(path, root) for path in dicoms]
+    sources = [source_name(path, root) for path in dicoms]
     calls = [(path, root, job, known.get(source)) for path, source in zip(dicoms, sources, strict=True)]
     entries = as_finished(prepare_one, calls, engine, per_task=FILES_PER_TASK, title="preparing")
     for position, entry in entries:
         yield sources[position], entry
-
-
-def _source(path: Path, root: Path) -> str:
-    """Relative to the input folder; bytes of a name that are no text are written out, so that it can be stored."""
-    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:

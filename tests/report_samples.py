@@ -87,6 +87,9 @@ def row(number, run, masks):
     }
 
 
+THRESHOLDS = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0, "min_probability": 0.1}
+
+
 def run(name, start, **more):
     """A run whose scores are start, start + 0.01, ... in the order of the columns, the same in every row but `all`."""
     names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", page.NOTHING]
@@ -105,7 +108,7 @@ def run(name, start, **more):
                 **scores,
                 "naive_siim_dice": scores["siim_dice"] + 0.02 if scored else float("nan"),
                 **dict.fromkeys(page.THRESHOLDS, float("nan")),
-                **({"top": 0.7, "min_area": 1200.0, "bottom": 0.35} if line.startswith(("fold", "final")) else {}),
+                **(THRESHOLDS if line.startswith(("fold", "final")) else {}),
             }
         )
     intervals = pd.DataFrame({"score": ["siim_dice"], "value": [start], "low": [start - 0.05], "high": [start + 0.05]})

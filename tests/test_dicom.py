@@ -382,16 +382,26 @@ def test_bad_ids(text):
     assert not dicom.is_image_id(text)
 
 
-def test_an_unknown_transfer_syntax_is_rejected_and_a_known_one_without_decoder_names_the_command(tmp_path):
+def test_an_unknown_transfer_syntax_is_rejected_and_a_known_one_without_decoder_names_the_command(
+    tmp_path, monkeypatch
+):
     unknown = write_dicom(tmp_path / "a.dcm", RAMP)
     data = unknown.read_bytes()
     unknown.write_bytes(data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"))
     assert code_of(unknown) in {"UNSUPPORTED_SYNTAX", "BAD_HEADER"}
-    if pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless).is_available:
-        pytest.skip("a JPEG-LS decoder is installed")
+    decoder = type(pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless))
+    monkeypatch.setattr(decoder, "is_available", property(lambda _: False))  # as without requirements-dicom.txt
     with pytest.raises(dicom.Rejected, match=r"requirements-dicom\.txt") as caught:
         dicom.read(bundled("MR_small_jpeg_ls_lossless.dcm"))
     assert caught.value.code == "UNSUPPORTED_SYNTAX"
+
+
+def test_a_segmentation_of_1_bit_is_no_radiograph(tmp_path):
+    bits = np.packbits(np.eye(16, dtype=np.uint8), bitorder="little").tobytes()
+    path = write_dicom(tmp_path / "a.dcm", RAMP, BitsAllocated=1, BitsStored=1, HighBit=0, pixel_data=bits)
+    with pytest.raises(dicom.Rejected, match="1 bit per pixel") as caught:
+        dicom.read(path)
+    assert caught.value.code == "BAD_HEADER"
 
 
 def test_folders_pipes_and_missing_files_are_rejected(tmp_path):

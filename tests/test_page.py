@@ -100,7 +100,8 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
     assert row(table, "fold 1")[1:6] == ["15", "6", "0.8001", "0.6008", "0.8201"]
     assert row(table, "all images")[1:6] == ["30", "12", "0.8004", "0.6006", "0.8204"]
     assert row(table, "95 % interval")[3] == "0.7500 to 0.8500"
-    assert row(table, "fold 0")[-3:] == row(table, "thresholds for test images")[-3:] == ["0.7", "1200", "0.35"]
+    assert row(table, "fold 0")[-5:] == ["0.7", "1200", "0.35", "250", "0.1"]
+    assert row(table, "thresholds for test images")[-5:] == ["0.7", "1200", "0.35", "250", "0.1"]
     assert len({len(cells) for cells in table}) == 1
 
 

@@ -33,7 +33,9 @@ def test_every_file_of_the_tree_exists_and_every_module_is_listed():
 
 def test_every_flag_named_is_a_flag_of_a_stage_or_of_dask():
     known = set(re.findall(r"--[a-z-]+", "".join(path.read_text("utf-8") for path in [*STAGES, ROOT / "test.sh"])))
-    known |= set(re.findall(r"--[a-z-]+", (ROOT / "pneumothorax" / "stage.py").read_text("utf-8"))) | {"--help"}
+    for name in ("stage.py", "dicom_command.py"):
+        known |= set(re.findall(r"--[a-z-]+", (ROOT / "pneumothorax" / name).read_text("utf-8")))
+    known |= {"--help"}
     known |= {
         "--nnodes",
         "--nproc-per-node",
