@@ -6,6 +6,7 @@ that is needed. Stage 03 predicts with the same nodes (pneumothorax/onnx_backend
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ INSTALL = "python -m pip install -r requirements-extra.txt"
 OPSET = 18  # the one the exporter is written for; runtimes since 2023 know it
 LARGEST_BYTES = 2**31 - 2**24  # of weights: protobuf's limit, less room for the nodes
 CHECKED_IMAGES = 3
-TRACED_IMAGES = 2  # a batch of 1 could be taken for fixed, and so could as many as are checked
+TRACED_IMAGES = 2  # PyTorch takes 1 for a fixed number; maps are compared one by one, which finds any other fixed
 
 
 def installed(name: str) -> str:
@@ -95,16 +96,20 @@ def export(networks: Mapping[int, Any], *, image_size: int, facts: Mapping[str, 
             f"the weights of {len(modules)} networks take {size / 2**30:.1f} GiB and one ONNX file holds less than 2: "
             "export fewer, as with --fold 0"
         )
-    averaged = Averaged(networks).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    averaged = Averaged(modules).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     images = torch.zeros(TRACED_IMAGES, 1, image_size, image_size, dtype=torch.uint8)
     try:
-        with torch.no_grad():
-            names = list(averaged.values(images))
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's, about PyTorch's own code
+            has_presence = modules[0].outputs(to_network(images[:1], images.device))[1] is not None
+            outputs = [PROBABILITY, *([PRESENCE] if has_presence else [])]
+            inner = [f"{LOGITS}{fold}" for fold in networks]
+            inner += [f"{PRESENCE_LOGITS}{fold}" for fold in networks if has_presence]
             program = torch.onnx.export(
                 averaged,
                 (images,),
                 input_names=[IMAGES],
-                output_names=names,
+                output_names=[*outputs, PIXELS, *inner],
                 dynamic_shapes={IMAGES: {0: torch.export.Dim("N", min=1)}},
                 opset_version=OPSET,
                 dynamo=True,
@@ -121,45 +126,34 @@ def export(networks: Mapping[int, Any], *, image_size: int, facts: Mapping[str, 
         "image_size": str(image_size),
         "input": f"{IMAGES} (N, 1, {size_text}) uint8 grey, 0 to 255, white is dense; shrink by averaging areas",
         "output": f"{PROBABILITY} (N, 1, {size_text}) float32 in 0 to 1, the mean over image and mirror and over folds",
-        **({"output_presence": f"{PRESENCE} (N) float32 in 0 to 1, of any pixel"} if PRESENCE in names else {}),
+        **({"output_presence": f"{PRESENCE} (N) float32 in 0 to 1, of any pixel"} if has_presence else {}),
         **facts,
     }
     return _finished(program.model_proto, told)
 
 
 class Averaged(nn.Module):
-    """images (N, 1, S, S) uint8 -> what `values` names, in its order."""
+    """images (N, 1, S, S) uint8 -> the model's outputs, and after them the values between which a single network lies.
 
-    def __init__(self, networks: Mapping[int, Any]) -> None:
+    As prediction.probabilities, but with images and mirrors in one pass through each network: half the nodes.
+    """
+
+    def __init__(self, networks: Sequence[Any]) -> None:
         super().__init__()
-        self.folds = list(networks)
-        self.networks: Any = nn.ModuleList(networks.values())
+        self.networks: Any = nn.ModuleList(networks)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self.values(images).values())
-
-    def values(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The model's outputs, and the inner values between which a single network lies (onnx_backend.load).
-
-        As prediction.probabilities, but for one pass of each network over images and mirrors together: half the nodes.
-        """
         n = images.shape[0]
         pixels = to_network(images, images.device)
         both = torch.cat([pixels, pixels.flip(3)])  # (2N, 1, S, S)
-        inner = {PIXELS: both}
-        maps, presences = [], []
-        for fold, network in zip(self.folds, self.networks, strict=True):
-            logits, presence = network.outputs(both)
-            inner[f"{LOGITS}{fold}"] = logits
-            p = logits.sigmoid()
-            maps += [p[:n], p[n:].flip(3)]
-            if presence is not None:
-                inner[f"{PRESENCE_LOGITS}{fold}"] = presence
-                presences += [presence.sigmoid()[:n], presence.sigmoid()[n:]]
-        outputs = {PROBABILITY: torch.stack(maps).mean(0)}
-        if presences:
-            outputs[PRESENCE] = torch.stack(presences).mean(0)
-        return {**outputs, **inner}
+        logits, presences = zip(*(network.outputs(both) for network in self.networks), strict=True)
+        p = torch.stack(logits).sigmoid().mean(0)  # (2N, 1, S, S)
+        outputs = [(p[:n] + p[n:].flip(3)) / 2]
+        if presences[0] is None:
+            return *outputs, both, *logits
+        p_presence = torch.stack(presences).sigmoid().mean(0)  # (2N,)
+        outputs.append((p_presence[:n] + p_presence[n:]) / 2)
+        return *outputs, both, *logits, *presences
 
 
 def largest_difference(graph: bytes, networks: Sequence[Any], images: torch.Tensor) -> int:
@@ -170,14 +164,16 @@ def largest_difference(graph: bytes, networks: Sequence[Any], images: torch.Tens
     import onnx
 
     onnx.checker.check_model(graph, full_check=True)
-    found = onnx_backend.session(graph).run(None, {IMAGES: images.numpy()})
-    expected = prediction.probabilities(networks, to_network(images, images.device))
+    session = onnx_backend.session(graph)
     largest = 0
-    for ours, theirs in zip(found, (value.numpy() for value in expected if value is not None), strict=True):
-        if not np.isfinite(ours).all():
-            return 255
-        steps = postprocess.quantise(ours).astype(int) - postprocess.quantise(theirs)
-        largest = max(largest, int(np.abs(steps).max()))
+    for image in images.split(1):  # one by one: memory
+        found = session.run(None, {IMAGES: image.numpy()})
+        expected = prediction.probabilities(networks, to_network(image, image.device))
+        for ours, theirs in zip(found, (value.numpy() for value in expected if value is not None), strict=True):
+            if not np.isfinite(ours).all():
+                return 255
+            steps = postprocess.quantise(ours).astype(int) - postprocess.quantise(theirs)
+            largest = max(largest, int(np.abs(steps).max()))
     return largest
 
 
