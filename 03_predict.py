@@ -4,13 +4,18 @@ Reads   output/runs/<run>/fold<k>/best.pt (stage 02), the manifest, the folds an
 Writes  output/runs/<run>/oof/<id>.png    training images, each by the network of its own fold
         output/runs/<run>/test/<id>.png   test images, averaged over the folds' networks
         output/runs/<run>/predictions.csv one row per map
+        output/runs/<run>/network.onnx    instead of maps, with --export onnx: the folds' networks in one file to use
+                                          elsewhere, compared with PyTorch's maps on the spot
 
 Maps are 8-bit grey PNGs, probability x 255, at the network's size, each the mean over an image and its mirror.
 Killed and started again it goes on where it stopped. The network is rebuilt from the checkpoint alone.
+--backend onnxruntime computes the maps with the networks of that file, which it exports where it is not up to date.
 
     python 03_predict.py --run ica_resunet
     python 03_predict.py --run ica_resunet --split oof --fold 0
     torchrun --nproc-per-node 4 -- 03_predict.py --run ica_resunet
+    python 03_predict.py --run ica_resunet --export onnx
+    python 03_predict.py --run ica_resunet --backend onnxruntime
 
 With --dicom it predicts DICOM files that no stage has prepared, with all the run's networks and the final thresholds
 of stage 04, into a folder of their own: overlays/<id>.png, masks/<id>.png, predictions.csv, rejected.csv and, with
@@ -20,6 +25,7 @@ of stage 04, into a folder of their own: overlays/<id>.png, masks/<id>.png, pred
 """
 
 import pandas as pd
+import torch
 
 import models
 from pneumothorax import (
@@ -29,6 +35,8 @@ from pneumothorax import (
     dicom_command,
     distributed,
     lineage,
+    onnx_backend,
+    onnx_export,
     precision,
     prediction,
     records,
@@ -39,6 +47,7 @@ from pneumothorax.errors import BadInput
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
 PRECISIONS = ("auto", "fp32", "bf16")
+BACKENDS = PYTORCH, ONNXRUNTIME = "pytorch", "onnxruntime"
 
 
 def parse_args(argv=None):
@@ -51,10 +60,19 @@ def parse_args(argv=None):
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     flag("--precision", choices=PRECISIONS, default="auto",
          help="auto takes bf16 where the device has units for it, else fp32 (default: %(default)s)")  # fmt: skip
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--backend", type=onnx_export.installed, choices=BACKENDS, default=PYTORCH,
+                        help="what computes; onnxruntime in fp32 on the CPU (default: %(default)s)")  # fmt: skip
+    either.add_argument("--export", type=onnx_export.installed, choices=("onnx",),
+                        help="write the networks to one file instead of predicting")  # fmt: skip
     dicom_command.add_flags(parser)
     args = parser.parse_args(argv)
     dicom_command.check_flags(parser, args)
     stage.check_name(parser, "--run", args.run)
+    if args.export or args.backend == ONNXRUNTIME:
+        if args.device not in ("auto", "cpu") or args.precision == "bf16":
+            parser.error("ONNX is for the CPU and fp32 here: leave --device and --precision out")
+        args.device, args.precision = "cpu", "fp32"
     args.split = args.split.split(",")
     if not args.split or not set(args.split) <= set(SPLITS):
         parser.error(f"--split is any of {', '.join(SPLITS)}, with commas between")
@@ -73,6 +91,9 @@ def main(argv=None):
         lineage.folded(args.output)
         train = artifacts.training_rows(args.output)
         folds = stage.chosen_folds(args.fold, int(train["fold"].max()) + 1)
+        if args.export:
+            distributed.on_main(export, args, folds, train)
+            return
         manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
         rows = {
             artifacts.OOF: train[train["fold"].isin(folds)],
@@ -84,7 +105,8 @@ def main(argv=None):
 
         inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
         bf16 = distributed.on_main(precision.for_prediction, args.precision, device)  # the same on all machines
-        same = {"settings": {"splits": splits, "folds": folds, "bf16": bf16}, "inputs": inputs}
+        settings = {"splits": splits, "folds": folds, "bf16": bf16, "backend": args.backend}
+        same = {"settings": settings, "inputs": inputs}
         if distributed.on_main(is_up_to_date, args, same):
             distributed.say(f"the predictions of run {args.run} are up to date")
             return
@@ -92,14 +114,14 @@ def main(argv=None):
         used = pd.concat([rows[split] for split in splits])
         distributed.on_main(cache.verify, args.output, cache_size, used, workers=args.workers)
         source = prediction.Source(args.output, args.run, cache_size, args.batch_size, args.workers, device, bf16)
-        frame = prediction.predict_splits(
-            [load(args, fold, device) for fold in folds],
-            folds,
-            rows,
-            splits,
-            source=source,
-            keys=[inputs[artifacts.best_weights(args.run, fold)] for fold in folds],
-        )
+        keys = [inputs[artifacts.best_weights(args.run, fold)] for fold in folds]
+        if args.backend == ONNXRUNTIME:
+            distributed.on_main(export, args, folds, train, or_more=True)
+            networks = onnx_backend.load(args.output / artifacts.onnx_file(args.run), folds)
+            keys = [f"{key} {ONNXRUNTIME}" for key in keys]
+        else:
+            networks = [load(args, fold, device) for fold in folds]
+        frame = prediction.predict_splits(networks, folds, rows, splits, source=source, keys=keys)
         distributed.on_main(seal, args, frame, same)
 
     distributed.say(f"{len(frame)} maps: " + ", ".join(f"{len(rows[split])} {split}" for split in splits))
@@ -123,6 +145,22 @@ def seal(args, frame: pd.DataFrame, same: dict) -> None:
     table = artifacts.predictions(args.run)
     artifacts.write_table(args.output, table, frame)
     records.write(args.output, artifacts.predicted(args.run), **same, outputs=[table.path])
+
+
+def export(args, folds: list[int], train: pd.DataFrame, *, or_more: bool = False) -> None:
+    """Write the networks of these folds to the run's ONNX file, unless it holds them (`or_more`: and others)."""
+    weights = lineage.weights(args.output, args.run, folds)
+    path = args.output / artifacts.onnx_file(args.run)
+    again = args.overwrite and not distributed.is_restart()
+    if not again and onnx_export.is_current(args.output, args.run, folds, weights, or_more=or_more):
+        distributed.say(f"{path} is up to date")
+        return
+    networks = {fold: load(args, fold, torch.device("cpu")) for fold in folds}
+    cache_size = cache.size(args.output, 32)
+    images = [artifacts.cached_image(args.output, cache_size, image_id) for image_id in train["image_id"]]
+    difference = onnx_export.write(args.output, args.run, networks, weights=weights, images=images)
+    held = f"{len(folds)} networks in one file" if len(folds) > 1 else f"the network of fold {folds[0]}"
+    distributed.say(f"wrote {path}: {held}, maps differ from PyTorch's by at most {difference} of 255")
 
 
 def load(args, fold: int, device):

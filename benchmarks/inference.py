@@ -1,18 +1,21 @@
 """Stage 03: probability maps with mirror averaging, in images per second.
 
-Goal: at least 2.2 times eager fp32 on CPU. Measured are eager fp32, the same in channels_last (stage 03 today), and in
-bf16 where the processor has it; with the largest difference in probability.
+Goal: at least 2.2 times eager fp32 on CPU. Measured are eager fp32, the same in channels_last (stage 03 in fp32), in
+bf16, and on a CPU onnxruntime in fp32 (stage 03 with --backend onnxruntime; needs requirements-extra.txt); with the
+largest difference in probability.
 
     python -m benchmarks.inference --size 512 --batch 2
 """
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import torch
 
 import models
 from benchmarks import timing
-from pneumothorax import prediction, runtime
+from pneumothorax import onnx_backend, onnx_export, prediction, runtime
 
 
 def main() -> None:
@@ -45,11 +48,21 @@ def main() -> None:
         "fp32, channels_last (stage 03)": lambda: run(other, images.to(**last), bf16=False),
         "bf16, channels_last": lambda: run(other, images.to(**last), bf16=True),
     }
+    if device.type == "cpu":
+        exported = in_onnxruntime(plain, args.size)
+        ways["onnxruntime, fp32"] = lambda: run(exported, images, bf16=False)
     for name, way in ways.items():
         print(f"{name:32s} differs by at most {(way() - reference).abs().max().item():.5f}")
     medians = timing.compare(ways, repeats=args.repeats, per=args.batch, unit="image")
     for name in list(ways)[1:]:
         timing.ratio(medians, "fp32", name, "at least 2.2")
+
+
+def in_onnxruntime(network: torch.nn.Module, size: int) -> onnx_backend.OnnxNetwork:
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "network.onnx"
+        path.write_bytes(onnx_export.export({0: network}, image_size=size, facts={}))
+        return onnx_backend.load(path, [0])[0].network
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ class CheXLocNet(SegmentationNetwork):
     """
 
     has_idle_parameters = True  # the mask head's, in a batch without instances
+    no_fixed_graph = (
+        "Mask R-CNN chooses boxes, drops those that overlap and pastes a mask into each that is left: "
+        "how many there are, and so the work to do, depends on what is in the image"
+    )
 
     # The smallest settings, for tests: encoder="resnet18", encoder_weights="none", fpn_channels=8,
     # representation_size=16, mask_channels=8, mask_layers=1, proposals=20.

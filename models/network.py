@@ -25,6 +25,7 @@ class SegmentationNetwork(nn.Module):
     """
 
     has_idle_parameters = False  # whether a batch may give some of the parameters no gradient
+    no_fixed_graph = ""  # why it cannot be exported, where what it computes depends on what is in the image
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")

@@ -116,6 +116,15 @@ def probability_map(output: Path, run: str, split: str, image_id: str) -> Path:
     return run_folder(output, run) / split / f"{image_id}.png"
 
 
+def onnx_file(run: str) -> str:
+    """Path below the output folder: the networks of several folds in one file, to use elsewhere."""
+    return f"runs/{run}/network.onnx"
+
+
+def exported(run: str) -> Record:
+    return Record(f"runs/{run}/exported.json", f"03_predict.py --run {run} --export onnx")
+
+
 def predicted(run: str) -> Record:
     return Record(f"runs/{run}/predictions.json", f"03_predict.py --run {run}")
 

@@ -27,6 +27,8 @@ def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         parser.error("--dicom-seg goes with --dicom PATH")
     if args.dicom and any(getattr(args, name) != parser.get_default(name) for name in ("fold", "split")):
         parser.error("--dicom takes all networks of the run: --fold and --split do not go with it")
+    if args.dicom and (args.export or args.backend != parser.get_default("backend")):
+        parser.error("--dicom predicts with PyTorch: --export and --backend do not go with it")
     if args.dicom_seg and (problem := dicom_seg.missing()):
         parser.error(f"--dicom-seg {problem}")
 

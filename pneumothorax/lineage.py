@@ -49,13 +49,18 @@ def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
     return record
 
 
-def predict_inputs(output: Path, run: str, folds: list[int], splits: list[str]) -> Hashes:
-    weights = {}
+def weights(output: Path, run: str, folds: list[int]) -> Hashes:
+    """The best checkpoints of a run's folds."""
+    found = {}
     for fold in folds:
         path = artifacts.best_weights(run, fold)
-        weights[path] = trained(output, run, fold)["outputs"][path]
+        found[path] = trained(output, run, fold)["outputs"][path]
+    return found
+
+
+def predict_inputs(output: Path, run: str, folds: list[int], splits: list[str]) -> Hashes:
     tested = {TEST_IMAGES: prepared(output)[TEST_IMAGES]} if TEST in splits else {}
-    return {**weights, **tested, **train_inputs(output)}
+    return {**weights(output, run, folds), **tested, **train_inputs(output)}
 
 
 def predicted(output: Path, run: str) -> dict[str, Any]:
