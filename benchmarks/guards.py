@@ -1,6 +1,6 @@
 """Stage 00: what its guards cost, per image, in one process.
 
-Goal: at most 10 % of the time. `unguarded` gives the same PNGs and manifest rows with the same fast parts and trusts all
+Goal: at most 10 % of the time. `unguarded` gives the same PNGs and manifest rows with fast parts alike and trusts all
 files: no limits on sizes, no checks of headers, ids and frames, no whole-or-nothing writes, no key to go on from.
 
     python -m benchmarks.guards --input DIR

@@ -88,7 +88,8 @@ def load(path: Path, overrides: list[str], **fixed: Any) -> TrainConfig:
     try:
         return TrainConfig(**values)
     except pydantic.ValidationError as error:
-        wrong = "\n  ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        named = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        wrong = "\n  ".join(f"{name}: {text}" if name else text for name, text in named)  # "": several settings
         known = ", ".join(TrainConfig.model_fields)
         raise BadConfig(f"{path}, with what --set and --seed change:\n  {wrong}\nknown settings: {known}") from error
     except TypeError as error:
