@@ -189,25 +189,28 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     assert onnx_export.is_current(output, "r", [0, 1], weights, or_more=False)
 
 
-def test_a_difference_is_counted_in_the_steps_of_a_stored_map(two):
-    networks, graph = two
-    assert onnx_export.largest_difference(graph, list(networks.values()), grey(3)) <= 1
-    other = [networks[0], lively("albunet", seed=9, presence_weight=0.5)]
-    expected = [prediction.probabilities(list(some), grey(3).float() / 255)[0] for some in (networks.values(), other)]
+def test_a_difference_is_counted_in_the_steps_of_a_stored_map(made):
+    output, networks, _ = made
+    graph = (output / artifacts.onnx_file("r")).read_bytes()
+    ours = [one.network for one in networks.values()]
+    assert onnx_export.largest_difference(graph, ours, grey(3)) <= 1
+    other = [ours[0], lively("unet", seed=9)]
+    expected = [prediction.probabilities(some, grey(3).float() / 255)[0] for some in (ours, other)]
     found = onnx_export.largest_difference(graph, other, grey(3))
     assert abs(found - steps(*expected)) <= 1
     assert found > 10
 
 
-def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(two, monkeypatch):
-    networks, graph = two
+def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(made, monkeypatch):
+    output, networks, _ = made
+    graph = (output / artifacts.onnx_file("r")).read_bytes()
 
     class Broken:
         def run(self, names, images):
-            return [np.full((1, 1, SIZE, SIZE), np.nan, np.float32), np.zeros(1, np.float32)]
+            return [np.full((1, 1, SIZE, SIZE), np.nan, np.float32)]
 
     monkeypatch.setattr(onnx_backend, "session", lambda graph: Broken())
-    assert onnx_export.largest_difference(graph, list(networks.values()), grey(1)) == 255
+    assert onnx_export.largest_difference(graph, [one.network for one in networks.values()], grey(1)) == 255
 
 
 def test_a_file_is_current_for_the_folds_it_holds_while_it_and_their_weights_are_as_they_were(written):
