@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -103,8 +102,8 @@ def test_the_outputs_are_means_over_image_and_mirror_and_over_the_folds(two):
     assert found["presence"].shape == (3,)
     np.testing.assert_allclose(found["probability"], sum(maps) / 4, atol=1e-4)
     np.testing.assert_allclose(found["presence"], sum(presences) / 4, atol=1e-4)
-    assert np.abs(maps[0] - maps[1]).max() > 0.1  # a mirror matters
-    assert np.abs(maps[0] - maps[2]).max() > 0.1  # and so does a fold
+    assert (maps[0] - maps[1]).abs().max() > 0.1  # a mirror matters
+    assert (maps[0] - maps[2]).abs().max() > 0.1  # and so does a fold
 
 
 def test_each_folds_network_can_be_cut_out_of_the_file(two, tmp_path):
@@ -129,7 +128,7 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(two):
     assert facts["input"].startswith("images (N, 1, 64, 64) uint8 grey, 0 to 255")
     assert facts["output"].startswith("probability (N, 1, 64, 64) float32 in 0 to 1")
     assert facts["output_presence"].startswith("presence (N) float32")
-    for place in (str(ROOT), str(Path(torch.__file__).parent), "site-packages", ".py"):
+    for place in (str(ROOT), "site-packages", "onnx_export.py", "stack_trace"):
         assert place.encode() not in graph
 
 
@@ -190,25 +189,28 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     assert onnx_export.is_current(output, "r", [0, 1], weights, or_more=False)
 
 
-def test_a_difference_is_counted_in_the_steps_of_a_stored_map(two):
-    networks, graph = two
-    assert onnx_export.largest_difference(graph, list(networks.values()), grey(3)) <= 1
-    other = [networks[0], lively("albunet", seed=9, presence_weight=0.5)]
-    expected = [prediction.probabilities(list(some), grey(3).float() / 255)[0] for some in (networks.values(), other)]
+def test_a_difference_is_counted_in_the_steps_of_a_stored_map(made):
+    output, networks, _ = made
+    graph = (output / artifacts.onnx_file("r")).read_bytes()
+    ours = [one.network for one in networks.values()]
+    assert onnx_export.largest_difference(graph, ours, grey(3)) <= 1
+    other = [ours[0], lively("unet", seed=9)]
+    expected = [prediction.probabilities(some, grey(3).float() / 255)[0] for some in (ours, other)]
     found = onnx_export.largest_difference(graph, other, grey(3))
     assert abs(found - steps(*expected)) <= 1
     assert found > 10
 
 
-def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(two, monkeypatch):
-    networks, graph = two
+def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(made, monkeypatch):
+    output, networks, _ = made
+    graph = (output / artifacts.onnx_file("r")).read_bytes()
 
     class Broken:
         def run(self, names, images):
-            return [np.full((1, 1, SIZE, SIZE), np.nan, np.float32), np.zeros(1, np.float32)]
+            return [np.full((1, 1, SIZE, SIZE), np.nan, np.float32)]
 
     monkeypatch.setattr(onnx_backend, "session", lambda graph: Broken())
-    assert onnx_export.largest_difference(graph, list(networks.values()), grey(1)) == 255
+    assert onnx_export.largest_difference(graph, [one.network for one in networks.values()], grey(1)) == 255
 
 
 def test_a_file_is_current_for_the_folds_it_holds_while_it_and_their_weights_are_as_they_were(written):
@@ -245,7 +247,7 @@ def test_maps_are_compared_on_images_of_the_run_and_on_noise_where_those_are_gon
 def test_real_radiographs_get_the_maps_of_pytorch(real_data):
     files = sorted((real_data / "siim").rglob("*.dcm"))
     images = torch.from_numpy(np.stack([png.shrink(dicom.read(path).image, 128) for path in files])).unsqueeze(1)
-    assert len(images) == 60
+    assert len(images) >= 60
     network = lively("ica_resunet")
     graph = onnx_export.export({0: network}, image_size=128, facts={})
     expected, _ = prediction.probabilities([network], images.float() / 255)
@@ -257,24 +259,20 @@ TINY = """
 model: albunet
 model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, presence_weight: 0.5}
 image_size: 64
-epochs: 1
+epochs: 3
 batch_size: 4
-learning_rate: 0.001
+learning_rate: 0.02
 """
 
 
 @pytest.fixture(scope="module")
 def trained(folded, tmp_path_factory):
-    """(output, config) of run "tiny": two folds trained, and exported."""
+    """The output folder of run "tiny": two folds trained, and exported."""
     config = tmp_path_factory.mktemp("config") / "tiny.yaml"
     config.write_text(TINY)
-    train(folded, config)
+    run_stage("02_train.py", "--config", config, "--run", "tiny", "--output", folded, "--workers", 0)
     predict(folded, "--export", "onnx")
-    return folded, config
-
-
-def train(output, config, *more):
-    run_stage("02_train.py", "--config", config, "--run", "tiny", "--output", output, "--workers", 0, *more)
+    return folded
 
 
 def predict(output, *more):
@@ -282,14 +280,13 @@ def predict(output, *more):
 
 
 def test_the_exported_file_holds_all_folds_of_the_run_and_is_not_made_twice(trained, capsys):
-    output, _ = trained
-    path = output / artifacts.onnx_file("tiny")
+    path = trained / artifacts.onnx_file("tiny")
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert facts["run"] == "tiny"
-    hashes = {artifacts.best_weights("tiny", fold): None for fold in (0, 1)}
-    assert json.loads(facts["weights"]) == {name: records.sha256(output / name) for name in hashes}
+    best = [artifacts.best_weights("tiny", fold) for fold in (0, 1)]
+    assert json.loads(facts["weights"]) == records.hashes(trained, best)
     made = path.stat().st_mtime_ns
-    predict(output, "--export", "onnx")
+    predict(trained, "--export", "onnx")
     assert "network.onnx is up to date" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == made
 
@@ -309,40 +306,44 @@ def backends(output):
 
 
 def test_stage_03_gives_pytorchs_maps_with_onnxruntime_and_never_takes_one_for_the_other(trained, capsys):
-    output, _ = trained
-    predict(output)
-    table, maps = stored(output)
+    predict(trained)
+    table, maps = stored(trained)
     assert set(table["split"]) == {artifacts.OOF, artifacts.TEST}
-    assert np.ptp(maps) > 3
-    assert set(backends(output).values()) == {"pytorch"}
+    assert np.ptp(maps) > 20
+    assert set(backends(trained).values()) == {"pytorch"}
 
-    predict(output, "--backend", "onnxruntime")
+    predict(trained, "--backend", "onnxruntime")
     assert "network.onnx is up to date" in capsys.readouterr().out
-    table_again, maps_again = stored(output)
+    table_again, maps_again = stored(trained)
     assert np.abs(maps - maps_again).max() <= 1
     np.testing.assert_allclose(table["p_presence"], table_again["p_presence"], atol=1e-4)
     assert table["image_id"].equals(table_again["image_id"])
-    assert list(backends(output).values()) == ["onnxruntime"] * len(table)
-    assert records.read(output, artifacts.predicted("tiny"))["settings"]["backend"] == "onnxruntime"
+    assert list(backends(trained).values()) == ["onnxruntime"] * len(table)
+    assert records.read(trained, artifacts.predicted("tiny"))["settings"]["backend"] == "onnxruntime"
 
-    predict(output, "--backend", "onnxruntime")
+    predict(trained, "--backend", "onnxruntime")
     assert "the predictions of run tiny are up to date" in capsys.readouterr().out
-    predict(output)
-    assert list(backends(output).values()) == ["pytorch"] * len(table)
-    assert (stored(output)[1] == maps).all()
+    predict(trained)
+    assert list(backends(trained).values()) == ["pytorch"] * len(table)
+    assert (stored(trained)[1] == maps).all()
 
 
-def test_networks_trained_anew_are_exported_anew_before_they_predict(trained, tmp_path, capsys):
-    folded, config = trained
-    output = shutil.copytree(folded, tmp_path / "output")
-    train(output, config, "--set", "learning_rate=0.01", "--overwrite")
-    before = records.sha256(output / artifacts.onnx_file("tiny"))
-    predict(output, "--backend", "onnxruntime", "--split", "oof")
+def test_a_file_of_earlier_weights_is_made_again_before_it_predicts(trained, tmp_path, capsys):
+    output = shutil.copytree(trained, tmp_path / "output")
+    path = output / artifacts.onnx_file("tiny")
+    good = path.read_bytes()
+    record = records.read(output, artifacts.exported("tiny"))
+    path.write_bytes(b"of earlier weights")
+    records.write(
+        output,
+        artifacts.exported("tiny"),
+        settings=record["settings"],
+        inputs=dict.fromkeys(record["inputs"], "of earlier weights"),
+        outputs=record["outputs"],
+    )
+    predict(output, "--backend", "onnxruntime", "--split", "test")
     assert "network.onnx: 2 networks in one file, maps differ from PyTorch's by at most" in capsys.readouterr().out
-    assert records.sha256(output / artifacts.onnx_file("tiny")) != before
-    _, maps = stored(output)
-    predict(output, "--split", "oof")
-    assert np.abs(stored(output)[1] - maps).max() <= 1
+    assert path.read_bytes() == good
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,7 @@ def test_without_the_flags_no_package_of_onnx_is_imported(trained):
         "print([name for name in ('onnx', 'onnxruntime', 'onnxscript') if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, trained[0]], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, trained], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
