@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 
 from pneumothorax.errors import BadInput
@@ -75,12 +76,21 @@ def as_finished(
     if engine.scheduler:
         finished = _on_cluster(work, tasks, engine.scheduler, engine.shared)
     else:
-        parallel = joblib.Parallel(n_jobs=max(1, engine.workers), return_as="generator_unordered")
-        finished = parallel(joblib.delayed(_task)(work, *task) for task in tasks)
+        finished = _on_this_machine(work, tasks, max(1, engine.workers))
     with tqdm(total=len(calls), unit="image", desc=title) as bar:
         for start, results in finished:
             bar.update(len(results))
             yield from enumerate(results, start)
+
+
+def _on_this_machine(work: Callable[..., Result], tasks: Tasks, workers: int) -> Iterator[tuple[int, list[Result]]]:
+    """The results of _task. joblib ends all work when a process dies; what was stored before is gone on with."""
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
+    try:
+        yield from parallel(joblib.delayed(_task)(work, *task) for task in tasks)
+    except TerminatedWorkerError as error:
+        hint = "was memory short? Give the same command again, or with fewer --workers (each may need 1 GiB)"
+        raise BadInput(f"one of {workers} working processes died: {hint}") from error
 
 
 def _task(work: Callable[..., Result], start: int, calls: Calls) -> tuple[int, list[Result]]:

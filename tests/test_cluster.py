@@ -257,6 +257,16 @@ def test_the_work_of_a_killed_worker_is_done_by_another(cluster, tmp_path):
     assert (tmp_path / "died").exists()
 
 
+def test_a_process_of_this_machine_that_dies_is_an_error_that_says_what_to_do():
+    def die(number):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with pytest.raises(BadInput, match=r"one of 2 working processes died(.*)fewer --workers"):
+        engine.in_order(die, [(number,) for number in range(8)], Engine(2), per_task=1, title="dying")
+
+
 def test_work_that_kills_every_worker_is_an_error_that_says_so(cluster):
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
