@@ -70,6 +70,7 @@ def predict(output, launcher):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("next: python 04_submit.py") == 1  # however many processes there are
 
 
 def history(output, run):
