@@ -208,7 +208,7 @@ def report(args: argparse.Namespace, grid: Grid) -> None:
     print(f"image level: AUC {both['auc']:.4f}, expected calibration error {error['calibrated']:.4f} "
           f"({error['uncalibrated']:.4f} before calibration)")  # fmt: skip
     final = Triplet(**record["final"])
-    print(f"final thresholds: {final}")
+    print(f"final thresholds: {final.described()}")
     for edge in thresholds.on_the_edge(final, grid):
         print(f"note: the best {edge} is the last one tried")
     path = artifacts.submission(args.output, args.name)

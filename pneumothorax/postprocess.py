@@ -30,6 +30,13 @@ class Triplet:
         if not 0 <= self.min_probability < 1:
             raise ValueError(f"needs a probability of at least 0 and below 1, got {self}")
 
+    def described(self) -> str:
+        """For the terminal."""
+        told = f"top {self.top:g}, minimum area {self.min_area:g}, bottom {self.bottom:g}"
+        told += f", parts below {self.min_component:g} pixels dropped" if self.min_component else ""
+        told += ", holes filled" if self.fill_holes else ""
+        return told + (f", images below {self.min_probability:g} empty" if self.min_probability else "")
+
 
 @dataclass(frozen=True)
 class Window:

@@ -181,6 +181,14 @@ def test_holes_are_filled_before_small_parts_are_dropped():
     assert postprocess.mask(stored, Triplet(0.5, 0, 0.5, 0, False), stored.shape).sum() == 64
 
 
+def test_thresholds_are_told_in_words():
+    assert Triplet(0.7, 1500.0, 0.3).described() == "top 0.7, minimum area 1500, bottom 0.3"
+    every = Triplet(0.7, 0, 0.3, 250, True, 0.4).described()
+    assert every == (
+        "top 0.7, minimum area 0, bottom 0.3, parts below 250 pixels dropped, holes filled, images below 0.4 empty"
+    )
+
+
 def test_an_image_of_too_low_a_probability_is_empty():
     stored = np.full((64, 64), 255, np.uint8)
     triplet = Triplet(0.5, 0, 0.5, min_probability=0.3)
