@@ -66,39 +66,41 @@ def parse_args(argv=None):
          help="blend runs with weights that sum to 1; A,B without weights: fitted out of fold")  # fmt: skip
     flag("--name", help="name of the submission (default: the run's; a blend needs one)")
     flag("--sample-submission", type=Path, metavar="CSV", help="another id order than the one stage 00 found")
-    flag("--min-component", type=stage.counts, default=thresholds.MIN_COMPONENTS, metavar="PX,PX",
+    flag("--min-component", type=stage.areas, metavar="PX,PX",
          help="sizes to try below which parts of a mask are dropped, in pixels of 1024 x 1024 (default: "
               f"{','.join(map(str, thresholds.MIN_COMPONENTS))}; 0 drops none)")  # fmt: skip
-    flag("--fill-holes", action="store_true", help="try masks with their holes filled, too")
-    flag("--image-threshold", action="store_true",
+    flag("--fill-holes", action="store_true", default=None, help="try masks with their holes filled, too")
+    flag("--image-threshold", action="store_true", default=None,
          help="fit a fourth threshold: images of a lower probability, calibrated, are empty")  # fmt: skip
     reading = parser.add_mutually_exclusive_group()
     reading.add_argument("--check", type=Path, metavar="CSV", help="only check a submission that anybody made")
     reading.add_argument("--diff", type=Path, nargs=2, metavar="CSV", help="only compare two submissions")
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
-    if args.run and args.runs:
+    if args.run is not None and args.runs:
         parser.error("give --run or --runs")
     if args.runs and len(args.runs) > 1 and not args.name:
         parser.error("a blend needs a --name")
-    if not args.runs:
-        args.runs = known_runs(args) or {args.run or args.name or "ica_resunet": None}
-    args.name = args.name or next(iter(args.runs))
-    args.seed = DEFAULT_SEED if args.seed is None else args.seed
+    settle(args)
     for run in args.runs:
         stage.check_name(parser, "--run", run)
     stage.check_name(parser, "--name", args.name)
     return args
 
 
-def known_runs(args: argparse.Namespace) -> dict[str, float | None] | None:
-    """Those of an earlier submission of this name, where nothing else is asked for."""
-    if args.run or not args.name:
-        return None
-    try:
-        return lineage.runs_of(args.output, args.name)
-    except BadInput:
-        return None
+def settle(args: argparse.Namespace) -> None:
+    """What is not given is as in an earlier submission of this name, where no run is given, or else the default."""
+    earlier = {} if args.run is not None or args.runs or not args.name else lineage.settings_of(args.output, args.name)
+    if not args.runs:
+        args.runs = earlier.get("runs") or {args.run if args.run is not None else args.name or "ica_resunet": None}
+    args.name = args.name if args.name is not None else next(iter(args.runs))
+    defaults = {"seed": DEFAULT_SEED, "min_component": list(thresholds.MIN_COMPONENTS), "fill_holes": False}
+    defaults |= {"image_threshold": False, "sample_submission": None}
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, earlier.get(name, default))
+    args.min_component = tuple(args.min_component)
+    args.sample_submission = Path(args.sample_submission) if args.sample_submission else None
 
 
 def main(argv=None):
@@ -117,8 +119,15 @@ def main(argv=None):
             fill_holes=(False, True) if args.fill_holes else (False,),
             min_probabilities=thresholds.MIN_PROBABILITIES if args.image_threshold else (0.0,),
         )
-        tried = {name: list(values) for name, values in vars(grid).items()}
-        settings = {"runs": args.runs, "grid": tried, "seed": args.seed}
+        settings = {
+            "runs": args.runs,
+            "seed": args.seed,
+            "min_component": list(args.min_component),
+            "fill_holes": args.fill_holes,
+            "image_threshold": args.image_threshold,
+            "sample_submission": str(args.sample_submission) if args.sample_submission else None,
+            "grid": {name: list(values) for name, values in vars(grid).items()},
+        }
         inputs = lineage.submit_inputs(args.output, args.runs)
         if args.sample_submission:
             labels.read_sample(args.sample_submission)
@@ -133,7 +142,6 @@ def main(argv=None):
 
 def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[str, str], engine: Engine) -> None:
     """Fit, score, write the tables and the submission, and seal them."""
-    artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
     runs = list(args.runs)
     oof = predicted.read(args.output, runs, artifacts.OOF)
     if len(set(oof.fold.tolist())) < 2:
@@ -155,6 +163,7 @@ def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[s
         artifacts.threshold_surface(args.name): evaluation.threshold_surface(blend.fitted, grid),
         artifacts.postprocessing_steps(args.name): evaluation.postprocessing_steps(blend.fitted),
     }
+    artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
     for table, frame in tables.items():
         artifacts.write_table(args.output, table, frame)
     outputs = [table.path for table in tables]

@@ -174,7 +174,7 @@ def dicom_segmentation(image_id: str) -> str:
 
 
 def dicom_journal(folder: Path) -> Path:
-    return folder / "journal.jsonl"
+    return folder / "dicom-journal.jsonl"
 
 
 def submitted(name: str) -> Record:

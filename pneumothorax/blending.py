@@ -3,7 +3,8 @@
 Fitted weights minimise the mean squared difference of the blended map and the truth (the Brier score of its pixels; for
 stacking under these constraints Breiman: Stacked Regressions, Machine Learning 24, 1996). That is a quadratic form of
 a few sums per image, so fitting without a fold's images costs nothing. Weights are multiples of STEP: finer ones are
-within the noise, and folds that agree on them share all later work.
+within the noise, and folds that agree on them share all later work. Nearly all pixels are background, and so the best
+weights by that measure need not be the best by Dice: they are candidates beside equal weights and each run alone.
 """
 
 import argparse
@@ -35,6 +36,8 @@ def parse(text: str) -> dict[str, float | None]:
     runs: dict[str, float | None] = {}
     for part in text.split(","):
         run, equals, weight = part.partition("=")
+        if not run:
+            raise argparse.ArgumentTypeError(f"a run without a name: {text!r}")
         if run in runs:
             raise argparse.ArgumentTypeError(f"run {run} is named twice")
         try:
@@ -46,7 +49,7 @@ def parse(text: str) -> dict[str, float | None]:
         raise argparse.ArgumentTypeError(f"give all runs weights from 0 up that sum to 1, or none: {text!r}")
     if not given and len(runs) > MOST_RUNS:
         raise argparse.ArgumentTypeError(f"weights are fitted for at most {MOST_RUNS} runs: give them, a=0.4,b=0.6")
-    return runs
+    return dict(sorted(runs.items()))  # one order everywhere: records are sorted too
 
 
 def blend(maps: Sequence[np.ndarray], weights: Weights) -> np.ndarray:
@@ -81,6 +84,13 @@ def fit(found: Sequence[Moments]) -> Weights:
     squared = np.einsum("ni,ij,nj->n", tried, between, tried) - 2 * tried @ with_truth
     best = np.flatnonzero(squared.round(DECIMALS) == squared.round(DECIMALS).min())
     return tuple(tried[best[(tried[best] ** 2).sum(axis=1).argmin()]].tolist())
+
+
+def candidates(found: Sequence[Moments]) -> list[Weights]:
+    """What is worth trying for these images: fitted, equal, each run alone."""
+    n_runs = len(found[0].with_truth)
+    singles = [alone(run, n_runs) for run in range(n_runs)]
+    return list(dict.fromkeys([fit(found), (1 / n_runs,) * n_runs, *singles]))
 
 
 def alone(run: int, n_runs: int) -> Weights:

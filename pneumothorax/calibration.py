@@ -2,7 +2,7 @@
 
 Platt: Probabilistic Outputs for Support Vector Machines, Advances in Large Margin Classifiers, 1999: a logistic curve
 over the score's log odds, with his smoothed targets, so that few or separable images do not lead to certainty. It
-keeps the order of the images, and so the AUC of those that are calibrated together.
+never turns the order of the images round, and so keeps the AUC of those that are calibrated together.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,10 @@ def fit(score: np.ndarray, positive: np.ndarray) -> Calibration:
     features = np.concatenate([odds, odds])[:, None] / spread
     truths = np.repeat([1, 0], len(odds))
     curve = LogisticRegression(C=np.inf).fit(features, truths, sample_weight=np.concatenate([target, 1 - target]))
-    return Calibration(float(curve.coef_[0, 0]) / spread, float(curve.intercept_[0]))
+    slope = float(curve.coef_[0, 0]) / spread
+    if slope <= 0:  # scores that say nothing, or the opposite: all images get the share of positives
+        return Calibration(0.0, float(logit(target.mean())))
+    return Calibration(slope, float(curve.intercept_[0]))
 
 
 def _log_odds(score: np.ndarray) -> np.ndarray:

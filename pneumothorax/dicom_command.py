@@ -79,6 +79,5 @@ def check_places(path: Path, folder: Path, *, raw: Path, output: Path) -> None:
             raise BadInput(f"--to {folder} lies in {place}, which is only read: choose a folder outside it")
     if path.resolve().is_relative_to(folder.resolve()):
         raise BadInput(f"--to {folder} holds {path}, which is only read: choose another folder")
-    runs = artifacts.run_folder(output, "").resolve()
-    if folder.resolve() == output.resolve() or folder.resolve().is_relative_to(runs):
-        raise BadInput(f"--to {folder} is where the stages keep their own files: choose another folder")
+    if folder.resolve().is_relative_to(output.resolve()):
+        raise BadInput(f"--to {folder} lies in {output}, where the stages keep their own files: choose another folder")

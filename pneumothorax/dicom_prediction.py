@@ -89,6 +89,8 @@ def settled(output: Path, run: str) -> Settled:
     if not path.is_file():
         raise BadInput(f"run {run} has no thresholds yet ({path} does not exist): {command}")
     others = list(lineage.runs_of(output, run))
+    if len(others) > 1:
+        raise BadInput(f"{run} is a blend of {', '.join(others)}: predict DICOM files with one of them")
     if others != [run]:
         raise BadInput(f"{path} holds the thresholds of {', '.join(others)}: {command}")
     body = lineage.submitted(output, run)
@@ -137,7 +139,8 @@ def forget(folder: Path) -> None:
     with Journal(artifacts.dicom_journal(folder)) as journal:
         for entry in journal.entries.values():
             for name in entry["files"]:
-                (folder / name).unlink(missing_ok=True)
+                if (folder / name).resolve().is_relative_to(folder.resolve()):
+                    (folder / name).unlink(missing_ok=True)
     artifacts.dicom_journal(folder).unlink()
 
 

@@ -104,19 +104,23 @@ def evaluate(
 
     Args:
         predicted: out-of-fold images of at least two folds.
-        given: the blend's weights; None to fit them, nested.
+        given: the blend's weights; None to fit them, nested: of blending.candidates those that score best.
     """
     images, fold = predicted.images, predicted.fold
     n_runs = predicted.scores.shape[1]
     exclusions: list[Exclusion] = [None, *sorted(set(fold.tolist()))]
-    mixtures = [_weights(images, fold, exclusions, engine) if given is None else dict.fromkeys(exclusions, given)]
-    if n_runs > 1:
-        mixtures += [dict.fromkeys(exclusions, blending.alone(run, n_runs)) for run in range(n_runs)]
-    every = list(dict.fromkeys(weights for mixture in mixtures for weights in mixture.values()))
+    singles_of = [blending.alone(run, n_runs) for run in range(n_runs)] if n_runs > 1 else []
+    if given is None:
+        tried = _candidates(images, fold, exclusions, engine)
+    else:
+        tried = {left_out: [given] for left_out in exclusions}
+    every = list(dict.fromkeys([weights for own in tried.values() for weights in own] + singles_of))
     calls = [(image, grid, every) for image in images]
     found = in_order(profiles, calls, engine, per_task=IMAGES_PER_TASK, title="thresholds")
     searches = {weights: Search([own[number] for own in found], grid) for number, weights in enumerate(every)}
     del found
+    chosen = {left_out: _best(predicted, left_out, own, searches) for left_out, own in tried.items()}
+    mixtures = [chosen, *(dict.fromkeys(exclusions, weights) for weights in singles_of)]
     fits = [_fit(predicted, mixture, searches, grid) for mixture in mixtures]
 
     rules = [
@@ -142,28 +146,53 @@ def evaluate(
     return blend, singles
 
 
-def _weights(
+def _candidates(
     images: list[Image], fold: np.ndarray, exclusions: list[Exclusion], engine: Engine
-) -> dict[Exclusion, Weights]:
-    """Fitted without each fold, and on all."""
+) -> dict[Exclusion, list[Weights]]:
+    """Weights to try, from the images without each fold, and from all."""
     found = in_order(moments, [(image,) for image in images], engine, per_task=IMAGES_PER_TASK, title="weights")
     return {
-        left_out: blending.fit([one for one, number in zip(found, fold.tolist(), strict=True) if number != left_out])
+        left_out: blending.candidates(
+            [one for one, number in zip(found, fold.tolist(), strict=True) if number != left_out]
+        )
         for left_out in exclusions
     }
+
+
+def _best(
+    predicted: Predicted, left_out: Exclusion, candidates: Sequence[Weights], searches: dict[Weights, Search]
+) -> Weights:
+    """Those with the highest SIIM Dice on the images that are not left out, at the thresholds that suit them there."""
+    if len(candidates) == 1:
+        return candidates[0]
+    used = _used(predicted, left_out)
+
+    def score(weights: Weights) -> float:
+        p_positive = _calibrated(predicted, left_out, weights)[1]
+        return round(searches[weights].best(used, p_positive)[1], thresholds.DECIMALS)
+
+    return max(candidates, key=score)  # of equal ones the first
+
+
+def _used(predicted: Predicted, left_out: Exclusion) -> np.ndarray:
+    return np.array([number != left_out for number in predicted.fold.tolist()])
+
+
+def _calibrated(predicted: Predicted, left_out: Exclusion, weights: Weights) -> tuple[Calibration, np.ndarray]:
+    """The calibration from the images that are not left out, and (N,) probabilities of all images by it."""
+    positive = np.array([bool(image.label_rows) for image in predicted.images])
+    score, used = predicted.scores @ np.array(weights), _used(predicted, left_out)
+    curve = calibration.fit(score[used], positive[used])
+    return curve, curve(score)
 
 
 def _fit(
     predicted: Predicted, mixture: dict[Exclusion, Weights], searches: dict[Weights, Search], grid: Grid
 ) -> tuple[dict[Exclusion, Calibration], dict[Exclusion, np.ndarray], Fitted]:
     """Calibrations, (N,) probabilities of all images under each, and thresholds that rest on both."""
-    positive = np.array([bool(image.label_rows) for image in predicted.images])
     fits, p_positive = {}, {}
     for left_out, weights in mixture.items():
-        score = predicted.scores @ np.array(weights)
-        used = np.array([number != left_out for number in predicted.fold.tolist()])
-        fits[left_out] = calibration.fit(score[used], positive[used])
-        p_positive[left_out] = fits[left_out](score)
+        fits[left_out], p_positive[left_out] = _calibrated(predicted, left_out, weights)
     own = {left_out: searches[weights] for left_out, weights in mixture.items()}
     return fits, p_positive, thresholds.fit(own, predicted.fold, p_positive, grid)
 

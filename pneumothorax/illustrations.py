@@ -91,7 +91,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
             "roc",
             lambda style: figures.roc(roc, auc, style, points=found.operating_points),
             title="Which images have a pneumothorax",
-            caption="ROC curve of the image-level probability (the map’s highest), out of fold; dots: submitted masks.",
+            caption="ROC curve of the image-level probability, calibrated out of fold; dots: submitted masks.",
             alt="ROC curves of all runs",
         ),
         album.curve(

@@ -18,6 +18,7 @@ from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput, bad_list
 
 SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
+MAX_BYTES = 256 << 20  # of a whole file: SIIM-ACR's holds 7 MB
 MAX_CELL = 4_000_000  # characters: more than any mask of 64 megapixels needs in practice
 _PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
 _ZERO_LENGTH = re.compile(r"(?:\d+ \d+ )*\d+ 0+(?: \d+ \d+)*", re.ASCII)
@@ -153,9 +154,12 @@ def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, s
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
+        if not path.is_file():
+            raise BadInput(f"{path} does not exist, or is no regular file")
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise BadInput(f"{path} holds more than {MAX_BYTES >> 20} MiB")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error

@@ -85,6 +85,15 @@ def runs_of(output: Path, name: str) -> dict[str, float | None]:
     """The runs behind a submission, and the weights that they were given in it."""
     record = artifacts.submitted(name)
     runs = records.read(output, record)["settings"].get("runs")
-    if not isinstance(runs, dict):
+    if not runs or not isinstance(runs, dict):
         raise BadInput(f"{output / record.path} is damaged or of an earlier version: run {record.made_by} again")
     return runs
+
+
+def settings_of(output: Path, name: str) -> dict[str, Any]:
+    """What a submission was made with; {} where there is none that can be read."""
+    try:
+        settings: dict[str, Any] = records.read(output, artifacts.submitted(name))["settings"]
+    except BadInput:
+        return {}
+    return settings

@@ -51,7 +51,12 @@ def write(
         "outputs": sealed,
         **facts,
     }
-    atomic.write_json(output / record.path, body)
+    atomic.write_json(output / record.path, {**body, "seal": seal(body)})
+
+
+def seal(body: dict[str, Any]) -> str:
+    """The hash of a record's own content, which is noticed when it changes."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def read(output: Path, record: Record) -> dict[str, Any]:
@@ -60,8 +65,9 @@ def read(output: Path, record: Record) -> dict[str, Any]:
         raise BadInput(f"{path} does not exist: run {record.made_by} first")
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        body["settings"], body["inputs"], body["outputs"]
-    except (ValueError, KeyError, TypeError) as error:
+        if body.pop("seal") != seal(body):
+            raise ValueError("the record is not what was written")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path} is damaged: run {record.made_by} again") from error
     return body
 

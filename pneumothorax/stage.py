@@ -23,6 +23,8 @@ from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 
+LARGEST_AREA = 1024 * 1024
+
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_ROOM = {
@@ -71,9 +73,12 @@ def count(text: str) -> int:
     return value
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """argparse type: whole numbers from 0 up with commas between, ascending, each once."""
-    return tuple(sorted({count(part) for part in text.split(",")}))
+def areas(text: str) -> tuple[int, ...]:
+    """argparse type: areas in pixels of 1024 x 1024 with commas between -> ascending, each once."""
+    values = tuple(sorted({count(part) for part in text.split(",")}))
+    if values[-1] > LARGEST_AREA:
+        raise argparse.ArgumentTypeError(f"an image has {LARGEST_AREA} pixels, got {values[-1]}")
+    return values
 
 
 def check_name(made: argparse.ArgumentParser, flag: str, name: str) -> None:

@@ -136,18 +136,12 @@ class Search:
             found[t][:, np.array(grid.bottoms) > top] = -np.inf
         return (found + self.empty_dice[images].sum()) / n_images
 
-    def best(
-        self, images: np.ndarray, p_positive: np.ndarray | None = None, *, within: Grid | None = None
-    ) -> tuple[Triplet, float]:
-        """The triplet with the highest mean Dice over `images`, and that score. Ties: the first in the grid's order.
-
-        Args:
-            within: a grid of some of the values.
-        """
-        return self.choose(self.scores(images, p_positive), within or self.grid)
+    def best(self, images: np.ndarray, p_positive: np.ndarray | None = None) -> tuple[Triplet, float]:
+        """The triplet with the highest mean Dice over `images`, and that score. Ties: the first in the grid's order."""
+        return self.choose(self.scores(images, p_positive), self.grid)
 
     def choose(self, scores: np.ndarray, within: Grid) -> tuple[Triplet, float]:
-        """`best`, from the scores of all."""
+        """`best`, from the scores of all, among a grid of some of the values."""
         axes = zip(self.grid.axes, within.axes, strict=True)
         some = scores[np.ix_(*([tried.index(value) for value in values] for tried, values in axes))]
         at = np.unravel_index(int(some.round(DECIMALS).argmax()), some.shape)

@@ -6,12 +6,27 @@ import shutil
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import disc, run_stage
+from sklearn.metrics import roc_auc_score
 
-from pneumothorax import artifacts, blending, evaluation, lineage, png, predicted, records, thresholds
+from pneumothorax import (
+    artifacts,
+    blending,
+    calibration,
+    evaluation,
+    gain,
+    lineage,
+    png,
+    predicted,
+    records,
+    thresholds,
+)
+from pneumothorax.calibration import Calibration
 from pneumothorax.engine import Engine
 from pneumothorax.errors import BadInput
+from pneumothorax.postprocess import Triplet
 from pneumothorax.predicted import Image, Predicted, StoredMap
 
 SMALL = """
@@ -144,6 +159,106 @@ def test_scores_from_the_search_are_those_of_the_masks_that_are_made(tmp_path):
     assert blend.images["rle"].map(type).eq(str).all()
 
 
+def test_each_images_probability_is_calibrated_on_the_other_folds(tmp_path):
+    found = stored_images(tmp_path, 30, seed=6)
+    blend, _ = evaluation.evaluate(found, thresholds.Grid(), engine=Engine(1), given=(0.25, 0.75))
+    score, positive = found.scores @ [0.25, 0.75], np.arange(30) % 2
+    np.testing.assert_allclose(blend.score, score)
+    for fold in range(3):
+        own = found.fold == fold
+        expected = calibration.fit(score[~own], positive[~own])(score[own])
+        np.testing.assert_allclose(blend.images.loc[own, "p_positive"], expected)
+    assert roc_auc_score(positive, blend.images["p_positive"]) > 0.8
+
+
+def test_weights_that_suit_the_pixels_and_spoil_the_masks_are_not_taken(tmp_path):
+    """The first run is right and 0.3 too high everywhere, the second sees nothing: background alone prefers that."""
+    images, scores = [], []
+    for number in range(24):
+        truth = disc(64, 20 + number, 30, 8) if number % 2 else np.zeros((64, 64), np.uint8)
+        stored = []
+        for run, values in enumerate((truth * 178 + 77, np.zeros((64, 64)))):
+            path = tmp_path / f"{number}-{run}.png"
+            path.write_bytes(png.encode_small(values.astype(np.uint8)))
+            stored.append(StoredMap(path, records.sha256(path)))
+        images.append(Image(str(number), tuple(stored), (64, 64), (predicted.rle.encode(truth),) if number % 2 else ()))
+        scores.append([1.0 if number % 2 else 0.3, 0.0])
+    found = Predicted(images, np.arange(24) % 3, np.array(scores))
+    by_pixels = blending.fit([evaluation.moments(image) for image in images])
+    assert by_pixels[0] < 0.3
+    blend, (first, _) = evaluation.evaluate(found, thresholds.Grid(), engine=Engine(1), given=None)
+    assert blend.images["dice"].mean() == first.images["dice"].mean() == 1.0
+
+
+TRIPLETS = {number: Triplet(0.9, 0, 0.9, min_probability=0.1 * number) for number in range(3)}
+FINAL = Triplet(0.5, 0, 0.25, min_probability=0.6)
+
+
+def constructed_evaluation(images=None, score=None):
+    """All that was fitted without a fold differs from what was fitted on all."""
+    weights = {None: (0.25, 0.75), 0: (1.0, 0.0), 1: (0.0, 1.0), 2: (0.5, 0.5)}
+    curves = {None: Calibration(1.0, 0.0), **{number: Calibration(2.0, 5.0 + number) for number in range(3)}}
+    fitted = thresholds.Fitted(TRIPLETS, FINAL, {}, 0.9, np.zeros((1, 1, 1)), {})
+    return evaluation.Evaluation(weights, curves, fitted, images, score)
+
+
+def test_test_images_get_what_was_fitted_on_all_folds():
+    (rule,) = constructed_evaluation().rules(np.array([[0.2, 0.6]]))
+    assert rule.weights == (0.25, 0.75)
+    assert rule.triplet == FINAL
+    assert rule.p_positive == pytest.approx(0.5)  # 0.25 x 0.2 + 0.75 x 0.6, by a curve that changes nothing
+
+
+def test_a_row_of_the_submission_obeys_the_whole_rule(tmp_path):
+    first, second = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
+    first[0, 0], second[1, 0] = 255, 128
+    stored = []
+    for number, values in enumerate((first, second)):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(png.encode_small(values))
+        stored.append(StoredMap(path, records.sha256(path)))
+    image = Image("a", tuple(stored), (8, 8), ())
+    triplet = Triplet(0.3, 0, 0.3, min_probability=0.6)
+    assert evaluation.mask_row(image, evaluation.Rule((0.25, 0.75), triplet, 0.6)) == "1 1"  # 0.75 x 128 = 96 > 76
+    assert evaluation.mask_row(image, evaluation.Rule((0.75, 0.25), triplet, 0.6)) == "0 1"
+    assert evaluation.mask_row(image, evaluation.Rule((0.75, 0.25), triplet, 0.59)) == "-1"
+
+
+def test_the_facts_say_what_was_fitted_for_whom():
+    # Ten images, half of them positive: 0.5 is calibrated, 0.9 is 0.4 too sure.
+    images = pd.DataFrame({"true_px": [0, 5] * 5, "dice": [1.0, 0.5] * 5, "p_positive": 0.5})
+    facts = evaluation.facts(constructed_evaluation(images, np.full(10, 0.9)))
+    assert facts["final"] == vars(FINAL)
+    assert facts["by_fold"] == {str(number): vars(triplet) for number, triplet in TRIPLETS.items()}
+    assert facts["weights"] == {"final": [0.25, 0.75], "0": [1.0, 0.0], "1": [0.0, 1.0], "2": [0.5, 0.5]}
+    assert facts["calibration"]["final"] == {"slope": 1.0, "intercept": 0.0}
+    assert facts["calibration"]["1"] == {"slope": 2.0, "intercept": 6.0}
+    assert facts["nested_siim_dice"] == 0.75
+    assert facts["naive_siim_dice"] == 0.9
+    assert facts["expected_calibration_error"] == pytest.approx({"calibrated": 0.0, "uncalibrated": 0.4})
+
+
+def test_the_gain_is_the_blends_score_minus_that_of_its_best_run():
+    ids = [f"i{number}" for number in range(40)]
+    manifest = pd.DataFrame({"image_id": ids, "view": "", "sex": "", "height": 64, "width": 64, "positive": 1})
+    folds = pd.DataFrame({"image_id": ids, "patient_id": [f"p{n // 2}" for n in range(40)], "fold": 0})
+
+    def predicted_as(overlaps):
+        pixels = {"true_px": 10, "predicted_px": 10, "overlap_px": overlaps}  # Dice is the overlap over 10
+        return pd.DataFrame({"image_id": ids, "fold": 0, "p_positive": 0.5, **pixels, "dice": np.array(overlaps) / 10})
+
+    worse, better = predicted_as([4] * 40), predicted_as([5, 7] * 20)
+    blend = predicted_as([9 - number % 5 for number in range(40)])  # 7 of 10 on average
+    found = gain.over_best_single(blend, {"a": worse, "b": better}, manifest, folds, seed=1)
+    assert found["run"] == "b"
+    assert found["siim_dice"] == pytest.approx(0.6)
+    assert found["difference"] == pytest.approx(0.1)
+    assert 0 < found["low"] < 0.1 < found["high"]
+    other = gain.over_best_single(blend, {"a": worse, "b": better}, manifest, folds, seed=2)
+    assert (other["low"], other["high"]) != (found["low"], found["high"])
+    assert "best single run b 0.6000: the blend gains +0.1000" in gain.sentence(found)
+
+
 @pytest.fixture(scope="module")
 def two_runs(folded, tmp_path_factory):
     """Two runs of the same settings and seed: their maps are equal."""
@@ -217,3 +332,88 @@ def test_a_blend_without_a_name_is_a_usage_error(two_runs):
     with pytest.raises(SystemExit) as caught:
         run_stage("04_submit.py", "--runs", "one,twin", "--output", two_runs)
     assert caught.value.code == 2
+
+
+def test_the_order_in_which_runs_are_named_changes_nothing(two_runs, capsys):
+    shared = ["--output", two_runs, "--workers", 0]
+    run_stage("04_submit.py", "--runs", "twin=0.2,one=0.8", "--name", "order", *shared)
+    record = records.read(two_runs, artifacts.submitted("order"))
+    assert record["settings"]["runs"] == {"one": 0.8, "twin": 0.2}
+    assert record["weights"]["final"] == [0.8, 0.2]
+    assert "weights: one 0.8, twin 0.2" in capsys.readouterr().out
+    run_stage("04_submit.py", "--runs", "one=0.8,twin=0.2", "--name", "order", *shared)
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_a_submission_is_made_again_as_it_was_made(two_runs, capsys):
+    shared = ["--output", two_runs, "--workers", 0]
+    flags = ["--fill-holes", "--image-threshold", "--min-component", "0,400", "--seed", 3]
+    run_stage("04_submit.py", "--runs", "one=0.4,twin=0.6", "--name", "flags", *flags, *shared)
+    record = records.read(two_runs, artifacts.submitted("flags"))
+    assert record["settings"]["grid"]["min_components"] == [0, 400]
+    assert record["settings"]["grid"]["fill_holes"] == [False, True]
+    assert len(record["settings"]["grid"]["min_probabilities"]) > 1
+    steps = artifacts.read_table(two_runs, artifacts.postprocessing_steps("flags"))
+    assert steps["step"].tolist()[2:] == ["small parts dropped", "holes filled", "image threshold"]
+    nested = table(two_runs, "flags").at["all", "siim_dice"]
+    assert steps["siim_dice"].iloc[-1] == pytest.approx(nested)
+    capsys.readouterr()
+    run_stage("04_submit.py", "--name", "flags", *shared)
+    assert "up to date" in capsys.readouterr().out
+    assert records.read(two_runs, artifacts.submitted("flags")) == record
+
+
+def test_a_submission_that_cannot_be_made_leaves_the_earlier_one(two_runs, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(two_runs, output)
+    run_stage("04_submit.py", "--run", "one", "--output", output, "--workers", 0)
+    before = artifacts.submission(output, "one").read_bytes()
+    next((output / "runs" / "one" / "oof").iterdir()).unlink()
+    with pytest.raises(BadInput, match="is not the map"):
+        run_stage("04_submit.py", "--run", "one", "--overwrite", "--output", output, "--workers", 0)
+    assert artifacts.submission(output, "one").read_bytes() == before
+
+
+def edited(output, run, **columns):
+    """The run's predictions with other values, as `predicted.read` sees them."""
+    frame = artifacts.read_table(output, artifacts.predictions(run))
+    artifacts.write_table(output, artifacts.predictions(run), frame.assign(**columns))
+
+
+def test_an_images_score_is_the_presence_heads_where_there_is_one(two_runs, tmp_path):
+    shutil.copytree(two_runs, tmp_path / "output")
+    edited(tmp_path / "output", "twin", p_presence=0.125)
+    found = predicted.read(tmp_path / "output", ["one", "twin"], artifacts.OOF)
+    frame = artifacts.read_table(two_runs, artifacts.predictions("one"))
+    np.testing.assert_array_equal(found.scores[:, 0], frame.loc[frame["split"] == "oof", "p_max"])
+    assert (found.scores[:, 1] == 0.125).all()
+
+
+def test_maps_are_matched_by_image_and_refused_from_other_folds_or_of_more_images(two_runs, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(two_runs, output)
+    frame = artifacts.read_table(output, artifacts.predictions("twin"))
+    artifacts.write_table(output, artifacts.predictions("twin"), frame.iloc[::-1])
+    found = predicted.read(output, ["one", "twin"], artifacts.OOF)
+    digests = frame.set_index("image_id")["sha256"]
+    assert all(image.stored[1].sha256 == digests[image.image_id] for image in found.images)
+    with pytest.raises(BadInput, match="predicted in other folds"):
+        edited(output, "twin", fold=1 - frame["fold"])
+        predicted.read(output, ["one", "twin"], artifacts.OOF)
+    artifacts.write_table(output, artifacts.predictions("twin"), frame)
+    artifacts.write_table(output, artifacts.predictions("one"), frame.iloc[1:])
+    with pytest.raises(BadInput, match="predicted by twin only"):
+        predicted.read(output, ["one", "twin"], artifacts.OOF)
+
+
+def test_an_edited_record_is_noticed(two_runs, tmp_path, capsys):
+    output = tmp_path / "output"
+    shutil.copytree(two_runs, output)
+    run_stage("04_submit.py", "--run", "one", "--output", output, "--workers", 0)
+    path = output / artifacts.submitted("one").path
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"nested_siim_dice": 0.', b'"nested_siim_dice": 1.'))
+    with pytest.raises(BadInput, match=r"postprocess\.json is damaged: run 04_submit\.py --name one again"):
+        run_stage("05_report.py", "--names", "one", "--output", output, "--workers", 0)
+    run_stage("04_submit.py", "--run", "one", "--output", output, "--workers", 0)
+    assert path.read_bytes() == before

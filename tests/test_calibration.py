@@ -37,3 +37,9 @@ def test_the_order_of_the_images_stays():
     score = rng.random(200)
     p = calibration.fit(score, rng.random(200) < score)(score)
     np.testing.assert_array_equal(np.argsort(p), np.argsort(score))
+
+
+def test_scores_that_say_the_opposite_turn_nothing_round():
+    found = calibration.fit(np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 1, 0]))
+    # 3 of 4 positive with Platt's targets: (3 x 4/5 + 1/3) / 4
+    assert found(np.array([0.1, 0.9])) == pytest.approx([0.6833333, 0.6833333])

@@ -39,6 +39,12 @@ CPU = torch.device("cpu")
 BF16 = precision.computes_in_bf16(CPU)  # as stage 03 decides
 
 
+def resealed(body):
+    """A record with other contents, as if stage 04 had written it."""
+    body = {name: value for name, value in body.items() if name != "seal"}
+    return {**body, "seal": records.seal(body)}
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """(input, output) of a run whose final thresholds were lowered until it finds something in its first test image.
@@ -60,7 +66,7 @@ def tiny(tmp_path_factory):
     path = output / artifacts.submitted("tiny").path
     body = json.loads(path.read_text("utf-8"))
     body["final"] = {"top": threshold, "min_area": 0, "bottom": threshold, "min_component": 100}
-    path.write_text(json.dumps(body), "utf-8")
+    path.write_text(json.dumps(resealed(body)), "utf-8")
     return made, output
 
 
@@ -88,7 +94,7 @@ def contents(folder):
     return {
         path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in folder.rglob("*")
-        if path.is_file() and ".locks" not in path.parts and path.name != "journal.jsonl"
+        if path.is_file() and ".locks" not in path.parts and path.name != "dicom-journal.jsonl"
     }
 
 
@@ -398,7 +404,7 @@ def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path,
     path = output / artifacts.submitted("tiny").path
     good = path.read_text("utf-8")
     try:
-        path.write_text(json.dumps({**json.loads(good), **change}), "utf-8")
+        path.write_text(json.dumps(resealed({**json.loads(good), **change})), "utf-8")
         with pytest.raises(BadInput, match=message) as caught:
             predict(output, made.folder / "stage_2_images", tmp_path / "to")
     finally:
@@ -418,6 +424,8 @@ def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path,
         ("films", "raw/to", "only read"),
         ("films", "output", "own files"),
         ("films", "output/runs/tiny/oof", "own files"),
+        ("films", "output/cache/64", "own files"),
+        ("films", "output/submissions/tiny", "own files"),
     ],
 )
 def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message):

@@ -1,6 +1,7 @@
 """The three tables a user brings: read the same however they are written, refused with every error listed."""
 
 import gzip
+import os
 
 import pytest
 from conftest import write_lines
@@ -163,7 +164,7 @@ def test_a_cell_of_many_megabytes_is_refused(tmp_path):
 
 def test_an_empty_or_missing_or_damaged_file_is_refused(tmp_path):
     assert "no rows" in refusal(tmp_path, "ImageId,EncodedPixels\n")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="does not exist"):
         labels.read(tmp_path / "missing.csv")
     packed = gzip.compress(KAGGLE.encode() * 1000)
     assert labels.read(written(tmp_path, gzip.compress(KAGGLE.encode()), "whole.csv.gz")).rows == SAME
@@ -174,6 +175,17 @@ def test_an_empty_or_missing_or_damaged_file_is_refused(tmp_path):
     }.items():
         with pytest.raises(BadInput, match="cannot be read"):
             labels.read(written(tmp_path, data, f"{name}.csv.gz"))
+
+
+def test_a_pipe_is_not_waited_for_and_a_bomb_not_inflated(tmp_path, monkeypatch):
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.csv")
+        with pytest.raises(BadInput, match="no regular file"):
+            labels.read(tmp_path / "pipe.csv")
+    monkeypatch.setattr(labels, "MAX_BYTES", 1 << 20)
+    bomb = written(tmp_path, gzip.compress(b"ImageId,EncodedPixels\n" + bytes(2 << 20)), "bomb.csv.gz")
+    with pytest.raises(BadInput, match="more than 1 MiB"):
+        labels.read(bomb)
 
 
 def test_a_sample_submission_keeps_its_order_and_each_id_once(tmp_path):

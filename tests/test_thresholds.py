@@ -129,6 +129,21 @@ def test_the_steps_lead_from_one_threshold_to_the_whole_grid():
     assert list(thresholds.smaller_grids(plain)) == ["one threshold", "triplet"]
 
 
+def test_a_fold_is_scored_with_maps_that_were_blended_without_it():
+    """Each exclusion has maps of its own: the steps and thresholds of a fold come from its own exclusion's."""
+    folds, everyone = np.arange(24) % 2, np.ones(24, dtype=bool)
+    truths = simulated(24, seed=7)[1]
+    searches = {left_out: search_of(simulated(24, seed=7 + n)[0], truths) for n, left_out in enumerate((None, 0, 1))}
+    found = thresholds.fit(searches, folds, dict.fromkeys(searches, np.ones(24)), GRID)
+    dice = np.zeros(24)
+    for fold in (0, 1):
+        triplet, _ = searches[fold].best(folds != fold)
+        assert found.by_fold[fold] == triplet
+        dice[folds == fold] = searches[fold].image_dice(triplet, np.ones(24))[folds == fold]
+    assert found.steps["image threshold"][0] == pytest.approx(dice.mean())
+    assert (found.final, found.naive) == searches[None].best(everyone)
+
+
 def test_nested_scores_are_unbiased_and_naive_ones_optimistic():
     """50 small experiments of 40 images; the truth is each fold's thresholds on 4,000 images never seen."""
     grid = thresholds.Grid()
