@@ -328,9 +328,22 @@ def test_runs_on_other_folds_are_not_blended(two_runs, tmp_path):
         run_stage("04_submit.py", "--runs", "one,twin", "--name", "x", "--output", output, "--workers", 0)
 
 
-def test_a_blend_without_a_name_is_a_usage_error(two_runs):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--runs", "one,twin"],  # a blend needs a name
+        ["--runs", "one", "--run", "twin"],
+        ["--runs", "one,", "--name", "x"],
+        ["--run", ""],
+        ["--run", "one", "--min-component", "0,-3"],
+        ["--run", "one", "--min-component", "1048577"],  # more than there are pixels
+        ["--run", "one", "--min-component", "some"],
+        ["--run", "../one"],
+    ],
+)
+def test_flags_that_make_no_sense_are_usage_errors(two_runs, flags):
     with pytest.raises(SystemExit) as caught:
-        run_stage("04_submit.py", "--runs", "one,twin", "--output", two_runs)
+        run_stage("04_submit.py", *flags, "--output", two_runs)
     assert caught.value.code == 2
 
 
