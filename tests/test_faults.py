@@ -31,6 +31,11 @@ learning_rate: 0.001
 STAGES = ("00_prepare_data.py", "01_make_folds.py", "02_train.py", "03_predict.py", "04_submit.py", "05_report.py")
 
 
+def some_slow(*stages):
+    """All stages as parameters; the tests of these take longer than they tell, and run with --all."""
+    return [pytest.param(stage, marks=pytest.mark.slow) if stage in stages else stage for stage in STAGES]
+
+
 def commands(made, output, config):
     """One run of each stage, in order."""
     more = {
@@ -140,7 +145,7 @@ def seconds_until_killed(command, moment):
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", some_slow(STAGES[0], STAGES[2], STAGES[4]))
 def test_a_full_disk_is_said_and_what_was_written_before_stays_whole(undisturbed, tmp_path, stage):
     """A limit of 3,000 bytes on every file stands for the disk: no stage gets all of its files written."""
     made, config, expected, _ = undisturbed
@@ -180,7 +185,7 @@ def whole(path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or not shutil.which("setpriv"), reason="needs setpriv")
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", some_slow(STAGES[1], STAGES[3], STAGES[4]))
 def test_an_output_that_cannot_be_written_is_said_at_once(undisturbed, tmp_path, stage):
     """As a user without the right to write; the tests may run as root, who has every right."""
     made, config, expected, _ = undisturbed

@@ -21,6 +21,7 @@ from pneumothorax.errors import BadInput
 from pneumothorax.prediction import Predictor
 
 NAMES = (*(name for name in models.NAMES if name != "chexlocnet"), "smp/FPN", "smp/UnetPlusPlus")
+QUICK = ("ica_resunet", "unet")  # all others with --all
 SETTINGS = {**SMALL, "smp/UnetPlusPlus": SMALL["ica_resunet"]}
 SIZE = 64
 
@@ -57,7 +58,9 @@ def steps(ours, theirs):
     return np.abs(np.rint(np.asarray(ours) * 255) - np.rint(np.asarray(theirs) * 255)).max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_network_but_mask_r_cnn_gives_the_maps_of_pytorch_for_any_number_of_images(name, tmp_path):
     network = lively(name)
     graph = onnx_export.export({0: network}, image_size=SIZE, facts={})
