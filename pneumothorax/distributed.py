@@ -37,6 +37,7 @@ def processes(device_name: str) -> Iterator[torch.device]:
     dist.init_process_group(backend, store=own_store, rank=own_rank, world_size=n_processes)
     try:
         yield device
+        dist.barrier()  # none tears its connections down while another still reads from them
     finally:
         dist.destroy_process_group()
 
