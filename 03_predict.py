@@ -73,6 +73,8 @@ def parse_args(argv=None):
         if args.device not in ("auto", "cpu") or args.precision == "bf16":
             parser.error("ONNX is for the CPU and fp32 here: leave --device and --precision out")
         args.device, args.precision = "cpu", "fp32"
+    if args.export and args.split != parser.get_default("split"):
+        parser.error("--export takes the networks of --fold; --split does not go with it")
     args.split = args.split.split(",")
     if not args.split or not set(args.split) <= set(SPLITS):
         parser.error(f"--split is any of {', '.join(SPLITS)}, with commas between")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import timing
+from benchmarks import processes, timing
 from pneumothorax import artifacts, checkpoint, config, discovery, labels, lineage, phantom, records
 
 SETTINGS = {
@@ -94,34 +94,13 @@ def measure(*command: str, title: str = "") -> None:
     started, peak, log = time.perf_counter(), 0, tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
     while process.poll() is None:
-        peak = max(peak, proportional_set_size(process.pid))
+        peak = max(peak, processes.proportional_set_size(process.pid))
         time.sleep(0.1)
     if process.returncode:
         log.seek(0)
         sys.exit(log.read().decode())
     seconds = time.perf_counter() - started
     print(f"{title or command[0]:30s} {seconds:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)", flush=True)
-
-
-def proportional_set_size(root: int) -> int:
-    """Bytes of a process and all that descend from it; shared pages are counted once, in parts."""
-    parents, total = {}, 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    family = {root}
-    while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= grown
-    for pid in family:
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total += 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        except (OSError, StopIteration):
-            continue
-    return total
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace, device: torch.device, load: Callable[[int], Pr
         others = dicom_prediction.of_earlier_calls(args.to, listed)
 
     print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")
+    if seen := len(settled.trained_on.intersection(frame["image_id"])):
+        print(f"note: the networks were trained on {seen} of these images: there they look better than they are")
     if listed.copies:
         print(f"{listed.copies} files are copies of another one: each image predicted once")
     if others:

@@ -45,7 +45,11 @@ Entry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settled:
-    """What stages 00 to 04 settled for a run: its networks' folds, thresholds, calibration, the size of the cache."""
+    """What stages 00 to 04 settled for a run: its networks' folds, thresholds, calibration, the size of the cache.
+
+    Args:
+        trained_on: ids of the training images.
+    """
 
     run: str
     folds: list[int]
@@ -53,6 +57,7 @@ class Settled:
     calibration: Calibration
     cache_size: int
     version: str  # hash of all that and of the networks
+    trained_on: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,8 @@ def settled(output: Path, run: str) -> Settled:
     weights = [predicted["inputs"][artifacts.best_weights(run, fold)] for fold in folds]
     cache_size = int(lineage.prepared(output)["settings"]["size"])
     version = hashlib.sha256(repr((weights, triplet, calibration, cache_size)).encode()).hexdigest()[:16]
-    return Settled(run, folds, triplet, calibration, cache_size, version)
+    trained_on = frozenset(artifacts.training_rows(output)["image_id"])
+    return Settled(run, folds, triplet, calibration, cache_size, version, trained_on)
 
 
 def predict(listed: Listed, task: Task, load: Callable[[], Sequence[Predictor]]) -> pd.DataFrame:

@@ -308,6 +308,7 @@ def learning(histories: Mapping[str, Sequence[pd.DataFrame]], style: Style) -> F
     Args:
         histories: {run: history.csv of each fold} (artifacts.HISTORY_COLUMNS); runs without folds are left out.
     """
+    numbers = {run: number for number, run in enumerate(histories)}  # a run's colour is the same in every figure
     histories = {run: folds for run, folds in histories.items() if folds}
     quantities = {
         "learning_rate": "learning rate",
@@ -318,8 +319,9 @@ def learning(histories: Mapping[str, Sequence[pd.DataFrame]], style: Style) -> F
         figure = new(style, 13.0, 4.4)
         panels = figure.subplots(1, len(quantities))
         for axes, (column, label) in zip(panels, quantities.items(), strict=True):
-            for number, (run, folds) in enumerate(histories.items()):
-                _mean_line(axes, folds, column, style, number=number, above=len(histories) - 1 - number, label=run)
+            for place, (run, folds) in enumerate(histories.items()):
+                above = len(histories) - 1 - place
+                _mean_line(axes, folds, column, style, number=numbers[run], above=above, label=run)
             _sampling_switches(axes, histories, style, named=column == "learning_rate")
             axes.set(xlabel="epoch", ylabel=label)
             axes.xaxis.get_major_locator().set_params(integer=True)

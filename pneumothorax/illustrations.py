@@ -121,7 +121,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
 
 
 def surface(album: Album, run: Run) -> page.Figure:
-    final = run.row("final thresholds")
+    final = run.row(page.FINAL)
     chosen = final["top"], final["min_area"], final["bottom"]
     nothing = float(run.row(page.NOTHING)["siim_dice"])
     return album.curve(

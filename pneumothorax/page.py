@@ -8,10 +8,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pneumothorax import gallery, metrics
+from pneumothorax import artifacts, gallery, metrics
 
 MISSING = "–"
 NOTHING = "nothing predicted"
+FINAL = "final thresholds"
 LABELS = {
     "siim_dice": "SIIM Dice",
     "positive_dice": "Dice of positives",
@@ -35,7 +36,7 @@ PAPER = {  # its Table 1: Dice, precision, recall, IoU in percent
     "AlbuNet": (83.25, 91.41, 86.58, 79.92),
     "ICA-ResUNet": (85.67, 92.42, 87.25, 81.37),
 }
-THRESHOLDS = ("top", "min_area", "bottom", "min_component", "min_probability")
+THRESHOLDS = artifacts.TRIPLET_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs; None where it is not known.
+    """What a network costs, or all networks of a blend together; None where it is not known.
 
     Args:
         multiply_adds: of one image.
@@ -82,12 +83,16 @@ class Run:
         table: artifacts.cross_validation rows.
         intervals: score, low, high (bootstrap.intervals, all images); may be empty.
         strata: strata.table rows; may be empty.
+        steps: artifacts.postprocessing_steps rows; may be empty.
+        weights: of a blend's runs: the row of the cross-validation table -> run -> weight; {} where it is no blend.
     """
 
     name: str
     table: pd.DataFrame
     intervals: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["score", "low", "high"]))
     strata: pd.DataFrame = field(default_factory=pd.DataFrame)
+    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
+    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
 
@@ -136,8 +141,9 @@ def render(content: Content) -> str:
         networks=[network_row(NOTHING, _row(content.runs[0], NOTHING), Cost(), {}), *map(run_row, content.runs)],
         paper={name: [f"{score:.2f}" for score in scores] for name, scores in PAPER.items()},
         devices=devices(content.runs),
-        runs=[{"name": run.name, "rows": fold_rows(run)} for run in content.runs],
+        runs=[{"name": run.name, "rows": fold_rows(run), "weights": weight_rows(run)} for run in content.runs],
         optimism=[optimism(run) for run in content.runs],
+        steps=[{"name": run.name, "rows": step_rows(run)} for run in content.runs if not run.steps.empty],
         differences=[difference_row(row) for row in content.differences.to_dict("records")],
         strata=strata(content.runs),
         figures={title: list(figures) for title, figures in content.figures.items() if figures},
@@ -185,7 +191,7 @@ def fold_rows(run: Run) -> list[dict[str, Any]]:
     table = run.table.set_index("row")
     folds = [name for name in table.index if name.startswith("fold ")]
     titles = {NOTHING: NOTHING, **dict(zip(folds, folds, strict=True)), "mean": "mean of folds"}
-    titles |= {"std": "standard deviation", "all": "all images", "final thresholds": "thresholds for test images"}
+    titles |= {"std": "standard deviation", "all": "all images", FINAL: "thresholds for test images"}
     lines = [_fold_line(titles[name], name, table) for name in titles if name in table.index]
     bounds = {name: interval(ends, score) for name, ends in _intervals(run).items()}
     if bounds:
@@ -199,7 +205,7 @@ def _fold_line(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
     row = dict(table.loc[name])
     nothing = {"all": NOTHING, **{each: f"{NOTHING}, {each}" for each in table.index if each.startswith("fold ")}}
     baseline = table["siim_dice"].get(nothing.get(name, ""))
-    scored = name != "final thresholds"
+    scored = name != FINAL
     return {
         "title": title,
         "kind": name.split(maxsplit=1)[0],
@@ -208,8 +214,24 @@ def _fold_line(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
         "scores": {column: score(row[column]) if scored else "" for column in LABELS},
         "nothing": score(baseline) if name in nothing else "",
         "naive": "" if pd.isna(row["naive_siim_dice"]) else score(row["naive_siim_dice"]),
-        **{column: "" if pd.isna(row[column]) else f"{row[column]:g}" for column in THRESHOLDS},
+        **{column: threshold(column, row[column]) for column in THRESHOLDS},
     }
+
+
+def weight_rows(run: Run) -> list[dict[str, Any]]:
+    """One line per run of a blend: its weight for each fold, and for the test images last."""
+    members = next(iter(run.weights.values()), {})
+    return [
+        {"name": member, "weights": {row: f"{own[member]:g}" for row, own in run.weights.items()}} for member in members
+    ]
+
+
+def step_rows(run: Run) -> list[dict[str, str]]:
+    """What each part of the post-processing adds: SIIM Dice of all images, nested and naive."""
+    return [
+        {"step": str(row["step"]), "nested": score(row["siim_dice"]), "naive": score(row["naive_siim_dice"])}
+        for row in run.steps.to_dict("records")
+    ]
 
 
 def optimism(run: Run) -> dict[str, str]:
@@ -278,6 +300,13 @@ def p_value(value: float | None) -> str:
     if value is None or _missing(value):
         return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def threshold(name: str, value: float) -> str:
+    """0.35 -> 0.35; whether holes are filled as a word"""
+    if pd.isna(value):
+        return ""
+    return ("filled" if value else "kept") if name == "fill_holes" else f"{value:g}"
 
 
 def count(value: float) -> str:

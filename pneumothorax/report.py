@@ -27,6 +27,8 @@ class Run:
         images: artifacts.out_of_fold rows.
         per_image: artifacts.PER_IMAGE rows.
         surface: artifacts.threshold_surface rows.
+        steps: artifacts.postprocessing_steps rows.
+        weights: of a blend's runs, as page.Run has them.
         histories: history.csv of each fold; none of a blend.
         network: what network_trace.trace found; None for a blend and for a run that has no such file.
     """
@@ -37,6 +39,8 @@ class Run:
     images: pd.DataFrame
     per_image: pd.DataFrame
     surface: pd.DataFrame
+    steps: pd.DataFrame
+    weights: dict[str, dict[str, float]]
     histories: tuple[pd.DataFrame, ...]
     network: dict[str, Any] | None
     cost: page.Cost
@@ -70,8 +74,10 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
     runs = tuple(lineage.runs_of(output, name))
     images = artifacts.read_table(output, artifacts.out_of_fold(name))
     folds_used = sorted(set(images["fold"]))
-    trained = [records.read(output, artifacts.trained(run, fold)) for run in runs for fold in folds_used]
-    networks = [_network(output, run) for run in runs]
+    weights = _weights(output, name, runs)
+    used = [run for run in runs if weights[page.FINAL][run] > 0]  # what predicting the test images takes
+    trained = [records.read(output, artifacts.trained(run, fold)) for run in used for fold in folds_used]
+    networks = [_network(output, run) for run in used]
     memory = [record["peak_memory_mib"] for record in trained if record.get("peak_memory_mib") is not None]
     cost = page.Cost(
         parameters=_sum(networks, "parameters"),
@@ -90,10 +96,26 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
         images=images,
         per_image=per_image.table(images, manifest, folds, name),
         surface=artifacts.read_table(output, artifacts.threshold_surface(name)),
+        steps=artifacts.read_table(output, artifacts.postprocessing_steps(name)),
+        weights=weights if len(runs) > 1 else {},
         histories=tuple(histories) if len(runs) == 1 else (),
         network=networks[0] if len(runs) == 1 else None,
         cost=cost,
     )
+
+
+def _weights(output: Path, name: str, runs: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Row of the cross-validation table -> run -> weight, from stage 04's record."""
+    record = artifacts.submitted(name)
+    try:
+        found: dict[str, list[float]] = records.read(output, record)["weights"]
+        rows = {page.FINAL if left_out == "final" else f"fold {left_out}": own for left_out, own in found.items()}
+        weights = {row: dict(zip(runs, own, strict=True)) for row, own in rows.items()}
+        return {**weights, page.FINAL: weights.pop(page.FINAL)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(
+            f"{output / record.path} is damaged or of an earlier version: run {record.made_by} again"
+        ) from error
 
 
 def _sum(networks: list[dict[str, Any] | None], fact: str) -> int | None:
@@ -161,8 +183,10 @@ def summary(runs: list[Run], found: Statistics, about: page.Evaluated, *, seed: 
         "runs": {
             run.name: {
                 "runs": list(run.runs),
+                "weights": run.weights,
                 "cost": asdict(run.cost),
                 "cross_validation": _rows(run.table),
+                "steps": _rows(run.steps),
                 "intervals": _rows(found.intervals[run.name]),
                 "strata": _rows(found.strata[run.name]),
                 "calibration": _rows(found.calibration[run.name]),
@@ -181,7 +205,16 @@ def content(
     return page.Content(
         evaluated=about,
         runs=[
-            page.Run(run.name, run.table, found.intervals[run.name], found.strata[run.name], run.cost) for run in runs
+            page.Run(
+                run.name,
+                run.table,
+                found.intervals[run.name],
+                found.strata[run.name],
+                steps=run.steps,
+                weights=run.weights,
+                cost=run.cost,
+            )
+            for run in runs
         ],
         differences=found.differences,
         figures=figures,

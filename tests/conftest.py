@@ -17,6 +17,15 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PNEUMOTHORAX_REAL_DATA", ROOT.parent / "shared" / "data"))
 CR_IMAGE = "1.2.840.10008.5.1.4.1.1.1"
+# A run whose two folds take seconds
+TINY = """
+model: ica_resunet
+model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
+image_size: 64
+epochs: 2
+batch_size: 4
+learning_rate: 0.001
+"""
 
 
 def run_stage(script, *args):

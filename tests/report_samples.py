@@ -87,7 +87,8 @@ def row(number, run, masks):
     }
 
 
-THRESHOLDS = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0, "min_probability": 0.1}
+THRESHOLDS = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0}
+THRESHOLDS |= {"fill_holes": 1.0, "min_probability": 0.1}
 
 
 def run(name, start, **more):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import disc, run_stage
+from conftest import TINY, disc, run_stage
 from sklearn.metrics import roc_auc_score
 
 from pneumothorax import (
@@ -28,15 +28,6 @@ from pneumothorax.engine import Engine
 from pneumothorax.errors import BadInput
 from pneumothorax.postprocess import Triplet
 from pneumothorax.predicted import Image, Predicted, StoredMap
-
-SMALL = """
-model: ica_resunet
-model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
-image_size: 64
-epochs: 1
-batch_size: 4
-learning_rate: 0.001
-"""
 
 
 def test_a_blend_is_the_weighted_mean_at_the_size_of_the_largest_map():
@@ -265,9 +256,10 @@ def two_runs(folded, tmp_path_factory):
     output = tmp_path_factory.mktemp("blend") / "output"
     shutil.copytree(folded, output)
     config = output.parent / "small.yaml"
-    config.write_text(SMALL)
+    config.write_text(TINY)
     for run in ("one", "twin"):
-        run_stage("02_train.py", "--config", config, "--run", run, "--output", output, "--workers", 0)
+        settings = ("--config", config, "--set", "epochs=1")
+        run_stage("02_train.py", *settings, "--run", run, "--output", output, "--workers", 0)
         run_stage("03_predict.py", "--run", run, "--output", output, "--workers", 0)
     return output
 
@@ -298,10 +290,20 @@ def test_a_blend_of_two_equal_runs_scores_as_one(two_runs, capsys):
 def test_a_blend_goes_into_the_report_beside_its_runs(two_runs):
     run_stage("04_submit.py", "--run", "one", "--output", two_runs, "--workers", 0)
     run_stage("04_submit.py", "--runs", "one=0.4,twin=0.6", "--name", "given", "--output", two_runs, "--workers", 0)
-    run_stage("05_report.py", "--names", "one,given", "--output", two_runs, "--workers", 0)
+    run_stage("04_submit.py", "--runs", "one=1,twin=0", "--name", "alone", "--output", two_runs, "--workers", 0)
+    run_stage("05_report.py", "--names", "one,given,alone", "--output", two_runs, "--workers", 0)
     summary = json.loads((two_runs / artifacts.REPORT_SUMMARY).read_text("utf-8"))["runs"]
     assert summary["given"]["runs"] == ["one", "twin"]
     assert summary["given"]["cost"]["parameters"] == 2 * summary["one"]["cost"]["parameters"]
+    assert summary["alone"]["cost"]["parameters"] == summary["one"]["cost"]["parameters"]  # a weight of 0 costs nothing
+    assert list(summary["given"]["weights"]) == ["fold 0", "fold 1", "final thresholds"]
+    assert all(own == {"one": 0.4, "twin": 0.6} for own in summary["given"]["weights"].values())
+    assert summary["one"]["weights"] == {}
+    scored = table(two_runs, "one").at["all", "siim_dice"]
+    assert summary["one"]["steps"][-1]["siim_dice"] == pytest.approx(scored)
+    page = (two_runs / artifacts.REPORT_PAGE).read_text("utf-8")
+    assert 'aria-label="Weights of given"' in page
+    assert 'aria-label="Weights of one"' not in page
 
 
 def test_the_name_of_a_blend_alone_makes_it_again(two_runs):

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from conftest import ROOT, write_lines
 
+from benchmarks import processes
 from pneumothorax import artifacts, png
 
 MIB = 1 << 20
@@ -67,24 +68,10 @@ def damaged(data, rng):
 
 def peak_memory(process):
     """Run to its end; the most bytes that any process of it has had."""
-    peaks = {}
+    peaks: dict[int, int] = {}
     while process.poll() is None:
-        parents = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal():
-                try:
-                    parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                except OSError:
-                    continue
-        family = {process.pid}
-        while grown := {pid for pid, parent in parents.items() if parent in family} - family:
-            family |= grown
-        for pid in family:
-            try:
-                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-                peaks[pid] = next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-            except (OSError, StopIteration):
-                continue
+        for pid, size in processes.highest_resident_sizes(process.pid).items():
+            peaks[pid] = max(peaks.get(pid, 0), size)
         time.sleep(0.1)
     return max(peaks.values())
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
-from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
-from test_stages import TINY, run_all
+from conftest import ROOT, TINY, noise, run_stage, tiny_input, write_dicom
+from test_stages import run_all
 
 from pneumothorax import (
     artifacts,
@@ -188,6 +188,17 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
     printed = capsys.readouterr().out
     assert f"3 images, {(rows['area_px'] > 0).sum()} with a predicted pneumothorax" in printed
     assert "not a medical device" in printed
+    assert "trained on" not in printed
+
+
+def test_films_that_the_networks_were_trained_on_are_counted(tiny, tmp_path, capsys):
+    made, output = tiny
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for image_id in [*list(made.masks)[:2], made.test_ids[0]]:
+        shutil.copy(next(made.folder.rglob(f"{image_id}.dcm")), folder)
+    predict(output, folder, tmp_path / "to")
+    assert "note: the networks were trained on 2 of these images" in capsys.readouterr().out
 
 
 def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, tmp_path):

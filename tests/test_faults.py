@@ -16,18 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, tiny_input
+from conftest import ROOT, TINY, tiny_input
 
 from pneumothorax import artifacts
 
-SMALL = """
-model: ica_resunet
-model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
-image_size: 64
-epochs: 3
-batch_size: 4
-learning_rate: 0.001
-"""
 STAGES = ("00_prepare_data.py", "01_make_folds.py", "02_train.py", "03_predict.py", "04_submit.py", "05_report.py")
 
 
@@ -41,7 +33,7 @@ def commands(made, output, config):
     more = {
         STAGES[0]: ["--input", made.folder, "--size", "64"],
         STAGES[1]: ["--folds", "2"],
-        STAGES[2]: ["--config", config, "--run", "tiny", "--save-minutes", "0.001"],
+        STAGES[2]: ["--config", config, "--set", "epochs=3", "--run", "tiny", "--save-minutes", "0.001"],
         STAGES[3]: ["--run", "tiny"],
         STAGES[4]: ["--run", "tiny"],
         STAGES[5]: [],
@@ -60,7 +52,7 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     made = tiny_input(folder / "input", train=24)
     config = folder / "small.yaml"
-    config.write_text(SMALL)
+    config.write_text(TINY)
     seconds = {}
     for stage, command in commands(made, folder / "output", config).items():
         started = time.monotonic()

@@ -216,6 +216,11 @@ def test_learning_curves_are_the_history_and_the_mean_over_folds():
     assert legend(figure.legends[0]) == ["ours", "theirs", "nothing predicted"]
 
 
+def test_a_run_has_one_colour_in_all_figures_also_where_a_blend_before_it_has_no_curve():
+    figure = figures.learning({"a blend": [], "ours": [history()]}, LIGHT)
+    assert labelled(figure.axes[1])["ours"].get_color() == LIGHT.colour(1)
+
+
 def test_the_sampling_switch_is_marked_at_its_epoch_when_all_runs_share_it():
     def marks(figure):
         return [line.get_xdata() for line in figure.axes[1].get_lines() if line.get_linestyle() == ":" and

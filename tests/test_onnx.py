@@ -357,6 +357,7 @@ def test_a_file_of_earlier_weights_is_made_again_before_it_predicts(trained, tmp
         (["--export", "onnx", "--backend", "onnxruntime"], "not allowed with"),
         (["--export", "onnx", "--device", "cuda"], "leave --device and --precision out"),
         (["--backend", "onnxruntime", "--precision", "bf16"], "leave --device and --precision out"),
+        (["--export", "onnx", "--split", "oof"], "--split does not go with it"),
     ],
 )
 def test_flags_that_do_not_go_together_are_usage_errors(flags, message, capsys):

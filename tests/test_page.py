@@ -100,8 +100,8 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
     assert row(table, "fold 1")[1:6] == ["15", "6", "0.8001", "0.6008", "0.8201"]
     assert row(table, "all images")[1:6] == ["30", "12", "0.8004", "0.6006", "0.8204"]
     assert row(table, "95 % interval")[3] == "0.7500 to 0.8500"
-    assert row(table, "fold 0")[-5:] == ["0.7", "1200", "0.35", "250", "0.1"]
-    assert row(table, "thresholds for test images")[-5:] == ["0.7", "1200", "0.35", "250", "0.1"]
+    assert row(table, "fold 0")[-6:] == ["0.7", "1200", "0.35", "250", "filled", "0.1"]
+    assert row(table, "thresholds for test images")[-6:] == ["0.7", "1200", "0.35", "250", "filled", "0.1"]
     assert len({len(cells) for cells in table}) == 1
 
 
@@ -109,6 +109,24 @@ def test_nested_and_naive_thresholds_stand_side_by_side():
     assert tables()["Nested and naive thresholds"][1:] == [
         ["ica", "0.8004", "0.8204", "+0.0200"],
         ["unet", "0.7004", "0.7204", "+0.0200"],
+    ]
+
+
+def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
+    weights = {"fold 0": {"ica": 0.25, "unet": 0.75}, page.FINAL: {"ica": 1.0, "unet": 0.0}}
+    found = tables(runs=[report_samples.run("mixed", 0.8, weights=weights), report_samples.run("unet", 0.7)])
+    assert found["Weights of mixed"] == [
+        *(["run", "fold 0", "final thresholds"], ["ica", "0.25", "1"], ["unet", "0.75", "0"]),
+    ]
+    assert "Weights of unet" not in found
+
+
+def test_what_each_part_of_the_post_processing_adds_is_shown_by_run():
+    steps = [("threshold", 0.71, 0.72), ("triplet", 0.81234, 0.83)]
+    frame = pd.DataFrame(steps, columns=["step", "siim_dice", "naive_siim_dice"])
+    found = tables(runs=[report_samples.run("ica", 0.8, steps=frame), report_samples.run("unet", 0.7)])
+    assert found["Post-processing, step by step"][1:] == [
+        *(["ica", "threshold", "0.7100", "0.7200"], ["triplet", "0.8123", "0.8300"]),
     ]
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import ROOT, noise, run_stage, tiny_input, write_dicom
+from conftest import ROOT, TINY, noise, run_stage, tiny_input, write_dicom
 
 import models
 from pneumothorax import (
@@ -31,15 +31,6 @@ from pneumothorax import (
     training,
 )
 from pneumothorax.errors import BadConfig, BadInput, Stopped
-
-TINY = """
-model: ica_resunet
-model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
-image_size: 64
-epochs: 2
-batch_size: 4
-learning_rate: 0.001
-"""
 
 
 def run_all(folder, output, config, *more, stages=range(6)):
