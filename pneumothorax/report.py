@@ -109,9 +109,9 @@ def _weights(output: Path, name: str, runs: tuple[str, ...]) -> dict[str, dict[s
     record = artifacts.submitted(name)
     try:
         found: dict[str, list[float]] = records.read(output, record)["weights"]
-        rows = {page.FINAL if left_out == "final" else f"fold {left_out}": own for left_out, own in found.items()}
-        weights = {row: dict(zip(runs, own, strict=True)) for row, own in rows.items()}
-        return {**weights, page.FINAL: weights.pop(page.FINAL)}
+        folds = sorted(int(left_out) for left_out in found if left_out != "final")
+        rows = {**{f"fold {fold}": found[str(fold)] for fold in folds}, page.FINAL: found["final"]}
+        return {row: dict(zip(runs, own, strict=True)) for row, own in rows.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"{output / record.path} is damaged or of an earlier version: run {record.made_by} again"
