@@ -220,10 +220,9 @@ def _fold_line(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
 
 def weight_rows(run: Run) -> list[dict[str, Any]]:
     """One line per run of a blend: its weight for each fold, and for the test images last."""
-    members = next(iter(run.weights.values()), {})
-    return [
-        {"name": member, "weights": {row: f"{own[member]:g}" for row, own in run.weights.items()}} for member in members
-    ]
+    rows = {"test images" if row == FINAL else row: weights for row, weights in run.weights.items()}
+    members = next(iter(rows.values()), {})
+    return [{"name": member, "weights": {row: f"{own[member]:g}" for row, own in rows.items()}} for member in members]
 
 
 def step_rows(run: Run) -> list[dict[str, str]]:
