@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -91,14 +92,14 @@ def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
             syntax = dataset.file_meta.get("TransferSyntaxUID")
         except Rejected:
             raise
-        except (EOFError, struct.error) as error:
+        except (EOFError, struct.error, BytesLengthException) as error:
             raise Rejected("TRUNCATED", f"the file ends inside its header or pixels ({short_error(error)})") from error
         except Exception as error:  # the library raises whatever a broken file makes it stumble over
             raise Rejected("BAD_HEADER", f"the header cannot be read ({short_error(error)})") from error
-        if syntax is None:
-            raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
         if not len(dataset):
             raise Rejected("TRUNCATED", "the file ends inside its header: no data element was found")
+        if syntax is None:
+            raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
         return _header(dataset), dataset
 
 
@@ -186,7 +187,7 @@ def _inflated(data: bytes) -> bytes:
 def _header(dataset: pydicom.Dataset) -> Header:
     image_id = _text(dataset, "SOPInstanceUID")
     if not image_id:
-        raise Rejected("BAD_HEADER" if "PixelData" in dataset else "TRUNCATED", "no SOPInstanceUID")
+        raise Rejected(_code_of_lack(dataset), "no SOPInstanceUID")
     if not is_image_id(image_id):
         raise Rejected("BAD_ID", f"a SOPInstanceUID of {len(image_id)} characters that cannot name a file")
     height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
@@ -234,12 +235,18 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
     try:
         value = dataset.get(name)
     except Exception as error:  # a value of the wrong length, in a file cut short for one
-        raise Rejected("BAD_HEADER", f"{name} cannot be read ({short_error(error)})") from error
-    if value is None:
-        raise Rejected("BAD_HEADER", f"no {name}")
-    if not isinstance(value, int) or value < 1:
-        raise Rejected("BAD_HEADER", f"{name} is {value if isinstance(value, int) else 'no whole number'}")
+        raise Rejected(_code_of_lack(dataset), f"{name} cannot be read ({short_error(error)})") from error
+    if not isinstance(value, int):
+        message = f"no {name}" if value is None else f"{name} is no whole number"
+        raise Rejected(_code_of_lack(dataset), message)
+    if value < 1:
+        raise Rejected("BAD_HEADER", f"{name} is {value}")
     return value
+
+
+def _code_of_lack(dataset: pydicom.Dataset) -> str:
+    """Of a required tag that is not there, or not whole: a file that was cut before it has no pixels either."""
+    return "BAD_HEADER" if "PixelData" in dataset else "TRUNCATED"
 
 
 def short_error(error: Exception) -> str:
