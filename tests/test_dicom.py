@@ -49,6 +49,11 @@ def code_of(path):
     return caught.value.code
 
 
+def packed(frame):
+    """One encoded frame as PixelData."""
+    return encapsulate([frame + b"\0" * (len(frame) % 2)])
+
+
 def stored_array(path):
     """The pixels as pydicom's own `pixel_array` gives them."""
     return pydicom.dcmread(path).pixel_array
@@ -227,6 +232,21 @@ def test_colour_becomes_grey_with_the_usual_weights_and_is_reported(tmp_path):
     np.testing.assert_array_equal(read.image, [[76, 150], [29, 0]])
     assert read.colour
     assert not dicom.read(write_dicom(tmp_path / "b.dcm", RAMP)).colour
+
+
+def test_luminance_and_colour_differences_become_grey_too(tmp_path):
+    image = cv2.merge([RAMP, np.full_like(RAMP, 128), np.full_like(RAMP, 128)])  # Y, and no colour
+    read = dicom.read(write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation="YBR_FULL"))
+    np.testing.assert_array_equal(read.image, RAMP)
+    assert read.colour
+    jpeg = cv2.imencode(".jpg", cv2.merge([noise(1)] * 3), (cv2.IMWRITE_JPEG_QUALITY, 100))[1].tobytes()
+    tags = {"PhotometricInterpretation": "YBR_FULL_422", "syntax": JPEGBaseline8Bit, "pixel_data": packed(jpeg)}
+    packed_read = dicom.read(write_dicom(tmp_path / "b.dcm", cv2.merge([noise(1)] * 3), **tags))
+    assert np.abs(packed_read.image - noise(1).astype(int)).max() <= 2
+    # Uncompressed, two pixels share their colour differences: Y0 Y1 Cb Cr.
+    two = np.stack([RAMP[:, ::2], RAMP[:, 1::2], np.full((16, 8), 128), np.full((16, 8), 128)], axis=2).astype(np.uint8)
+    tags = {"PhotometricInterpretation": "YBR_FULL_422", "pixel_data": two.tobytes()}
+    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "c.dcm", image, **tags)).image, RAMP)
 
 
 @pytest.mark.parametrize(
@@ -420,10 +440,6 @@ def test_a_file_of_many_megabytes_is_not_read(tmp_path, monkeypatch):
     path = write_dicom(tmp_path / "a.dcm", RAMP)
     monkeypatch.setattr(dicom, "MAX_FILE_BYTES", path.stat().st_size - 1)
     assert code_of(path) == "TOO_LARGE"
-
-
-def packed(frame):
-    return encapsulate([frame + b"\0" * (len(frame) % 2)])
 
 
 def jpeg_2000(image):

@@ -365,6 +365,51 @@ def test_identical_pixels_under_two_ids_are_mentioned(tmp_path, capsys):
     assert "2 images share their pixels" in capsys.readouterr().out
 
 
+def test_colour_images_and_label_rows_that_stand_there_twice_are_mentioned(tmp_path, capsys):
+    folder = labelled(tmp_path / "in", {"a": noise(1), "b": cv2.merge([noise(2)] * 3)})
+    write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "b,0 5", "b,0 5"])
+    assert prepared(folder, tmp_path / "out").loc["b", "mask_pixels"] == 5
+    printed = capsys.readouterr().out
+    assert "1 colour images converted to grey" in printed
+    assert "warning: 1 label rows stand there twice" in printed
+
+
+def test_ids_that_differ_in_case_only_are_all_rejected(tmp_path):
+    folder = labelled(tmp_path / "in", {"a": noise(1)})
+    write_dicom(folder / "one" / "b.dcm", noise(2))
+    write_dicom(folder / "two" / "B.dcm", noise(3))
+    write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "b,-1", "B,-1"])
+    assert "2 of 3 files rejected" in refused(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"one/b.dcm": "BAD_ID", "two/B.dcm": "BAD_ID"}
+    assert list(manifest_of(tmp_path / "out").index) == ["a"]
+
+
+def test_a_folder_that_cannot_be_listed_is_rejected_and_the_others_are_read(tmp_path, monkeypatch):
+    folder = labelled(tmp_path / "in", {"a": noise(1)})
+    write_dicom(folder / "closed" / "b.dcm", noise(2))
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):  # the tests may run as root, who may list everything
+            raise PermissionError
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        assert "closed: IO" in refused(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"closed": "IO"}
+    assert list(manifest_of(tmp_path / "out").index) == ["a"]
+
+
+def test_a_file_whose_name_is_no_text_is_used_and_listed(tmp_path):
+    folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
+    try:
+        (folder / "b.dcm").rename(folder / os.fsdecode(b"\xff.dcm"))
+    except OSError:
+        pytest.skip("this file system takes names of text only")
+    assert prepared(folder, tmp_path / "out").loc["b", "source"] == "\\xff.dcm"
+
+
 # Labels that do not fit
 
 
