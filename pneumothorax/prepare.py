@@ -90,7 +90,7 @@ def prepare(found: Found, root: Path, job: Job, *, engine: Engine, anew: bool = 
         }
     for path in found.unreadable:
         entries[source_name(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
-    return _account(entries, root, job)
+    return _account(entries, {source_name(path, root): path for path in found.dicoms}, job)
 
 
 def patient_hash(patient_id: str, salt: str) -> str:
@@ -299,8 +299,8 @@ def _run(
         yield sources[position], entry
 
 
-def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:
-    """Put every file into one of the outcome's lists."""
+def _account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Outcome:
+    """Put every file into one of the outcome's lists. `path_of`: by source, which may be no path (source_name)."""
     outcome = Outcome()
     by_id: dict[str, list[Entry]] = defaultdict(list)
     for source, entry in sorted(entries.items()):
@@ -317,7 +317,7 @@ def _account(entries: dict[str, Entry], root: Path, job: Job) -> Outcome:
                 message = f"{image_id} differs from another id in case only: on some disks they share a file"
                 outcome.rejected.append({"source": twin["row"]["source"], "code": "BAD_ID", "message": message})
             continue
-        if len({records.sha256(root / twin["row"]["source"]) for twin in twins} if len(twins) > 1 else [0]) == 1:
+        if len({records.sha256(path_of[twin["row"]["source"]]) for twin in twins} if len(twins) > 1 else [0]) == 1:
             outcome.rows.append(twins[0]["row"])
             outcome.colour += twins[0]["colour"]
             outcome.duplicates += len(twins) - 1

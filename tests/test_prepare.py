@@ -407,7 +407,9 @@ def test_a_file_whose_name_is_no_text_is_used_and_listed(tmp_path):
         (folder / "b.dcm").rename(folder / os.fsdecode(b"\xff.dcm"))
     except OSError:
         pytest.skip("this file system takes names of text only")
-    assert prepared(folder, tmp_path / "out").loc["b", "source"] == "\\xff.dcm"
+    assert prepared(folder, tmp_path / "out").loc["b", "source"] == "\\udcff.dcm"
+    shutil.copy(folder / os.fsdecode(b"\xff.dcm"), folder / "copy.dcm")
+    assert list(prepared(folder, tmp_path / "out").index) == ["a", "b"]
 
 
 # Labels that do not fit
