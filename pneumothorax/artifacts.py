@@ -56,14 +56,22 @@ SCORE_COLUMNS = (
 TRIPLET_COLUMNS = ("top", "min_area", "bottom", "min_component", "fill_holes", "min_probability")
 
 
+def _named_after(image_id: str, suffix: str) -> str:
+    """A file name. Ids are checked where they are read (dicom.is_image_id), and here that none leads elsewhere."""
+    name = f"{image_id}{suffix}"
+    if Path(name).name != name:
+        raise BadInput(f"{image_id[:70]!r} cannot name a file: it would lie outside its folder")
+    return name
+
+
 def cached_image(output: Path, size: int, image_id: str) -> Path:
     """8-bit grey PNG (size, size), uncompressed."""
-    return output / "cache" / str(size) / "images" / f"{image_id}.png"
+    return output / "cache" / str(size) / "images" / _named_after(image_id, ".png")
 
 
 def cached_mask(output: Path, size: int, image_id: str) -> Path:
     """1-bit PNG (size, size) of 0 and 255; exists for positives only."""
-    return output / "cache" / str(size) / "masks" / f"{image_id}.png"
+    return output / "cache" / str(size) / "masks" / _named_after(image_id, ".png")
 
 
 def cache_journal(output: Path, size: int) -> Path:
@@ -113,7 +121,7 @@ def trained(run: str, fold: int) -> Record:
 
 def probability_map(output: Path, run: str, split: str, image_id: str) -> Path:
     """8-bit grey PNG, probability x 255, at the network's size; `split` is OOF or TEST."""
-    return run_folder(output, run) / split / f"{image_id}.png"
+    return run_folder(output, run) / split / _named_after(image_id, ".png")
 
 
 def onnx_file(run: str) -> str:
@@ -161,16 +169,16 @@ DICOM_PREDICTIONS = Table(
 
 def dicom_overlay(image_id: str) -> str:
     """8-bit colour PNG (H, W)."""
-    return f"overlays/{image_id}.png"
+    return f"overlays/{_named_after(image_id, '.png')}"
 
 
 def dicom_mask(image_id: str) -> str:
     """8-bit grey PNG (H, W) of 0 and 255."""
-    return f"masks/{image_id}.png"
+    return f"masks/{_named_after(image_id, '.png')}"
 
 
 def dicom_segmentation(image_id: str) -> str:
-    return f"segmentations/{image_id}.dcm"
+    return f"segmentations/{_named_after(image_id, '.dcm')}"
 
 
 def dicom_journal(folder: Path) -> Path:

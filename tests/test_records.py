@@ -215,7 +215,11 @@ def test_tables_keep_text_as_text_and_numbers_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "image_id\n", "image_id,n,p\na,x,1\n", "image_id,n,p\na,,1\n", "image_id,n,p\na,1,x\n"]
+    "text",
+    [
+        *("", "image_id\n", "image_id,n,p\na,x,1\n", "image_id,n,p\na,,1\n", "image_id,n,p\na,1,x\n"),
+        *("image_id,n\na,1\n", "image_id,n,p\na,1,2,3\n"),
+    ],
 )
 def test_a_table_that_is_not_the_one_expected_names_the_command(tmp_path, text):
     table = artifacts.Table("t.csv", ("image_id", "n", "p"), "00_made.py", integers=("n",), numbers=("p",))
@@ -224,6 +228,21 @@ def test_a_table_that_is_not_the_one_expected_names_the_command(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(BadInput, match=r"run 00_made\.py again"):
         artifacts.read_table(tmp_path, table)
+
+
+@pytest.mark.parametrize("image_id", ["../../evil", "/etc/x", "a/b", "./a"])
+def test_no_id_leads_out_of_the_folder_of_its_files(tmp_path, image_id):
+    for path_of in (
+        lambda name: artifacts.cached_image(tmp_path, 64, name),
+        lambda name: artifacts.cached_mask(tmp_path, 64, name),
+        lambda name: artifacts.probability_map(tmp_path, "run", artifacts.OOF, name),
+        artifacts.dicom_overlay,
+        artifacts.dicom_mask,
+        artifacts.dicom_segmentation,
+    ):
+        with pytest.raises(BadInput, match="outside its folder"):
+            path_of(image_id)
+        assert "1.2.3." in str(path_of("1.2.3"))
 
 
 # Locks and exit codes
