@@ -230,6 +230,7 @@ def train_fold(
         stop=stop,
         save_seconds=60 * args.save_minutes,
     )
+    stage.check_room(args.output, state.bytes_needed())
     state.resume()
     now = state.progress
     if now.epoch or now.step:

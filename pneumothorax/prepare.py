@@ -93,6 +93,12 @@ def prepare(found: Found, root: Path, job: Job, *, engine: Engine, anew: bool = 
     return _account(entries, {source_name(path, root): path for path in found.dicoms}, job)
 
 
+def bytes_needed(found: Found, size: int, output: Path) -> int:
+    """About what the images that the cache does not hold yet will take."""
+    cached = sum(1 for _ in artifacts.cached_image(output, size, "x").parent.glob("[!.]*.png"))
+    return max(0, len(found.dicoms) - cached) * size * (size + 1)  # uncompressed, a filter byte per row
+
+
 def patient_hash(patient_id: str, salt: str) -> str:
     """A patient id as it may be written to files: salted, 16 hex digits; "" stays ""."""
     return hashlib.sha256(f"{salt}\0{patient_id}".encode()).hexdigest()[:16] if patient_id else ""

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -123,6 +124,16 @@ def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
     finally:
         holder.unlink(missing_ok=True)
         held.release()
+
+
+def check_room(output: Path, needed_bytes: int) -> None:
+    """Raises BadInput where the disk of `output` has less room than a stage is about to need."""
+    free_bytes = shutil.disk_usage(output).free
+    if needed_bytes > free_bytes:
+        needed, free = (-(-size // 2**20) for size in (needed_bytes, free_bytes))
+        raise BadInput(
+            f"{output}: about {needed} MiB are needed, {free} are free: make room or choose another --output"
+        )
 
 
 def is_held(output: Path, name: str) -> bool:

@@ -101,6 +101,13 @@ class Training:
         self.beginning = self._packed() if distributed.size() == 1 else None  # to go back to while nothing is saved
         self.log = history.Log(folder, epochs=config.epochs, title=f"{folder.parent.name}, fold {data.fold}")
 
+    def bytes_needed(self) -> int:
+        """About what checkpoints will take on the disk, beyond those that are there."""
+        weights = sum(value.nbytes for value in self.network.state_dict().values())
+        state = weights * (3 if self.config.ema_decay is None else 4)  # with Adam's two moments and the average
+        kept = weights * (self.config.average_best + 1 if self.config.average_best > 1 else 0)
+        return state if self.checkpoints.exist() else 3 * state + weights + kept  # one more while it is written
+
     def run(self) -> None:
         """Train the epochs that are left and, where the config says so, average the best.
 

@@ -481,6 +481,22 @@ def test_out_of_memory_says_what_to_try_and_leaves_what_was_saved(copied, config
     assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] == 1
 
 
+def test_a_disk_without_room_for_checkpoints_is_said_before_training(copied, config, monkeypatch):
+    _, output = copied
+    usage = shutil.disk_usage(output)
+    weights = sum(
+        value.nbytes
+        for value in torch.load(output / artifacts.best_weights("tiny", 0), weights_only=True)["network"].values()
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 * weights))
+    settings = ["--config", config, "--output", output, "--workers", 0]
+    with pytest.raises(BadInput, match="MiB are needed"):  # three states with Adam's two moments, and the best weights
+        run_stage("02_train.py", *settings, "--run", "roomy")
+    assert not (artifacts.fold_folder(output, "roomy", 0) / "last.pt").exists()
+    (output / artifacts.trained("tiny", 0).path).unlink()
+    run_stage("02_train.py", *settings, "--run", "tiny")  # what is there needs one state more, while it is written
+
+
 def test_with_workers_the_process_ends_when_its_work_is_done(copied, config):
     _, output = copied
     command = [sys.executable, "02_train.py", "--config", config, "--run", "ends", "--fold", "0", "--output", output]
