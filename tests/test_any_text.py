@@ -88,6 +88,7 @@ def outcome(read, tmp_path, text):
 @given(text=ANY_TEXT)
 @example(text="ImageId,EncodedPixels\na,1 2\na,-1\n")
 @example(text="ImageId,EncodedPixels\na,0 99999999999999999999\n")
+@example(text="ImageId,EncodedPixels\na,1 2 3 0\n")
 def test_any_text_as_labels(tmp_path, text):
     found = outcome(labels.read, tmp_path, text)
     expected = plain_labels(text)

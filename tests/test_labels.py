@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tracemalloc
 
 import pytest
 from conftest import write_lines
@@ -115,6 +116,9 @@ def test_wrong_columns_are_refused_and_the_found_ones_named(tmp_path, header):
         "1 2;3 4",
         "-2",
         "0x1 1",
+        "1 0",
+        "0 00 1 2",
+        "1 2 3 0",
     ],
 )
 def test_each_malformed_cell_is_refused_with_line_and_id(tmp_path, cell):
@@ -159,7 +163,7 @@ def test_ids_that_cannot_name_a_file_are_refused(tmp_path, image_id):
 
 def test_a_cell_of_many_megabytes_is_refused(tmp_path):
     assert refusal(tmp_path, "ImageId,EncodedPixels\na," + "1 1 " * 1_100_000 + "1 1\n")
-    assert refusal(tmp_path, "ImageId,EncodedPixels\na," + "1" * 9_000_000 + "\n")
+    assert "larger than field limit" in refusal(tmp_path, "ImageId,EncodedPixels\na," + "1" * 9_000_000 + "\n")
 
 
 def test_an_empty_or_missing_or_damaged_file_is_refused(tmp_path):
@@ -186,6 +190,13 @@ def test_a_pipe_is_not_waited_for_and_a_bomb_not_inflated(tmp_path, monkeypatch)
     bomb = written(tmp_path, gzip.compress(b"ImageId,EncodedPixels\n" + bytes(2 << 20)), "bomb.csv.gz")
     with pytest.raises(BadInput, match="more than 1 MiB"):
         labels.read(bomb)
+    bomb = written(tmp_path, gzip.compress(bytes(64 << 20)), "large.csv.gz")
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="more than 1 MiB"):
+        labels.read(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 def test_a_sample_submission_keeps_its_order_and_each_id_once(tmp_path):

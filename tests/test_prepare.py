@@ -319,6 +319,7 @@ def test_links_are_followed_only_when_asked(tmp_path):
     shutil.move(folder / "b.dcm", tmp_path / "elsewhere" / "b.dcm")
     (folder / "b.dcm").symlink_to(tmp_path / "elsewhere" / "b.dcm")
     (folder / "loop").symlink_to(folder)
+    (folder / "outside").symlink_to(tmp_path / "elsewhere")
     refused(folder, tmp_path / "out")
     assert rejected(tmp_path / "out") == {"b.dcm": "NOT_A_FILE"}
     assert set(prepared(folder, tmp_path / "out", "--follow-symlinks").index) == {"a", "b"}
@@ -342,12 +343,13 @@ def test_copies_of_a_file_are_kept_once_and_counted(tmp_path, capsys):
 
 def test_two_files_of_one_id_with_different_contents_are_both_rejected(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
+    write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,0 500", "b,-1"])
     write_dicom(folder / "again" / "a.dcm", noise(3))
     for _ in range(2):  # and the same when the command is given again
         assert "2 of 3 files rejected" in refused(folder, tmp_path / "out")
         assert rejected(tmp_path / "out") == {"a.dcm": "DUPLICATE_ID", "again/a.dcm": "DUPLICATE_ID"}
         assert list(manifest_of(tmp_path / "out").index) == ["b"]
-        assert not (tmp_path / "out" / "cache" / "64" / "images" / "a.png").exists()
+        assert not list((tmp_path / "out" / "cache").rglob("a.png"))
 
 
 def test_where_file_name_and_uid_disagree_the_listed_one_names_the_image(tmp_path):
