@@ -5,7 +5,6 @@ decoders. Grey: modality LUT, then window, then inversion of MONOCHROME1, then t
 the order of DICOM PS3.4 N.2. Plain 8-bit values pass unchanged; nothing is stretched to an image's own range.
 """
 
-import re
 import struct
 
 import cv2
@@ -93,8 +92,7 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        name = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "it names"  # of a damaged file it may be anything
-        raise Undecodable("UNSUPPORTED_SYNTAX", f"the transfer syntax {name} is not an image's") from None
+        raise Undecodable("UNSUPPORTED_SYNTAX", f"the transfer syntax {syntax} is not an image's") from None
     if not decoder.is_available:
         message = f"no decoder for {syntax.name} is installed: {INSTALL}"
         raise Undecodable("UNSUPPORTED_SYNTAX", message)

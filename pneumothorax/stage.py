@@ -149,7 +149,7 @@ def _read_holder(path: Path) -> str:
     try:
         body = json.loads(path.read_text("utf-8"))
         return f"process {body['pid']} on {body['host']}, started {body['started']}"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 

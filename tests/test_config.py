@@ -96,6 +96,13 @@ def test_what_is_no_list_of_settings_is_refused_without_running_it(tmp_path, tex
     assert refusal(tmp_path, text, *overrides)
 
 
+def test_no_setting_is_run_as_code(tmp_path):
+    code = f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"
+    for text, overrides in ((f"model: {code}\n", []), ("", [f"model={code}"])):
+        assert refusal(tmp_path, text, *overrides)
+        assert not (tmp_path / "made").exists()
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(BadConfig, match=r"none\.yaml"):
         config.load(tmp_path / "none.yaml", [])

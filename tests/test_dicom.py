@@ -632,6 +632,16 @@ def test_no_value_of_a_patient_tag_stands_in_a_rejections_message(tmp_path):
             assert "lanted" not in str(error)
 
 
+def test_what_stands_where_the_number_of_frames_should_is_not_quoted(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=11111111)
+    frames = b"\x28\x00\x08\x00IS\x08\x0011111111"
+    assert path.read_bytes().count(frames) == 1
+    path.write_bytes(path.read_bytes().replace(frames, b"\x28\x00\x08\x00LO\x08\x00Planted^"))
+    with pytest.raises(dicom.Rejected, match="NumberOfFrames is no number") as caught:
+        dicom.read(path)
+    assert "Planted" not in str(caught.value)
+
+
 def test_a_disc_keeps_its_place(tmp_path):
     mask = disc(64, 20, 40, 8)
     read = dicom.read(write_dicom(tmp_path / "a.dcm", mask * np.uint8(200)))

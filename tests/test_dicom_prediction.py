@@ -21,6 +21,7 @@ from pneumothorax import (
     dicom_files,
     dicom_prediction,
     discovery,
+    journal,
     png,
     postprocess,
     precision,
@@ -381,6 +382,26 @@ def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_e
     assert (folder / artifacts.dicom_mask("first")).exists()
     predict(output, second, folder, "--overwrite")
     assert {path.name for path in (folder / "masks").iterdir()} == {"second.png", "mine.png"}
+
+
+def test_overwriting_deletes_nothing_outside_the_folder_whatever_the_journal_says(tiny, tmp_path):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    predict(output, path, tmp_path / "to")
+    (tmp_path / "mine.txt").write_text("mine")
+    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as entries:
+        entries.append("b", {**entries.entries["a"], "files": {"../mine.txt": "", str(tmp_path / "mine.txt"): ""}})
+    predict(output, path, tmp_path / "to", "--overwrite")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(tiny, tmp_path, monkeypatch):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    monkeypatch.setattr(rle, "encode", lambda mask: "0 1")
+    with pytest.raises(RuntimeError, match="do not decode to the mask"):
+        predict(output, path, tmp_path / "to")
+    assert not (tmp_path / "to" / artifacts.DICOM_PREDICTIONS.path).exists()
 
 
 def test_a_folder_in_use_is_left_alone(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """The three tables a user brings: read the same however they are written, refused with every error listed."""
 
+import csv
 import gzip
 import os
 import tracemalloc
@@ -232,6 +233,25 @@ def test_the_submission_keeps_the_samples_own_header_and_order(tmp_path, header)
     sample = labels.read_sample(write_lines(tmp_path / "sample.csv", [header, "b,-1", "a,-1", "b,-1"]))
     submission.write(tmp_path / "submission.csv", sample, {"a": "-1", "b": "0 3"})
     assert (tmp_path / "submission.csv").read_text() == f"{header}\nb,0 3\na,-1\n"
+
+
+def test_a_submission_that_does_not_read_back_as_it_was_written_is_never_there(tmp_path, monkeypatch):
+    sample = labels.read_sample(write_lines(tmp_path / "sample.csv", ["ImageId,EncodedPixels", "a,-1"]))
+    writer = csv.writer
+    monkeypatch.setattr(csv, "writer", lambda file, **how: writer(file, delimiter=";", **how))
+    with pytest.raises(RuntimeError, match="do not read back"):
+        submission.write(tmp_path / "submission.csv", sample, {"a": "-1"})
+    assert not (tmp_path / "submission.csv").exists()
+
+
+def test_only_a_submission_of_empty_or_of_full_rows_alone_is_a_warning():
+    assert submission.warnings({"a": "-1", "b": "-1"}, 0.222) == [
+        "warning: no image has a predicted pneumothorax; 22.2% of the training images have one"
+    ]
+    assert submission.warnings({"a": "0 1", "b": "0 2"}, 0.222) == [
+        "warning: every image has a predicted pneumothorax; 22.2% of the training images have one"
+    ]
+    assert submission.warnings({"a": "0 1", "b": "-1"}, 0.222) == []
 
 
 @pytest.mark.parametrize("rows", [{"a": "-1"}, {"a": "-1", "b": "-1", "c": "-1"}])

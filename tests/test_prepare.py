@@ -216,6 +216,14 @@ def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line
         assert word.decode() not in printed
 
 
+def test_a_uid_that_is_no_name_of_the_image_is_kept_nowhere(tmp_path):
+    """Of a damaged file it may be another tag's text."""
+    folder = labelled(tmp_path / "in", {"a": noise(1)}, SOPInstanceUID="planted-patient-79")
+    assert list(prepared(folder, tmp_path / "out").index) == ["a"]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"planted" not in written
+
+
 def test_stages_00_and_01_do_not_import_torch(tiny, tmp_path):
     code = (
         "import runpy, sys\n"
@@ -588,6 +596,16 @@ def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
     assert contents(tmp_path / "out") == contents(siim)
     assert not list((tmp_path / "out" / "cache").rglob(".*.tmp"))
     assert len(journal.read(artifacts.cache_journal(tmp_path / "out", 512))) == 90
+
+
+def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
+    prepared(tiny.folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    for kind in ("images", "masks"):
+        (tmp_path / "out" / "cache" / "64" / kind / ".gone.png.123.tmp").write_bytes(b"half")
+    prepared(tiny.folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
 def test_damage_to_the_journal_costs_time_and_nothing_else(tiny, tmp_path):

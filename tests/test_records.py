@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, tiny_input
 
 from pneumothorax import artifacts, atomic, errors, journal, records, stage
-from pneumothorax.errors import BadConfig, BadInput, OutputLocked
+from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 
 RECORD = records.Record("made.json", "00_made.py")
 
@@ -67,6 +67,13 @@ def test_sweeping_takes_the_leftovers_of_killed_runs_alone(tmp_path):
         (tmp_path / name).write_text("x")
     atomic.sweep(tmp_path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".hidden", "a.png", "b.tmp"]
+
+
+def test_the_next_writer_of_a_file_takes_what_a_killed_run_left_of_it(tmp_path):
+    for name in (".a.txt.123.tmp", ".b.txt.123.tmp"):
+        (tmp_path / name).write_text("half")
+    atomic.write_text(tmp_path / "a.txt", "whole")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".b.txt.123.tmp", "a.txt"]
 
 
 def test_equal_values_give_equal_json_bytes(tmp_path):
@@ -290,6 +297,13 @@ def test_the_second_run_of_a_stage_exits_4_and_names_the_holder(tmp_path, holder
     assert "Traceback" not in done.stderr
 
 
+def test_a_holder_that_has_not_written_its_name_yet_is_another_process(tmp_path, holder):
+    for text in ("", "{", "[]", "{}"):
+        (tmp_path / ".locks" / "00_prepare_data.holder.json").write_text(text)
+        with pytest.raises(OutputLocked, match="by another process"), stage.lock(tmp_path, "00_prepare_data"):
+            pass
+
+
 def test_a_dead_holder_blocks_nobody(tmp_path, holder):
     holder.kill()
     holder.wait()
@@ -313,6 +327,11 @@ def test_the_lock_is_free_again_after_an_error(tmp_path):
         (OutputLocked("held"), 4, "error: held"),
         (KeyboardInterrupt(), 130, "same command again"),
         (OSError(errno.ENOSPC, "No space", "a.png"), 1, "the disk is full (a.png)"),
+        (OSError(errno.EFBIG, "File too large", "a.png"), 1, "a file grew too large (a.png)"),
+        (OSError(errno.EROFS, "Read-only file system", "a.png"), 3, "error: a.png: Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.png"), 3, "error: a.png: Permission denied"),
+        (Stopped(0), 0, "to go on"),
+        (Stopped(143), 143, "to go on"),
     ],
 )
 def test_exit_codes(error, code, said, capsys):
@@ -322,6 +341,15 @@ def test_exit_codes(error, code, said, capsys):
 
     assert stage.exit_code(main) == code
     assert said in capsys.readouterr().err
+
+
+def test_the_command_to_go_on_with_does_not_begin_anew(monkeypatch, capsys):
+    def main():
+        raise Stopped(0)
+
+    monkeypatch.setattr(sys, "argv", ["02_train.py", "--overwrite", "--run", "a b"])
+    stage.exit_code(main)
+    assert "to go on: python 02_train.py --run 'a b'\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [KeyError("bug"), OSError(errno.EIO, "Input/output error"), ValueError("bug")])

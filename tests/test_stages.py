@@ -311,6 +311,9 @@ def test_other_settings_under_the_same_run_are_refused_naming_the_difference(fin
     made, output = finished
     with pytest.raises(BadInput, match=r"learning_rate: 0.001 there, 0.002 now"):
         run_all(made.folder, output, config, "--set", "learning_rate=0.002", stages=[2])
+    one_fold = ["--set", "learning_rate=0.002", "--overwrite", "--fold", 0]  # the other fold keeps its settings
+    with pytest.raises(BadConfig, match="--fold all"):
+        run_all(made.folder, output, config, *one_fold, stages=[2])
 
 
 def test_an_unknown_setting_lists_the_known_ones(finished, config):
@@ -464,13 +467,21 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(copied, config, numb
     assert (later["epoch"], later["step"]) > (saved["epoch"], saved["step"])
 
 
-def test_out_of_memory_says_what_to_try_and_leaves_what_was_saved(copied, config, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_out_of_memory_says_what_to_try_and_leaves_what_was_saved(copied, config, monkeypatch, error):
     _, output = copied
     folder = artifacts.fold_folder(output, "large", 0)
 
     def allocate(self, epoch):
         if epoch == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise error
 
     monkeypatch.setattr(training.Optimization, "start_epoch", allocate)
     with pytest.raises(
@@ -593,6 +604,60 @@ def test_a_swapped_cached_mask_is_noticed_before_training(copied, config):
     first.write_bytes(second.read_bytes())
     with pytest.raises(BadInput, match=rf"{made.positives[0]}\.png: damaged"):
         run_all(made.folder, output, config, "--overwrite", stages=[2])
+
+
+def test_a_swapped_cached_image_is_noticed_before_its_map_is_made(copied):
+    made, output = copied
+    first, second = (artifacts.cached_image(output, 64, image_id) for image_id in made.test_ids[:2])
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(BadInput, match=rf"{made.test_ids[0]}\.png: damaged"):
+        run_stage("03_predict.py", "--run", "tiny", "--overwrite", "--output", output, "--workers", 0)
+
+
+def test_a_network_whose_maps_are_no_numbers_is_named_with_the_images(copied, monkeypatch):
+    _, output = copied
+    real = prediction.probabilities
+
+    def broken(networks, images):
+        maps, presence = real(networks, images)
+        return maps * float("nan"), presence
+
+    monkeypatch.setattr(prediction, "probabilities", broken)
+    before = artifacts.read_table(output, artifacts.predictions("tiny"))
+    (output / artifacts.predicted("tiny").path).unlink()
+    artifacts.prediction_journal(output, "tiny").unlink()
+    with pytest.raises(BadInput, match=r"run tiny: \d+ maps are not finite numbers: train the run again"):
+        run_stage("03_predict.py", "--run", "tiny", "--output", output, "--workers", 0)
+    assert not (output / artifacts.predicted("tiny").path).exists()
+    assert artifacts.read_table(output, artifacts.predictions("tiny")).equals(before)
+
+
+def test_what_a_killed_run_left_half_written_among_the_maps_goes(copied):
+    made, output = copied
+    path = artifacts.probability_map(output, "tiny", artifacts.TEST, made.test_ids[0])
+    path.unlink()
+    path.with_name(".gone.png.123.tmp").write_bytes(b"half")
+    run_stage("03_predict.py", "--run", "tiny", "--output", output, "--workers", 0)
+    assert path.exists()
+    assert not list(path.parent.glob("*.tmp"))
+
+
+def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(copied, monkeypatch):
+    _, output = copied
+    monkeypatch.setattr(rle, "encode", lambda mask: "0 1")
+    with pytest.raises(RuntimeError, match="do not decode to the mask"):
+        run_stage("04_submit.py", "--run", "tiny", "--overwrite", "--output", output, "--workers", 1)
+
+
+def test_a_submission_of_empty_masks_is_a_warning_and_the_command_to_hand_it_in_is_printed(copied, capsys):
+    _, output = copied
+    run_stage("04_submit.py", "--run", "tiny", "--overwrite", "--output", output, "--workers", 0)
+    printed = capsys.readouterr().out
+    path = artifacts.submission(output, "tiny")
+    rows = [line.partition(",")[2] for line in path.read_text().splitlines()[1:]]
+    warned = "warning: no image has a predicted pneumothorax; 50.0% of the training images have one" in printed
+    assert warned == (set(rows) == {"-1"})
+    assert f"kaggle competitions submit -c siim-acr-pneumothorax-segmentation -f {path} -m tiny" in printed
 
 
 def test_a_run_that_never_gives_finite_numbers_is_not_finished(copied, config):

@@ -57,6 +57,13 @@ def test_a_cut_checkpoint_is_noticed(tmp_path):
         checkpoint.load(path)
 
 
+def test_a_file_that_is_no_checkpoint_of_this_format_is_refused(tmp_path):
+    for state in ({"network": {}}, {"format": checkpoint.FORMAT - 1, "network": {}}, [1, 2]):
+        torch.save(state, tmp_path / "a.pt")
+        with pytest.raises(BadInput, match=rf"not a checkpoint of this project \(format {checkpoint.FORMAT}\)"):
+            checkpoint.load(tmp_path / "a.pt")
+
+
 class Evil:
     def __init__(self, marker):
         self.marker = marker

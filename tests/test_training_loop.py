@@ -431,6 +431,73 @@ def test_ten_broken_steps_in_a_row_stop_the_run(output):
         loop.run()
 
 
+def test_broken_steps_with_good_ones_in_between_do_not_stop_the_run(output):
+    loop = trained(output, network=Broken(set(range(0, 100, 2))), epochs=8, validate_every=8)
+    assert sum(row["skipped_steps"] for row in loop.progress.history) > training.MAX_BAD_STEPS
+
+
+def test_best_weights_are_never_other_than_finite_whatever_their_score(output):
+    loop = fold_training(output)
+    epoch_with(loop, 0.5)
+    loop.network.last.weight.data.fill_(math.nan)
+    epoch_with(loop, 0.9)
+    best = torch.load(loop.checkpoints.best, weights_only=True)
+    assert best["epoch"] == 1
+    assert torch.isfinite(best["network"]["last.weight"]).all()
+
+
+def test_maps_that_are_not_finite_give_no_score(output):
+    class Wild(nn.Module):
+        def forward(self, images):
+            return images * math.nan
+
+    loop = fold_training(output)
+    how = {"autocast": loop.optimization.autocast, "device": loop.device, "stop": StopAfter()}
+    found = validation.validate(Wild(), loop._loaders()[1], loop.data.validation, loop.data.labels, **how)
+    assert found is not None
+    assert math.isnan(found[0].siim_dice)
+    assert found[1] == []
+
+
+def test_a_last_state_that_is_not_finite_is_left_for_the_one_before_it(output, capsys):
+    loop = trained(output, epochs=2)
+    state = torch.load(loop.checkpoints.last, weights_only=True)
+    state["network"]["last.weight"].fill_(math.nan)
+    torch.save(state, loop.checkpoints.last)
+    again = fold_training(output, epochs=2)
+    again.resume()
+    assert again.progress.epoch == 1
+    assert "last.pt holds weights that are not finite; going on from" in capsys.readouterr().out
+
+
+def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_difference(output):
+    loop = trained(output, epochs=1)
+    with pytest.raises(BadInput, match=r"learning_rate: 0\.01 there, 0\.02 now"):
+        fold_training(output, epochs=1, learning_rate=0.02).resume()
+    other = fold_training(output, epochs=1)
+    other.checkpoints.identity["inputs"] = {"folds": "others"}
+    with pytest.raises(BadInput, match="folds changed since"):
+        other.resume()
+    shutil.copytree(loop.checkpoints.folder, artifacts.fold_folder(output, "small", 1))
+    with pytest.raises(BadInput, match="fold: 0 there, 1 now"):
+        fold_training(output, epochs=1, fold=1).resume()
+    larger = Small()
+    larger.more = nn.Conv2d(4, 4, 1)
+    with pytest.raises(BadInput, match="belongs to another network: 2 weights differ"):
+        fold_training(output, epochs=1, network=larger).resume()
+
+
+def test_images_without_a_positive_are_no_training_set(output):
+    rows = artifacts.training_rows(output)
+    (output / "folds.csv").write_text(
+        rows.assign(fold=1 - rows["positive"], stratum="")[["image_id", "patient_id", "fold", "stratum"]].to_csv(
+            index=False
+        )
+    )
+    with pytest.raises(BadInput, match="fold 0: 12 training images, 0 positive: too few"):
+        fold_training(output)
+
+
 def test_training_ends_early_when_nothing_gets_better():
     def rows(*scores):
         return [{"siim_dice": score} for score in scores]
