@@ -330,6 +330,7 @@ def test_links_are_followed_only_when_asked(tmp_path):
     (folder / "outside").symlink_to(tmp_path / "elsewhere")
     refused(folder, tmp_path / "out")
     assert rejected(tmp_path / "out") == {"b.dcm": "NOT_A_FILE"}
+    assert list(manifest_of(tmp_path / "out").index) == ["a"]
     assert set(prepared(folder, tmp_path / "out", "--follow-symlinks").index) == {"a", "b"}
 
 
