@@ -1,10 +1,12 @@
 """Precision, checkpoints and predictions: the parts of stages 02 and 03 that can be tested by themselves."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from pneumothorax import checkpoint, precision, prediction
 from pneumothorax.errors import BadInput
@@ -80,6 +82,15 @@ def test_a_malicious_checkpoint_does_nothing(tmp_path):
         with pytest.raises(BadInput):
             checkpoint.load(tmp_path / name)
     assert not marker.exists()
+
+
+def test_nothing_in_the_code_unpickles():
+    unsafe = r"joblib\.load|pickle\.loads?\(|yaml\.(?!safe_)\w*load|allow_pickle|\beval\(|\bexec\("
+    for path in [*ROOT.glob("*.py"), *(ROOT / "pneumothorax").glob("*.py"), *(ROOT / "models").glob("*.py")]:
+        text = path.read_text("utf-8").replace(".eval()", "")
+        assert re.findall(unsafe, text) == [], path
+        calls = re.findall(r"torch\.load\(.*", text)
+        assert [call for call in calls if "weights_only=True" not in call] == [], path
 
 
 def test_weights_of_another_network_or_not_finite_are_refused(tmp_path):
