@@ -149,6 +149,7 @@ def prepare_one(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
 
 def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
     listed = job.listed  # first: where the tables are not seen, the file is not to blame
+    version = _version(path)  # before it is read: what changes meanwhile is read again by the next run
     header, dataset = dicom.open_header(path)
     image_id, split = _identify(header.image_id, path.stem, job)
     rows = listed.rows.get(image_id, ())
@@ -167,7 +168,7 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
         _store(artifacts.cached_image(job.output, job.size, image_id), image_png)
         _store(artifacts.cached_mask(job.output, job.size, image_id), mask_png)
     return {
-        "key": _key(path, uid, image_id, job),
+        "key": _key(version, path.stem, uid, image_id, job),
         "uid": uid,
         "colour": radiograph.colour,
         "row": {
@@ -215,27 +216,35 @@ def _still_good(known: Entry, path: Path, job: Job) -> bool:
         return False  # what was rejected may decode today, with another decoder installed
     image_id = known["row"]["image_id"]
     try:
-        if known["key"] != _key(path, known["uid"], image_id, job):
+        if known["key"] != _key(_version(path), path.stem, known["uid"], image_id, job):
             return False
         stored = (artifacts.cached_image, known["row"]["sha256"]), (artifacts.cached_mask, known["row"]["mask_sha256"])
         return all(
             not digest or records.sha256(file(job.output, job.size, image_id)) == digest for file, digest in stored
         )
-    except OSError:
+    except (OSError, dicom.Rejected):
         return False
 
 
-def _key(path: Path, uid: str, image_id: str, job: Job) -> str:
+def _version(path: Path) -> tuple[str, int, int]:
+    """Where a file is, its size and its time, which change with its contents. Raises Rejected."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise dicom.Rejected("IO", f"cannot be read: {error.strerror or error}") from error
+    return str(path.resolve()), found.st_size, found.st_mtime_ns
+
+
+def _key(version: tuple[str, int, int], stem: str, uid: str, image_id: str, job: Job) -> str:
     """Everything an entry was made from; where it changes, the entry is made again.
 
     Args:
         uid: "" where it was not kept: then any change of the tables counts, which might list it now.
     """
-    found = path.stat()
-    listed: Any = [(name in job.listed.rows, name in job.listed.test_ids) for name in (uid, path.stem)]
+    listed: Any = [(name in job.listed.rows, name in job.listed.test_ids) for name in (uid, stem)]
     if not uid:
         listed = job.tables_hash
-    made_from = (str(path.resolve()), found.st_size, found.st_mtime_ns, listed, job.listed.rows.get(image_id))
+    made_from = (*version, listed, job.listed.rows.get(image_id))
     return _digest(repr((VERSION, job.size, job.salt, *made_from)).encode())
 
 

@@ -542,6 +542,29 @@ def test_a_changed_label_or_image_is_made_again_and_a_negatives_old_mask_goes(ti
     assert contents(tmp_path / "out") == contents(tmp_path / "anew")
 
 
+@pytest.mark.parametrize("then", ["changed", "gone"])
+def test_a_file_that_changes_while_it_is_worked_on_is_read_again_the_next_time(tmp_path, monkeypatch, then):
+    folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
+    decode = dicom.decode
+
+    def slowly(header, dataset):
+        read = decode(header, dataset)
+        if header.image_id == "b" and then == "gone":
+            (folder / "b.dcm").unlink()
+        elif header.image_id == "b":
+            write_dicom(folder / "b.dcm", noise(3))
+        return read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dicom, "decode", slowly)
+        first = prepared(folder, tmp_path / "out")
+    assert list(first.index) == ["a", "b"]
+    if then == "gone":
+        assert "1 listed ids have no image" in refused(folder, tmp_path / "out")
+    else:
+        assert prepared(folder, tmp_path / "out").loc["b", "sha256"] != first.loc["b", "sha256"]
+
+
 def test_a_sample_submission_that_is_gone_takes_its_test_images_with_it(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     (tiny.folder / "stage_2_sample_submission.csv").unlink()
