@@ -63,7 +63,7 @@ def main(argv=None):
         finish(args, outcome, files)
         return
     with stage.lock(args.output, "00_prepare_data") as holder:
-        stage.check_room(args.output, prepare.bytes_needed(found, args.size, args.output))
+        stage.check_room(args.output, prepare.bytes_needed(found, job, args.output))
         (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # no later stage runs until all is well
         workers = Engine(args.workers, args.scheduler, shared=holder)
         outcome = prepare.prepare(found, args.input, job, engine=workers, anew=args.overwrite)

@@ -93,10 +93,11 @@ def prepare(found: Found, root: Path, job: Job, *, engine: Engine, anew: bool = 
     return _account(entries, {source_name(path, root): path for path in found.dicoms}, job)
 
 
-def bytes_needed(found: Found, size: int, output: Path) -> int:
+def bytes_needed(found: Found, job: Job, output: Path) -> int:
     """About what the images that the cache does not hold yet will take."""
-    cached = sum(1 for _ in artifacts.cached_image(output, size, "x").parent.glob("[!.]*.png"))
-    return max(0, len(found.dicoms) - cached) * size * (size + 1)  # uncompressed, a filter byte per row
+    cached = sum(1 for _ in artifacts.cached_image(output, job.size, "x").parent.glob("[!.]*.png"))
+    images = min(len(found.dicoms), len(job.listed.rows) + len(job.listed.test_ids))
+    return max(0, images - cached) * job.size * (job.size + 1)  # uncompressed, a filter byte per row
 
 
 def patient_hash(patient_id: str, salt: str) -> str:

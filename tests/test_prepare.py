@@ -673,12 +673,12 @@ def test_an_output_that_cannot_be_made_is_said_at_once(tiny, tmp_path):
 def test_a_disk_without_room_for_the_cache_is_said_before_anything_is_written(tiny, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**20))
-    # 9 images of 512 x 513 bytes: 2.3 MB
+    # 8 images with a label or in the sample submission, of 512 x 513 bytes: 2.004 MiB
     assert "about 3 MiB are needed, 1 are free" in refused(tiny.folder, tmp_path / "out", size=512)
     assert not (tmp_path / "out" / "cache").exists()
     prepared(tiny.folder, tmp_path / "out", size=64)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=50000))
-    prepared(tiny.folder, tmp_path / "out", size=64)  # all but the image without a label is in the cache
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    prepared(tiny.folder, tmp_path / "out", size=64)  # they are in the cache
 
 
 def test_the_entry_point_ends_with_3_and_a_message_without_traceback(tmp_path):
