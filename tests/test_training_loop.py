@@ -337,20 +337,22 @@ def test_clipping_limits_the_step(output):
 
 
 class Broken(Small):
-    """Its loss is not a number in the steps listed."""
+    """Its loss is not a number in the steps listed, nor are its gradients; or infinite, with gradients as usual."""
 
-    def __init__(self, broken):
+    def __init__(self, broken, value=math.nan):
         super().__init__()
-        self.broken, self.calls = broken, 0
+        self.broken, self.value, self.calls = broken, value, 0
 
     def training_loss(self, images, masks, criterion):
         loss = super().training_loss(images, masks, criterion)["loss"]
         self.calls += 1
-        return {"loss": loss * math.nan if self.calls - 1 in self.broken else loss}
+        broken = self.calls - 1 in self.broken
+        return {"loss": (loss + self.value if math.isinf(self.value) else loss * self.value) if broken else loss}
 
 
-def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(output):
-    loop = trained(output, network=Broken({1, 3, 4}), epochs=2)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(output, value):
+    loop = trained(output, network=Broken({1, 3, 4}, value), epochs=2)
     steps = [row["skipped_steps"] for row in loop.progress.history]
     assert sum(steps) == 3
     assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
