@@ -27,10 +27,11 @@ from pneumothorax import (
     records,
     report,
     rle,
+    stage,
     thresholds,
     training,
 )
-from pneumothorax.errors import BadConfig, BadInput, Stopped
+from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 
 
 def run_all(folder, output, config, *more, stages=range(6)):
@@ -117,6 +118,26 @@ def test_a_second_run_writes_nothing(finished, config):
     # Stage 00 checks its cache and writes its small tables again, with the same bytes.
     assert {name for name in rewritten if contents(output)[name][0] != before[name][0]} == set()
     assert not [name for name in rewritten if name.startswith(("runs/", "submissions/", "report/", "folds"))]
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (0, "00_prepare_data"),
+        (1, "01_make_folds"),
+        (2, "02_train-tiny-fold0"),
+        (3, "03_predict-tiny"),
+        (4, "04_submit-tiny"),
+        (4, "03_predict-tiny"),  # whose maps it reads
+        (5, "05_report"),
+    ],
+)
+def test_the_second_run_of_any_stage_is_refused_and_changes_nothing(finished, config, number, name):
+    made, output = finished
+    before = contents(output)
+    with stage.lock(output, name), pytest.raises(OutputLocked, match=rf"in use for {name} by process {os.getpid()}"):
+        run_all(made.folder, output, config, stages=[number])
+    assert contents(output) == before
 
 
 def test_history_has_one_row_per_epoch_and_the_ratio_of_the_schedule(finished):
