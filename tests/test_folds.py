@@ -144,6 +144,12 @@ def test_too_few_patients_or_positives_are_bad_input():
         folds.assign(training([], []), n_folds=2, seed=0)
 
 
+def test_an_empty_fold_is_bad_input():
+    table = pd.DataFrame({"fold": [0, 0, 2, 2], "stratum": ["area 1", "negative"] * 2})
+    with pytest.raises(BadInput, match="fold 1 is empty"):
+        folds._check(table, 3)
+
+
 def test_an_image_without_an_entry_in_the_patients_file_is_named():
     frame = training(["", ""], [1, 0])
     assert folds.with_patients(frame, {"i00000": "x", "i00001": "x"})["patient_id"].tolist() == ["x", "x"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import filelock
 import pandas as pd
 import pytest
 from conftest import ROOT, tiny_input
@@ -311,10 +312,13 @@ def test_a_dead_holder_blocks_nobody(tmp_path, holder):
         assert json.loads((tmp_path / ".locks" / "00_prepare_data.holder.json").read_text())["pid"] == os.getpid()
 
 
-def test_the_lock_is_free_again_after_an_error(tmp_path):
+def test_the_lock_is_free_again_after_an_error(tmp_path, monkeypatch):
+    locks, real = [], filelock.FileLock
+    monkeypatch.setattr(filelock, "FileLock", lambda *args, **how: locks.append(real(*args, **how)) or locks[-1])
     for _ in range(2):
         with pytest.raises(KeyError), stage.lock(tmp_path, "x"):
             raise KeyError
+    assert [lock.is_locked for lock in locks] == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -686,6 +686,10 @@ def test_a_run_that_never_gives_finite_numbers_is_not_finished(copied, config):
     with pytest.raises(BadInput, match="not finite"):
         run_stage("02_train.py", "--config", config, *settings, "--output", output, "--workers", 0)
     assert not (output / artifacts.trained("wild", 0).path).exists()
+    settings = ["--set", "learning_rate=1e30", "--set", "epochs=1", "--run", "short"]  # too few steps for ten in a row
+    with pytest.raises(BadInput, match="fold 0: no epoch gave finite weights and scores: lower learning_rate"):
+        run_stage("02_train.py", "--config", config, *settings, "--output", output, "--workers", 0)
+    assert not (output / artifacts.trained("short", 0).path).exists()
 
 
 def test_a_typo_in_the_settings_leaves_no_run_behind(copied, config):

@@ -215,6 +215,13 @@ def test_the_best_epochs_are_kept_to_be_averaged_and_others_deleted_only_once_no
     assert [epoch for _, epoch in loop.progress.kept] == [4, 2]
 
 
+def test_an_epoch_without_a_score_is_none_of_the_best(output):
+    loop = fold_training(output, epochs=6, average_best=2)
+    for score in (0.1, math.nan, 0.3):
+        epoch_with(loop, score)
+    assert loop.progress.kept == [(0.3, 3), (0.1, 1)]
+
+
 def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_own(output):
     loop = trained(output, average_best=2, epochs=4)
     best = torch.load(loop.checkpoints.best, weights_only=True)
