@@ -385,6 +385,20 @@ def test_new_folds_make_older_runs_unusable_until_trained_again(copied, config):
     run_all(made.folder, output, config, stages=[3, 4, 5])
 
 
+def test_networks_trained_again_make_older_maps_unusable(copied):
+    """As on a GPU, where the same settings give weights that differ a little."""
+    _, output = copied
+    path, record = output / artifacts.best_weights("tiny", 0), artifacts.trained("tiny", 0)
+    state = torch.load(path, weights_only=True)
+    state["network"]["segmentation_head.0.bias"] += 0.001
+    torch.save(state, path)
+    body = records.read(output, record)
+    records.write(output, record, settings=body["settings"], inputs=body["inputs"], outputs=list(body["outputs"]))
+    for script, argv in (("04_submit.py", ["--run", "tiny"]), ("05_report.py", [])):
+        with pytest.raises(BadInput, match=r"runs/tiny/fold0/best\.pt changed since 03_predict\.py --run tiny ran"):
+            run_stage(script, *argv, "--output", output)
+
+
 def test_changed_labels_of_the_same_area_are_noticed_by_every_later_stage(copied, config, tmp_path):
     """Masks moved by one column: the manifest's areas and the folds stay as they were."""
     made, output = copied

@@ -137,6 +137,13 @@ def test_stopped_again_and_again_a_training_ends_in_the_weights_of_an_undisturbe
     pd.testing.assert_frame_equal(written, history_file(output.with_name("undisturbed")).drop(columns=TIMES))
 
 
+def test_when_asked_to_stop_it_saves_the_steps_of_the_epoch_under_way(output):
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(0)).run()
+    saved = torch.load(artifacts.fold_folder(output, "small", 0) / "last.pt", weights_only=True)["progress"]
+    assert (saved["epoch"], saved["step"]) == (0, 1)
+
+
 class Killed(Exception):
     """Stands for SIGKILL: nothing is saved on the way out."""
 
@@ -566,6 +573,14 @@ def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(outp
     assert same(again, undisturbed)
 
 
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch):
     alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
     monkeypatch.setattr(training, "WORKER_PATIENCE", 3)
@@ -575,12 +590,14 @@ def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch
         if position == 3 and not marker.exists():
             marker.write_text(str(os.getpid()))
             time.sleep(1000)
+        if position == 3 and is_alive(int(marker.read_text())):
+            (tmp_path / "beside-it").touch()
         return read(self, position)
 
     monkeypatch.setattr(training.RadiographDataset, "read", hanging)
     assert same(trained(output, workers=1), alone)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(marker.read_text()), 0)
+    assert not is_alive(int(marker.read_text()))
+    assert not (tmp_path / "beside-it").exists()
 
 
 def test_workers_that_die_twice_end_the_run_with_what_to_do(output, tmp_path, monkeypatch):
