@@ -557,6 +557,21 @@ def test_a_worker_that_dies_is_replaced_once_and_changes_nothing(output, tmp_pat
     assert "tried once more" in capsys.readouterr().out
 
 
+def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(output, monkeypatch):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+    step, calls = training.Optimization.step, []
+
+    def dying(self, *args):
+        result = step(self, *args)
+        calls.append(args)
+        if len(calls) == 2:  # the weights have changed, the step is not counted yet
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+        return result
+
+    monkeypatch.setattr(training.Optimization, "step", dying)
+    assert same(trained(output), alone)
+
+
 def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(output, tmp_path, monkeypatch):
     undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
     with pytest.raises(Stopped):
