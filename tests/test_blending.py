@@ -383,6 +383,11 @@ def test_a_submission_that_cannot_be_made_leaves_the_earlier_one(two_runs, tmp_p
     shutil.copytree(two_runs, output)
     run_stage("04_submit.py", "--run", "one", "--output", output, "--workers", 0)
     before = artifacts.submission(output, "one").read_bytes()
+    (tmp_path / "other.csv").write_text("ImageId,EncodedPixels\nunheard-of,-1\n")
+    other = ["--sample-submission", tmp_path / "other.csv"]
+    with pytest.raises(BadInput, match="unheard-of: no prediction"):
+        run_stage("04_submit.py", "--run", "one", *other, "--output", output, "--workers", 0)
+    assert artifacts.submission(output, "one").read_bytes() == before
     next((output / "runs" / "one" / "oof").iterdir()).unlink()
     with pytest.raises(BadInput, match="is not the map"):
         run_stage("04_submit.py", "--run", "one", "--overwrite", "--output", output, "--workers", 0)
