@@ -232,7 +232,7 @@ def test_the_real_patients_file_has_6171_people(real_data):
 def test_the_submission_keeps_the_samples_own_header_and_order(tmp_path, header):
     sample = labels.read_sample(write_lines(tmp_path / "sample.csv", [header, "b,-1", "a,-1", "b,-1"]))
     submission.write(tmp_path / "submission.csv", sample, {"a": "-1", "b": "0 3"})
-    assert (tmp_path / "submission.csv").read_text() == f"{header}\nb,0 3\na,-1\n"
+    assert (tmp_path / "submission.csv").read_bytes() == f"{header}\nb,0 3\na,-1\n".encode()
 
 
 def test_a_submission_that_does_not_read_back_as_it_was_written_is_never_there(tmp_path, monkeypatch):
