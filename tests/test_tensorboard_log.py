@@ -1,6 +1,7 @@
 """TensorBoard's own reader finds a fold's history and pictures, each epoch once."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ def test_a_log_that_goes_on_after_a_kill_shows_each_epoch_once_with_its_last_num
     for epoch in (1, 2, 3):
         log_epoch(killed, epoch, train_loss=9.0)
     old = {one.step: one.encoded_image_string for one in pictures(events(tmp_path))}
+    time.sleep(1)  # files are read in the order of their names, which begin with the second
     log = TensorBoardLog(tmp_path, finished_epochs=finished)
     for epoch in range(finished + 1, 5):
         log_epoch(log, epoch, train_loss=1.0, p_pixel=1.0)

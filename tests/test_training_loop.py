@@ -622,6 +622,7 @@ def test_workers_that_die_twice_end_the_run_with_what_to_do(output, tmp_path, mo
 
 
 def test_a_signal_is_noted_and_a_second_one_ends_the_process():
+    before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         assert not stop.is_due()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -633,7 +634,7 @@ def test_a_signal_is_noted_and_a_second_one_ends_the_process():
         stop.noted -= interruption.REPEATED_S
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_end_of_the_time_is_a_reason_to_stop_with_exit_code_0():
