@@ -8,7 +8,7 @@ import functools
 import hashlib
 import platform
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -333,13 +333,13 @@ def _account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> O
                 message = f"{image_id} differs from another id in case only: on some disks they share a file"
                 outcome.rejected.append({"source": twin["row"]["source"], "code": "BAD_ID", "message": message})
             continue
-        if len({records.sha256(path_of[twin["row"]["source"]]) for twin in twins} if len(twins) > 1 else [0]) == 1:
+        if len(twins) == 1 or same_contents([path_of[twin["row"]["source"]] for twin in twins]):
             outcome.rows.append(twins[0]["row"])
             outcome.colour += twins[0]["colour"]
             outcome.duplicates += len(twins) - 1
             continue
         for twin in twins:
-            message = f"{image_id} comes {len(twins)} times with different contents"
+            message = f"{image_id} comes {len(twins)} times, and not with the same contents"
             outcome.rejected.append({"source": twin["row"]["source"], "code": "DUPLICATE_ID", "message": message})
         if job.output is not None:
             artifacts.cached_image(job.output, job.size, image_id).unlink(missing_ok=True)
@@ -349,6 +349,14 @@ def _account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> O
     outcome.repeated_rows = job.listed.repeated
     outcome.missing = sorted(wanted - set(by_id) - rejected_names)
     return outcome
+
+
+def same_contents(paths: Sequence[Path]) -> bool:
+    """Whether all files hold the same bytes; not where one cannot be read any more."""
+    try:
+        return len({records.sha256(path) for path in paths}) == 1
+    except OSError:
+        return False
 
 
 def summary(outcome: Outcome) -> list[str]:

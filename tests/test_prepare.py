@@ -361,6 +361,15 @@ def test_two_files_of_one_id_with_different_contents_are_both_rejected(tmp_path)
         assert not list((tmp_path / "out" / "cache").rglob("a.png"))
 
 
+def test_a_copy_that_went_away_counts_as_another_file(tmp_path):
+    for name in ("one", "copy"):
+        (tmp_path / name).write_bytes(b"the same")
+    (tmp_path / "other").write_bytes(b"not the same")
+    assert prepare.same_contents([tmp_path / "one", tmp_path / "copy"])
+    assert not prepare.same_contents([tmp_path / "one", tmp_path / "other"])
+    assert not prepare.same_contents([tmp_path / "one", tmp_path / "gone"])
+
+
 def test_where_file_name_and_uid_disagree_the_listed_one_names_the_image(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     write_dicom(folder / "a.dcm", noise(1), SOPInstanceUID="1.2.3")
