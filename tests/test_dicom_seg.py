@@ -232,7 +232,13 @@ def test_names_in_any_character_set_arrive_as_they_were(tmp_path, charset, name)
 
 
 @pytest.mark.parametrize(
-    "tags, reason", [({"SOPClassUID": None}, "no SOPClassUID"), ({"SOPClassUID": "1.2.3"}, "1.2.3")]
+    "tags, reason",
+    [
+        ({"SOPClassUID": None}, "no SOPClassUID"),
+        ({"SOPClassUID": "1.2.3"}, "of no class that DICOM knows"),
+        ({"SOPClassUID": "Doe^Jane"}, "of no class that DICOM knows"),
+        ({"SOPClassUID": [CR_IMAGE, "Doe^Jane"]}, "of no class that DICOM knows"),
+    ],
 )
 def test_a_source_that_cannot_be_referred_to_is_refused_with_the_reason(tmp_path, tags, reason):
     with pytest.raises(dicom_seg.Refused, match=reason) as caught:
