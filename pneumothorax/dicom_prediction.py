@@ -5,6 +5,7 @@ that stage 04 settled. Batches are cut from the list of files, not from what is 
 that was killed and started again are those of an undisturbed one.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,13 +123,12 @@ def predict(listed: Listed, task: Task, load: Callable[[], Sequence[Predictor]])
     """
     for kind in (artifacts.dicom_overlay, artifacts.dicom_mask, artifacts.dicom_segmentation):
         atomic.sweep((task.folder / kind("x")).parent)
-    networks: Sequence[Predictor] = ()
+    networks = functools.cache(load)
     rows = []
     with Journal(artifacts.dicom_journal(task.folder)) as journal, tqdm(total=len(listed.files), unit="image") as bar:
         for start in range(0, len(listed.files), task.batch_size):
             batch = listed.files[start : start + task.batch_size]
             if not all(_is_done(journal.entries.get(file.image_id), task, file) for file in batch):
-                networks = networks or load()
                 _predict_batch(batch, networks, task, listed, journal)
             for file in batch:
                 entry = journal.entries.get(file.image_id)
@@ -176,7 +176,11 @@ def stored_maps(
 
 
 def _predict_batch(
-    batch: Sequence[DicomFile], networks: Sequence[Predictor], task: Task, listed: Listed, journal: Journal
+    batch: Sequence[DicomFile],
+    networks: Callable[[], Sequence[Predictor]],
+    task: Task,
+    listed: Listed,
+    journal: Journal,
 ) -> None:
     images = []
     for file in batch:
@@ -184,10 +188,10 @@ def _predict_batch(
             images.append(_decode(file))
         except dicom.Rejected as error:
             listed.reject(file.source, error.code, str(error))
-    if not images:
-        return
+    if all(_is_done(journal.entries.get(image.file.image_id), task, image.file) for image in images):
+        return  # what cannot be decoded is tried each time: another decoder may be installed today
     settled, films = task.settled, [image.pixels for image in images]
-    maps, scores = stored_maps(films, networks, settled.cache_size, task.device, bf16=task.bf16)
+    maps, scores = stored_maps(films, networks(), settled.cache_size, task.device, bf16=task.bf16)
     for image, stored, p in zip(images, maps, settled.calibration(scores).tolist(), strict=True):
         mask = postprocess.mask(stored, settled.triplet, image.pixels.shape, p)
         files, refused = _files(image, mask, task)

@@ -340,6 +340,25 @@ def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(tin
     assert results(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
 
 
+def test_a_film_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_that_can_does(
+    tiny, tmp_path, monkeypatch
+):
+    _, output = tiny
+    folder = tmp_path / "in"
+    film(folder, "a", 1)
+    film(folder, "b", 2, PhotometricInterpretation="HSV")
+    with pytest.raises(BadInput, match="1 of 2 files rejected"):
+        predict(output, folder, tmp_path / "to")
+    with monkeypatch.context() as asleep:
+        asleep.setattr(prediction, "probabilities", None)
+        with pytest.raises(BadInput, match="1 of 2 files rejected"):
+            predict(output, folder, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a"]
+    film(folder, "b", 2)
+    predict(output, folder, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
+
+
 def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
     made, output = tiny
     command = (output, made.folder / "stage_2_images", tmp_path / "to", "--dicom-seg", "--batch-size", 2)
