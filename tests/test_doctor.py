@@ -46,6 +46,7 @@ def test_the_real_files_positives_are_named_for_what_they_are(real_data, tmp_pat
     verify(real_data / "siim", tmp_path)
     printed = capsys.readouterr().out
     assert "sizes: 90 1024 x 1024" in printed
+    assert printed.endswith("90 files checked, nothing written\n")
     assert not (tmp_path / "out").exists()
 
 
