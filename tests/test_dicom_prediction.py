@@ -21,6 +21,7 @@ from pneumothorax import (
     dicom_files,
     dicom_prediction,
     discovery,
+    journal,
     png,
     postprocess,
     precision,
@@ -402,6 +403,23 @@ def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_e
     assert {path.name for path in (folder / "masks").iterdir()} == {"second.png", "mine.png"}
 
 
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+@pytest.mark.parametrize(
+    "entry", [{}, {"key": "another version's"}, {"files": {"../outside": "", "masks/old.png": ""}}]
+)
+def test_a_journal_of_another_version_is_no_hindrance_and_removes_nothing_outside(tiny, tmp_path, entry, flags):
+    made, output = tiny
+    (tmp_path / "outside").write_text("not ours")
+    (tmp_path / "to" / "masks").mkdir(parents=True)
+    (tmp_path / "to" / "masks" / "old.png").write_text("an earlier result")
+    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as earlier:
+        earlier.append(made.test_ids[0], entry)
+    predict(output, made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm", tmp_path / "to", *flags)
+    assert list(rows_of(tmp_path / "to").index) == [made.test_ids[0]]
+    assert (tmp_path / "outside").exists()
+    assert (tmp_path / "to" / "masks" / "old.png").exists() == ("files" not in entry)
+
+
 def test_a_folder_in_use_is_left_alone(tiny, tmp_path):
     _, output = tiny
     path = film(tmp_path / "in", "a")
@@ -477,6 +495,8 @@ def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message
         (["--dicom-seg"], "goes with --dicom"),
         (["--dicom", "films", "--to", "there", "--fold", "0"], "--fold and --split"),
         (["--dicom", "films", "--to", "there", "--split", "oof"], "--fold and --split"),
+        (["--dicom", "films", "--to", ""], "--to: is empty"),
+        (["--dicom", "", "--to", "there"], "--dicom: is empty"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(capsys, flags, message):

@@ -306,6 +306,8 @@ def test_the_lock_is_free_again_after_an_error(tmp_path):
         (OutputLocked("held"), 4, "error: held"),
         (KeyboardInterrupt(), 130, "same command again"),
         (OSError(errno.ENOSPC, "No space", "a.png"), 1, "the disk is full (a.png)"),
+        (OSError(errno.EISDIR, "Is a directory", ".a.tmp", None, "a.csv"), 3, "error: a.csv: Is a directory"),
+        (OSError(errno.EEXIST, "File exists", "overlays"), 3, "error: overlays: File exists"),
     ],
 )
 def test_exit_codes(error, code, said, capsys):
