@@ -64,6 +64,12 @@ def test_weights_are_recovered_where_they_are_known(weights):
     assert blending.fit(constructed(60, weights, seed=1)) == pytest.approx(weights)
 
 
+def test_candidates_are_the_fitted_weights_equal_ones_and_each_run_alone_without_repetition():
+    equal, first, second = (0.5, 0.5), (1.0, 0.0), (0.0, 1.0)
+    assert blending.candidates(constructed(60, (0.3, 0.7), seed=1)) == [pytest.approx((0.3, 0.7)), equal, first, second]
+    assert blending.candidates(constructed(60, (0.0, 1.0), seed=1)) == [second, equal, first]
+
+
 def test_equal_runs_get_equal_weights():
     rng = np.random.default_rng(2)
     stored, truth = rng.integers(0, 256, (32, 32), dtype=np.uint8), disc(32, 10, 10, 6)

@@ -191,6 +191,8 @@ def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal
     assert made.StudyInstanceUID.is_valid
     assert series.SeriesInstanceUID.is_valid
     assert len({made.StudyInstanceUID, made.SeriesInstanceUID, series.SeriesInstanceUID, made.SOPInstanceUID}) == 4
+    other = read(encoded(film(tmp_path, "ID_052daf675", StudyInstanceUID="", SeriesInstanceUID="", PatientID="")))
+    assert other.StudyInstanceUID != made.StudyInstanceUID  # two films without a study are not of one study
 
 
 @pytest.mark.parametrize(
