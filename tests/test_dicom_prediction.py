@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -22,6 +23,7 @@ from pneumothorax import (
     dicom_prediction,
     discovery,
     journal,
+    lineage,
     png,
     postprocess,
     precision,
@@ -378,6 +380,48 @@ def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, 
     (tmp_path / "to" / "masks" / ".x.png.0.tmp").write_bytes(b"half")
     predict(*command)
     assert results(tmp_path / "to") == undisturbed
+
+
+def test_results_are_made_again_when_anything_that_they_are_made_from_changes(tiny, tmp_path, monkeypatch):
+    _, output = tiny
+    settled = dicom_prediction.settled(output, "tiny")
+    task = dicom_prediction.Task(tmp_path, settled, False, 2, CPU, False)
+    file = dicom_files.DicomFile(tmp_path / "a", "a", "a", "hash")
+    keys = {
+        task.key(file),
+        task.key(replace(file, source="b/a")),
+        task.key(replace(file, sha256="other")),
+        replace(task, bf16=True).key(file),
+        replace(task, with_segmentation=True).key(file),
+        replace(task, settled=replace(settled, version="other")).key(file),
+    }
+    assert len(keys) == 6
+    assert replace(task, batch_size=3).key(file) in keys
+
+    body, prepared = lineage.submitted(output, "tiny"), lineage.prepared(output)
+    predicted = records.read(output, artifacts.predicted("tiny"))
+    monkeypatch.setattr(lineage, "submitted", lambda *_: body)
+    monkeypatch.setattr(lineage, "prepared", lambda *_: prepared)
+    read = records.read
+    monkeypatch.setattr(
+        records, "read", lambda *at: predicted if at[1].path.endswith("predictions.json") else read(*at)
+    )
+    assert dicom_prediction.settled(output, "tiny").version == settled.version
+    versions = {settled.version}
+    for change in (
+        {"body": {**body, "final": {**body["final"], "top": 0.987, "bottom": 0.1}}},
+        {"body": {**body, "calibration": {"final": {"slope": 9.0, "intercept": 1.0}}}},
+        {"prepared": {**prepared, "settings": {"size": 77}}},
+        {"predicted": {**predicted, "inputs": dict.fromkeys(predicted["inputs"], "other")}},
+    ):
+        monkeypatch.setattr(lineage, "submitted", lambda *_, now=change: now.get("body", body))
+        monkeypatch.setattr(lineage, "prepared", lambda *_, now=change: now.get("prepared", prepared))
+        stored = change.get("predicted", predicted)
+        monkeypatch.setattr(
+            records, "read", lambda *at, now=stored: now if at[1].path.endswith("predictions.json") else read(*at)
+        )
+        versions.add(dicom_prediction.settled(output, "tiny").version)
+    assert len(versions) == 5
 
 
 def test_without_the_flag_no_object_of_an_earlier_result_is_left(tiny, tmp_path):
