@@ -61,6 +61,7 @@ def main(argv=None):
         outcome = prepare.prepare(found, args.input, job, engine=Engine(args.workers, args.scheduler))
         print(*doctor.report(outcome.rows, outcome.rejected), sep="\n")
         finish(args, outcome, files)
+        print(f"{files} files checked, nothing written")
         return
     with stage.lock(args.output, "00_prepare_data") as holder:
         stage.check_room(args.output, prepare.bytes_needed(found, job, args.output))

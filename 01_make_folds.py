@@ -59,7 +59,7 @@ def main(argv=None):
         outputs = [artifacts.FOLDS.path]
         records.write(args.output, artifacts.FOLDED, settings=settings, inputs=inputs, outputs=outputs, **facts)
 
-    print(summary.to_string())
+    print(f"{summary.to_string()}\n(negative and the quarters of the masks' area in percent of the fold's images)")
     n_groups = len(set(folds.groups(train)))
     print(f"patients in more than one fold: 0 of {n_groups}; identical images: 0")
     if not args.patients and n_groups > 0.9 * len(table):

@@ -81,10 +81,12 @@ def parse_args(argv=None):
         parser.error("give --run or --runs")
     if args.runs and len(args.runs) > 1 and not args.name:
         parser.error("a blend needs a --name")
+    if args.name is not None:
+        stage.check_name(parser, "--name", args.name)
+    flag_of_run = "--runs" if args.runs else "--run"
     settle(args)
     for run in args.runs:
-        stage.check_name(parser, "--run", run)
-    stage.check_name(parser, "--name", args.name)
+        stage.check_name(parser, flag_of_run, run)
     return args
 
 
@@ -201,10 +203,7 @@ def report(args: argparse.Namespace, grid: Grid) -> None:
     record = records.read(args.output, artifacts.submitted(args.name))
     both, nothing = by_row.loc["all"], by_row.loc["nothing predicted"]
     if len(args.runs) > 1:
-        print(
-            "weights: "
-            + ", ".join(f"{run} {w:g}" for run, w in zip(args.runs, record["weights"]["final"], strict=True))
-        )
+        print(*blending.told(list(args.runs), record["weights"]), sep="\n")
     print(f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}")
     if "gain" in record:
         print(gain.sentence(record["gain"]))

@@ -10,7 +10,7 @@ weights by that measure need not be the best by Dice: they are candidates beside
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -96,6 +96,20 @@ def candidates(found: Sequence[Moments]) -> list[Weights]:
 def alone(run: int, n_runs: int) -> Weights:
     """One run's maps as they are."""
     return tuple(float(number == run) for number in range(n_runs))
+
+
+def told(runs: Sequence[str], weights: Mapping[str, Sequence[float]]) -> list[str]:
+    """For the terminal.
+
+    Args:
+        weights: by the fold that they score, "final" for the test images.
+    """
+    texts = {what: ", ".join(f"{run} {w:g}" for run, w in zip(runs, own, strict=True)) for what, own in weights.items()}
+    final = texts.pop("final")
+    if set(texts.values()) <= {final}:
+        return [f"weights: {final}"]
+    scoring = "; ".join(f"fold {fold}: {texts[fold]}" for fold in sorted(texts, key=int))
+    return [f"weights for the test images: {final}", f"weights that the scores rest on: {scoring}"]
 
 
 def _simplex(n_runs: int) -> np.ndarray:

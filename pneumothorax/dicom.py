@@ -131,13 +131,15 @@ def whole_header(path: Path) -> pydicom.Dataset:
 
 def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
     """(square millimetres of a pixel, the tag that says so); (None, "") where no tag does."""
-    for name in SPACINGS:
-        try:
-            height, width = (float(value) for value in dataset.get(name) or ())
-        except Exception:  # noqa: S112 (no numbers, or not two of them: as good as none)
-            continue
-        if 0 < height < math.inf and 0 < width < math.inf:
-            return height * width, name
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")  # values are converted when they are asked for, and odd ones quoted
+        for name in SPACINGS:
+            try:
+                height, width = (float(value) for value in dataset.get(name) or ())
+            except Exception:  # noqa: S112 (no numbers, or not two of them: as good as none)
+                continue
+            if 0 < height < math.inf and 0 < width < math.inf:
+                return height * width, name
     return None, ""
 
 
@@ -250,7 +252,10 @@ def _code_of_lack(dataset: pydicom.Dataset) -> str:
 
 
 def short_error(error: Exception) -> str:
-    """An error's kind and first line without what it quotes: file contents (PatientID!) must not reach logs."""
+    """An error's kind and first line without what it quotes: file contents (PatientID!) must not reach logs.
+
+    From the first quotation mark to the last: the quoted text may hold some itself.
+    """
     lines = str(error).splitlines() or [""]
-    unquoted = re.sub(r"""(['"]).*?(?:\1|$)""", "'...'", lines[0])
+    unquoted = re.sub(r"""['"](.*['"]|.*$)""", "'...'", lines[0])
     return f"{type(error).__name__}: {unquoted[:120]}".rstrip(": ")

@@ -15,8 +15,10 @@ NOTICE = "research software, not a medical device: nothing here is a diagnosis"
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--dicom", type=Path, metavar="PATH", help="predict this DICOM file, or all in this folder at any depth")
-    flag("--to", type=Path, metavar="FOLDER", help="where the results of --dicom go")
+    flag(
+        "--dicom", type=stage.place, metavar="PATH", help="predict this DICOM file, or all in this folder at any depth"
+    )
+    flag("--to", type=stage.place, metavar="FOLDER", help="where the results of --dicom go")
     flag("--dicom-seg", action="store_true", help="with --dicom, also write DICOM Segmentation objects")
 
 

@@ -5,8 +5,9 @@ that stage 04 settled. Batches are cut from the list of files, not from what is 
 that was killed and started again are those of an undisturbed one.
 """
 
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,17 +123,16 @@ def predict(listed: Listed, task: Task, load: Callable[[], Sequence[Predictor]])
     """
     for kind in (artifacts.dicom_overlay, artifacts.dicom_mask, artifacts.dicom_segmentation):
         atomic.sweep((task.folder / kind("x")).parent)
-    networks: Sequence[Predictor] = ()
+    networks = functools.cache(load)
     rows = []
     with Journal(artifacts.dicom_journal(task.folder)) as journal, tqdm(total=len(listed.files), unit="image") as bar:
         for start in range(0, len(listed.files), task.batch_size):
             batch = listed.files[start : start + task.batch_size]
             if not all(_is_done(journal.entries.get(file.image_id), task, file) for file in batch):
-                networks = networks or load()
                 _predict_batch(batch, networks, task, listed, journal)
             for file in batch:
                 entry = journal.entries.get(file.image_id)
-                if entry and entry["key"] == task.key(file):
+                if entry and entry.get("key") == task.key(file):
                     rows.append(entry["row"])
                     if entry["refused"]:
                         listed.reject(file.source, "BAD_HEADER", f"no segmentation object: {entry['refused']}")
@@ -144,10 +144,15 @@ def forget(folder: Path) -> None:
     """Remove the results that earlier calls wrote to the folder, and nothing else."""
     with Journal(artifacts.dicom_journal(folder)) as journal:
         for entry in journal.entries.values():
-            for name in entry["files"]:
-                if (folder / name).resolve().is_relative_to(folder.resolve()):
-                    (folder / name).unlink(missing_ok=True)
+            _remove(folder, entry.get("files", ()))
     artifacts.dicom_journal(folder).unlink()
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Files of the folder, by the names in its journal: whatever stands there, nothing outside is touched."""
+    for name in names:
+        if (folder / name).resolve().is_relative_to(folder.resolve()):
+            (folder / name).unlink(missing_ok=True)
 
 
 def of_earlier_calls(folder: Path, listed: Listed) -> int:
@@ -176,7 +181,11 @@ def stored_maps(
 
 
 def _predict_batch(
-    batch: Sequence[DicomFile], networks: Sequence[Predictor], task: Task, listed: Listed, journal: Journal
+    batch: Sequence[DicomFile],
+    networks: Callable[[], Sequence[Predictor]],
+    task: Task,
+    listed: Listed,
+    journal: Journal,
 ) -> None:
     images = []
     for file in batch:
@@ -184,10 +193,10 @@ def _predict_batch(
             images.append(_decode(file))
         except dicom.Rejected as error:
             listed.reject(file.source, error.code, str(error))
-    if not images:
-        return
+    if all(_is_done(journal.entries.get(image.file.image_id), task, image.file) for image in images):
+        return  # what cannot be decoded is tried each time: another decoder may be installed today
     settled, films = task.settled, [image.pixels for image in images]
-    maps, scores = stored_maps(films, networks, settled.cache_size, task.device, bf16=task.bf16)
+    maps, scores = stored_maps(films, networks(), settled.cache_size, task.device, bf16=task.bf16)
     for image, stored, p in zip(images, maps, settled.calibration(scores).tolist(), strict=True):
         mask = postprocess.mask(stored, settled.triplet, image.pixels.shape, p)
         files, refused = _files(image, mask, task)
@@ -199,9 +208,8 @@ def _predict_batch(
             "refused": refused,
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
-        earlier = journal.entries.get(image.file.image_id, {"files": {}})
-        for name in set(earlier["files"]) - set(files):
-            (task.folder / name).unlink(missing_ok=True)
+        earlier = journal.entries.get(image.file.image_id, {}).get("files", ())
+        _remove(task.folder, set(earlier) - set(files))
         journal.append(image.file.image_id, entry)
 
 
@@ -251,7 +259,7 @@ def _row(image: Image, mask: np.ndarray, p_positive: float) -> Entry:
 
 
 def _is_done(entry: Entry | None, task: Task, file: DicomFile) -> bool:
-    if entry is None or entry["key"] != task.key(file):
+    if entry is None or entry.get("key") != task.key(file):
         return False
     paths = ((task.folder / name, digest) for name, digest in entry["files"].items())
     return all(path.is_file() and records.sha256(path) == digest for path, digest in paths)

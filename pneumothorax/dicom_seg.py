@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pydicom
 from pydicom.sr.coding import Code
-from pydicom.uid import generate_uid
+from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import DA, TM
 
 from pneumothorax import dicom
@@ -74,7 +74,7 @@ def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: st
             file = io.BytesIO()
             made.save_as(file, enforce_file_format=True)
         except Exception as error:  # the library's own, for whatever it stumbles over in the source
-            reason = f"of class {source.SOPClassUID.name} ({dicom.short_error(error)})"
+            reason = f"{_class(source)} ({dicom.short_error(error)})"
             raise Refused(f"highdicom cannot refer to this file, {reason}") from error
     return file.getvalue()
 
@@ -87,6 +87,13 @@ def _header(path: Path) -> pydicom.Dataset:
     if not source.get("SOPClassUID"):
         raise Refused("the file has no SOPClassUID to refer to")
     return source
+
+
+def _class(source: pydicom.Dataset) -> str:
+    """For a message: DICOM's own name of the class, and nothing of what else may stand there."""
+    uid = str(source.SOPClassUID)
+    name = UID(uid).name
+    return "of no class that DICOM knows" if name == uid else f"of class {name}"
 
 
 def _complete(source: pydicom.Dataset) -> None:

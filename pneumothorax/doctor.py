@@ -44,7 +44,7 @@ def missing_decoders() -> list[str]:
                 missing.append(syntax.name)
         except NotImplementedError:  # no image's
             continue
-    return [f"no decoder for {', '.join(missing)}: {INSTALL}"] if missing else []
+    return [f"no decoder for {', '.join(missing)}; should there be such files: {INSTALL}"] if missing else []
 
 
 def share_of_positives(train: list[Row]) -> list[str]:

@@ -66,9 +66,7 @@ def moments(image: Image) -> Moments:
 
 def mask_row(image: Image, rule: Rule) -> str:
     """The image's predicted mask as run lengths, decoded again here: RuntimeError when they are not the mask."""
-    return _row(
-        image, postprocess.mask(blending.blend(image.maps(), rule.weights), rule.triplet, image.shape, rule.p_positive)
-    )
+    return _row(image, _mask(image, image.maps(), rule))
 
 
 def compare(image: Image, rules: Sequence[Rule]) -> list[dict[str, Any]]:

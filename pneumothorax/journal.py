@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
             entry = json.loads(line)
             whole = entry.pop("checksum") == _checksum(entry)
             name = entry.pop("name")
-        except (ValueError, AttributeError, KeyError, TypeError):
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
             continue
         if whole:
             entries[name] = entry

@@ -91,9 +91,13 @@ def runs_of(output: Path, name: str) -> dict[str, float | None]:
 
 
 def settings_of(output: Path, name: str) -> dict[str, Any]:
-    """What a submission was made with; {} where there is none that can be read."""
+    """What a submission was made with; {} where there is none. Raises BadInput where that cannot be read any more."""
+    path = output / artifacts.submitted(name).path
+    if not path.exists():
+        return {}
     try:
         settings: dict[str, Any] = records.read(output, artifacts.submitted(name))["settings"]
-    except BadInput:
-        return {}
+    except BadInput as error:
+        again = f"python 04_submit.py --run RUN --name {name}, or --runs and the other flags it was made with"
+        raise BadInput(f"{path} is damaged and does not say what it was made of: {again}") from error
     return settings

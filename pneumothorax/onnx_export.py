@@ -17,11 +17,11 @@ from torch import nn
 
 from pneumothorax import artifacts, atomic, onnx_backend, png, postprocess, prediction, records
 from pneumothorax.dataset import to_network
+from pneumothorax.engine import INSTALL
 from pneumothorax.errors import BadInput
 from pneumothorax.onnx_backend import IMAGES, LOGITS, PIXELS, PRESENCE, PRESENCE_LOGITS, PROBABILITY
 from pneumothorax.prediction import Predictor
 
-INSTALL = "python -m pip install -r requirements-extra.txt"
 OPSET = 18  # the one the exporter is written for; runtimes since 2023 know it
 LARGEST_BYTES = 2**31 - 2**24  # of weights: protobuf's limit, less room for the nodes
 CHECKED_IMAGES = 3

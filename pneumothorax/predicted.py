@@ -1,7 +1,7 @@
 """The images that one or several runs predicted: their maps, checked by hash, and their labels."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
     shapes = zip(manifest["height"].tolist(), manifest["width"].tolist(), strict=True)
     shape_of = dict(zip(manifest["image_id"], shapes, strict=True))
     rows_of = artifacts.label_rows(output) if split == artifacts.OOF else {}
-    tables = [_table(output, run, split) for run in runs]
+    tables = [_table(output, run, split, shape_of) for run in runs]
     for run, table in zip(runs[1:], tables[1:], strict=True):
         _check_same(runs[0], tables[0], run, table)
     image_ids = tables[0].index.tolist()
@@ -83,9 +83,23 @@ def _read(path: Path, digest: str) -> np.ndarray:
     return png.decode(data, path)
 
 
-def _table(output: Path, run: str, split: str) -> pd.DataFrame:
-    table = artifacts.read_table(output, artifacts.predictions(run))
-    return table[table["split"] == split].set_index("image_id")
+def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.DataFrame:
+    """The run's rows of the split by image. Raises BadInput that lists those no mask can be made of."""
+    file = artifacts.predictions(run)
+    table = artifacts.read_table(output, file)
+    table = table[table["split"] == split].set_index("image_id")
+    score = table["p_presence"].fillna(table["p_max"])
+    faults = {
+        "is no image of the manifest": ~table.index.isin(list(known)),
+        "stands there twice": table.index.duplicated(),
+        "has no probability from 0 to 1": ~score.between(0, 1).to_numpy(),  # NaN is none
+    }
+    if split == artifacts.OOF:
+        faults["has no fold"] = (~(table["fold"] >= 0) | (table["fold"] % 1 != 0)).to_numpy()
+    problems = [f"{image_id} {fault}" for fault, wrong in faults.items() for image_id in table.index[wrong]]
+    if problems:
+        raise bad_list(f"{output / file.path} cannot be used: run {file.made_by} --overwrite", problems)
+    return table
 
 
 def _check_same(first: str, one: pd.DataFrame, second: str, other: pd.DataFrame) -> None:

@@ -67,7 +67,7 @@ def read(output: Path, record: Record) -> dict[str, Any]:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("seal") != seal(body):
             raise ValueError("the record is not what was written")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} is damaged: run {record.made_by} again") from error
     return body
 

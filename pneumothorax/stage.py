@@ -28,6 +28,7 @@ LARGEST_AREA = 1024 * 1024
 
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # a folder where a file belongs, and the like
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -72,6 +73,13 @@ def count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
     return value
+
+
+def place(text: str) -> Path:
+    """argparse type: a path that is not empty, as that of an unset variable is: it would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; the current folder is .")
+    return Path(text)
 
 
 def areas(text: str) -> tuple[int, ...]:
@@ -176,8 +184,8 @@ def exit_code(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; to go on, give the same command again")
     except OSError as error:
-        if error.errno in NO_RIGHT:
-            return _fail(BAD_INPUT, f"{error.filename or 'a file'}: {error.strerror}")
+        if error.errno in (*NO_RIGHT, *IN_THE_WAY):
+            return _fail(BAD_INPUT, f"{error.filename2 or error.filename or 'a file'}: {error.strerror}")
         if error.errno not in NO_ROOM:
             raise
         return _fail(

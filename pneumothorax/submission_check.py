@@ -97,8 +97,9 @@ def _check_ids(submitted: Submitted, sample: Sample) -> None:
 
 
 def _order(submitted: Submitted, sample: Sample) -> list[str]:
+    known = set(sample.image_ids)
     wanted = [image_id for image_id in sample.image_ids if image_id in submitted.lines]
-    there = [image_id for image_id in submitted.lines if image_id in set(wanted)]
+    there = [image_id for image_id in submitted.lines if image_id in known]
     pairs = zip(there, wanted, strict=True)
     first = next((image_id for image_id, other in pairs if image_id != other), None)
     if first is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pneumothorax import intervals, metrics, submission_file
-from pneumothorax.errors import bad_list
+from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.submission_file import Row
 
 LISTED = 20
@@ -43,6 +43,8 @@ def run(output: Path, first: Path, second: Path) -> None:
     problems += [f"{image_id}: only in {second}" for image_id in others if image_id not in rows]
     if problems:
         raise bad_list(f"{first} and {second} are of different images ({len(problems)} ids)", problems)
+    if not rows:
+        raise BadInput(f"{first} and {second} hold no image: there is nothing to compare")
     for line in describe(difference(rows, others)):
         print(line)
 

@@ -1,5 +1,6 @@
 """Anybody's submission CSV, read strictly: every row that is not legal, with its line, its id and the kind of fault."""
 
+import bisect
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,6 +56,11 @@ class Submitted:
     @property
     def positives(self) -> list[Row]:
         return [row for row in self.rows if row.mask.area_px]
+
+    def row_on(self, line: int) -> Row | None:
+        """The legal row of that line; `rows` stand in the order of their lines."""
+        at = bisect.bisect_left(self.rows, line, key=lambda row: row.line)
+        return self.rows[at] if at < len(self.rows) and self.rows[at].line == line else None
 
     def add(self, line: int, image_id: str, kind: str, message: str) -> None:
         self.problems.append(Problem(line, kind, f"line {line}, {image_id[:70]!r}: {message}"))
@@ -122,8 +128,9 @@ def _add_row(found: Submitted, line: int, image_id: str, text: str, *, shape: Sh
     """Judge a row and put it where it belongs; `first` is the first line with that id."""
     judged = submission_row.judge(image_id, text, shape)
     if first != line:
-        earlier = next((row for row in found.rows if row.line == first), None)
-        found.add(line, image_id, "repeated id", f"stands on line {first} already{_together(earlier, judged)}")
+        found.add(
+            line, image_id, "repeated id", f"stands on line {first} already{_together(found.row_on(first), judged)}"
+        )
     if judged.fault:
         found.add(line, image_id, judged.fault, judged.message)
         if judged.fault == submission_row.ABSOLUTE:

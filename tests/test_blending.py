@@ -64,6 +64,12 @@ def test_weights_are_recovered_where_they_are_known(weights):
     assert blending.fit(constructed(60, weights, seed=1)) == pytest.approx(weights)
 
 
+def test_candidates_are_the_fitted_weights_equal_ones_and_each_run_alone_without_repetition():
+    equal, first, second = (0.5, 0.5), (1.0, 0.0), (0.0, 1.0)
+    assert blending.candidates(constructed(60, (0.3, 0.7), seed=1)) == [pytest.approx((0.3, 0.7)), equal, first, second]
+    assert blending.candidates(constructed(60, (0.0, 1.0), seed=1)) == [second, equal, first]
+
+
 def test_equal_runs_get_equal_weights():
     rng = np.random.default_rng(2)
     stored, truth = rng.integers(0, 256, (32, 32), dtype=np.uint8), disc(32, 10, 10, 6)
@@ -349,6 +355,26 @@ def test_flags_that_make_no_sense_are_usage_errors(two_runs, flags):
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize(
+    "flags, named",
+    [(["--name", "../x"], "--name"), (["--run", "../x"], "--run"), (["--runs", "one,../x", "--name", "x"], "--runs")],
+)
+def test_the_flag_whose_name_is_no_name_is_told(two_runs, capsys, flags, named):
+    with pytest.raises(SystemExit):
+        run_stage("04_submit.py", *flags, "--output", two_runs)
+    assert f"error: {named} must be" in capsys.readouterr().err
+
+
+def test_weights_are_told_for_what_they_are_used_for():
+    assert blending.told(["a", "b"], {"0": [0.5, 0.5], "final": [0.5, 0.5], "1": [0.5, 0.5]}) == [
+        "weights: a 0.5, b 0.5"
+    ]
+    assert blending.told(["a", "b"], {"10": [1.0, 0.0], "2": [0.25, 0.75], "final": [0.0, 1.0]}) == [
+        "weights for the test images: a 0, b 1",
+        "weights that the scores rest on: fold 2: a 0.25, b 0.75; fold 10: a 1, b 0",
+    ]
+
+
 def test_the_order_in_which_runs_are_named_changes_nothing(two_runs, capsys):
     shared = ["--output", two_runs, "--workers", 0]
     run_stage("04_submit.py", "--runs", "twin=0.2,one=0.8", "--name", "order", *shared)
@@ -417,13 +443,52 @@ def test_maps_are_matched_by_image_and_refused_from_other_folds_or_of_more_image
     found = predicted.read(output, ["one", "twin"], artifacts.OOF)
     digests = frame.set_index("image_id")["sha256"]
     assert all(image.stored[1].sha256 == digests[image.image_id] for image in found.images)
+    artifacts.write_table(output, artifacts.predictions("twin"), frame)
     with pytest.raises(BadInput, match="predicted in other folds"):
-        edited(output, "twin", fold=1 - frame["fold"])
+        edited(output, "twin", fold=(frame["fold"] + 1) % 3)
         predicted.read(output, ["one", "twin"], artifacts.OOF)
     artifacts.write_table(output, artifacts.predictions("twin"), frame)
     artifacts.write_table(output, artifacts.predictions("one"), frame.iloc[1:])
     with pytest.raises(BadInput, match="predicted by twin only"):
         predicted.read(output, ["one", "twin"], artifacts.OOF)
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"p_max": "", "p_presence": ""}, "has no probability from 0 to 1"),
+        ({"p_max": "1.5"}, "has no probability from 0 to 1"),
+        ({"p_presence": "-0.1"}, "has no probability from 0 to 1"),
+        ({"p_presence": "inf"}, "has no probability from 0 to 1"),
+        ({"image_id": "other"}, "other is no image of the manifest"),
+        ({"fold": ""}, "has no fold"),
+        ({"fold": "0.5"}, "has no fold"),
+        ({}, "stands there twice"),
+    ],
+)
+def test_rows_that_no_mask_can_be_made_of_are_listed(two_runs, tmp_path, change, problem):
+    shutil.copytree(two_runs, tmp_path / "output")
+    path = tmp_path / "output" / artifacts.predictions("one").path
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    row = frame[frame["split"] == "oof"].iloc[:1].assign(**change)
+    (frame.iloc[1:] if change else frame).to_csv(path, index=False)
+    row.to_csv(path, index=False, header=False, mode="a")
+    with pytest.raises(BadInput, match=rf"03_predict\.py --run one --overwrite\n  .*{problem}$"):
+        predicted.read(tmp_path / "output", ["one"], artifacts.OOF)
+
+
+def test_a_damaged_record_of_a_blend_does_not_make_it_a_run(two_runs, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(two_runs, output)
+    blend = ["--runs", "one=0.4,twin=0.6", "--name", "torn", "--output", output, "--workers", 0]
+    run_stage("04_submit.py", *blend)
+    path = output / artifacts.submitted("torn").path
+    before = path.read_bytes()
+    path.write_bytes(before[:500])
+    with pytest.raises(BadInput, match=r"postprocess\.json is damaged(?s:.)*--runs"):
+        run_stage("04_submit.py", "--name", "torn", "--output", output, "--workers", 0)
+    run_stage("04_submit.py", *blend)
+    assert path.read_bytes() == before
 
 
 def test_an_edited_record_is_noticed(two_runs, tmp_path, capsys):

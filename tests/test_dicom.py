@@ -642,6 +642,25 @@ def test_what_stands_where_the_number_of_frames_should_is_not_quoted(tmp_path):
     assert "Planted" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "value", ["Planted^Name", "O'Planted", 'O\'Planted "Planted" Planted', 'A" Planted', "\nPlanted'"]
+)
+def test_no_value_that_a_library_quotes_stands_in_a_message_whatever_its_own_quotation_marks(value):
+    for quoted in (repr(value), f"'{value}'", f'"{value}" of the wrong kind'):
+        told = dicom.short_error(ValueError(f"could not convert {quoted}"))
+        assert told.startswith("ValueError: could not convert '...'") and "lanted" not in told
+
+
+def test_a_spacing_that_is_no_number_is_unknown_and_not_told(tmp_path, recwarn):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, PatientID="Doe^Jane^Of^A^Long^Name")
+    path.write_bytes(path.read_bytes().replace(b"\x10\x00\x20\x00LO", b"\x28\x00\x30\x00DS"))
+    recwarn.clear()
+    _, dataset = dicom.open_header(path)
+    assert "PixelSpacing" in dataset
+    assert dicom.pixel_area_mm2(dataset) == (None, "")
+    assert recwarn.list == []
+
+
 def test_a_disc_keeps_its_place(tmp_path):
     mask = disc(64, 20, 40, 8)
     read = dicom.read(write_dicom(tmp_path / "a.dcm", mask * np.uint8(200)))

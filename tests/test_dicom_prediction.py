@@ -4,6 +4,7 @@ import json
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -22,6 +23,7 @@ from pneumothorax import (
     dicom_prediction,
     discovery,
     journal,
+    lineage,
     png,
     postprocess,
     precision,
@@ -341,6 +343,25 @@ def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(tin
     assert results(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
 
 
+def test_a_film_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_that_can_does(
+    tiny, tmp_path, monkeypatch
+):
+    _, output = tiny
+    folder = tmp_path / "in"
+    film(folder, "a", 1)
+    film(folder, "b", 2, PhotometricInterpretation="HSV")
+    with pytest.raises(BadInput, match="1 of 2 files rejected"):
+        predict(output, folder, tmp_path / "to")
+    with monkeypatch.context() as asleep:
+        asleep.setattr(prediction, "probabilities", None)
+        with pytest.raises(BadInput, match="1 of 2 files rejected"):
+            predict(output, folder, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a"]
+    film(folder, "b", 2)
+    predict(output, folder, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
+
+
 def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
     made, output = tiny
     command = (output, made.folder / "stage_2_images", tmp_path / "to", "--dicom-seg", "--batch-size", 2)
@@ -359,6 +380,48 @@ def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, 
     (tmp_path / "to" / "masks" / ".x.png.0.tmp").write_bytes(b"half")
     predict(*command)
     assert results(tmp_path / "to") == undisturbed
+
+
+def test_results_are_made_again_when_anything_that_they_are_made_from_changes(tiny, tmp_path, monkeypatch):
+    _, output = tiny
+    settled = dicom_prediction.settled(output, "tiny")
+    task = dicom_prediction.Task(tmp_path, settled, False, 2, CPU, False)
+    file = dicom_files.DicomFile(tmp_path / "a", "a", "a", "hash")
+    keys = {
+        task.key(file),
+        task.key(replace(file, source="b/a")),
+        task.key(replace(file, sha256="other")),
+        replace(task, bf16=True).key(file),
+        replace(task, with_segmentation=True).key(file),
+        replace(task, settled=replace(settled, version="other")).key(file),
+    }
+    assert len(keys) == 6
+    assert replace(task, batch_size=3).key(file) in keys
+
+    body, prepared = lineage.submitted(output, "tiny"), lineage.prepared(output)
+    predicted = records.read(output, artifacts.predicted("tiny"))
+    monkeypatch.setattr(lineage, "submitted", lambda *_: body)
+    monkeypatch.setattr(lineage, "prepared", lambda *_: prepared)
+    read = records.read
+    monkeypatch.setattr(
+        records, "read", lambda *at: predicted if at[1].path.endswith("predictions.json") else read(*at)
+    )
+    assert dicom_prediction.settled(output, "tiny").version == settled.version
+    versions = {settled.version}
+    for change in (
+        {"body": {**body, "final": {**body["final"], "top": 0.987, "bottom": 0.1}}},
+        {"body": {**body, "calibration": {"final": {"slope": 9.0, "intercept": 1.0}}}},
+        {"prepared": {**prepared, "settings": {"size": 77}}},
+        {"predicted": {**predicted, "inputs": dict.fromkeys(predicted["inputs"], "other")}},
+    ):
+        monkeypatch.setattr(lineage, "submitted", lambda *_, now=change: now.get("body", body))
+        monkeypatch.setattr(lineage, "prepared", lambda *_, now=change: now.get("prepared", prepared))
+        stored = change.get("predicted", predicted)
+        monkeypatch.setattr(
+            records, "read", lambda *at, now=stored: now if at[1].path.endswith("predictions.json") else read(*at)
+        )
+        versions.add(dicom_prediction.settled(output, "tiny").version)
+    assert len(versions) == 5
 
 
 def test_without_the_flag_no_object_of_an_earlier_result_is_left(tiny, tmp_path):
@@ -402,6 +465,23 @@ def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(tiny, tm
     with pytest.raises(RuntimeError, match="do not decode to the mask"):
         predict(output, path, tmp_path / "to")
     assert not (tmp_path / "to" / artifacts.DICOM_PREDICTIONS.path).exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+@pytest.mark.parametrize(
+    "entry", [{}, {"key": "another version's"}, {"files": {"../outside": "", "masks/old.png": ""}}]
+)
+def test_a_journal_of_another_version_is_no_hindrance_and_removes_nothing_outside(tiny, tmp_path, entry, flags):
+    made, output = tiny
+    (tmp_path / "outside").write_text("not ours")
+    (tmp_path / "to" / "masks").mkdir(parents=True)
+    (tmp_path / "to" / "masks" / "old.png").write_text("an earlier result")
+    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as earlier:
+        earlier.append(made.test_ids[0], entry)
+    predict(output, made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm", tmp_path / "to", *flags)
+    assert list(rows_of(tmp_path / "to").index) == [made.test_ids[0]]
+    assert (tmp_path / "outside").exists()
+    assert (tmp_path / "to" / "masks" / "old.png").exists() == ("files" not in entry)
 
 
 def test_a_folder_in_use_is_left_alone(tiny, tmp_path):
@@ -479,6 +559,8 @@ def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message
         (["--dicom-seg"], "goes with --dicom"),
         (["--dicom", "films", "--to", "there", "--fold", "0"], "--fold and --split"),
         (["--dicom", "films", "--to", "there", "--split", "oof"], "--fold and --split"),
+        (["--dicom", "films", "--to", ""], "--to: is empty"),
+        (["--dicom", "", "--to", "there"], "--dicom: is empty"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(capsys, flags, message):

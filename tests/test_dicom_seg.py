@@ -191,6 +191,8 @@ def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal
     assert made.StudyInstanceUID.is_valid
     assert series.SeriesInstanceUID.is_valid
     assert len({made.StudyInstanceUID, made.SeriesInstanceUID, series.SeriesInstanceUID, made.SOPInstanceUID}) == 4
+    other = read(encoded(film(tmp_path, "ID_052daf675", StudyInstanceUID="", SeriesInstanceUID="", PatientID="")))
+    assert other.StudyInstanceUID != made.StudyInstanceUID  # two films without a study are not of one study
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,13 @@ def test_names_in_any_character_set_arrive_as_they_were(tmp_path, charset, name)
 
 
 @pytest.mark.parametrize(
-    "tags, reason", [({"SOPClassUID": None}, "no SOPClassUID"), ({"SOPClassUID": "1.2.3"}, "1.2.3")]
+    "tags, reason",
+    [
+        ({"SOPClassUID": None}, "no SOPClassUID"),
+        ({"SOPClassUID": "1.2.3"}, "of no class that DICOM knows"),
+        ({"SOPClassUID": "Doe^Jane"}, "of no class that DICOM knows"),
+        ({"SOPClassUID": [CR_IMAGE, "Doe^Jane"]}, "of no class that DICOM knows"),
+    ],
 )
 def test_a_source_that_cannot_be_referred_to_is_refused_with_the_reason(tmp_path, tags, reason):
     with pytest.raises(dicom_seg.Refused, match=reason) as caught:

@@ -46,6 +46,7 @@ def test_the_real_files_positives_are_named_for_what_they_are(real_data, tmp_pat
     verify(real_data / "siim", tmp_path)
     printed = capsys.readouterr().out
     assert "sizes: 90 1024 x 1024" in printed
+    assert printed.endswith("90 files checked, nothing written\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -86,4 +87,4 @@ def test_missing_decoders_are_named_with_the_command(monkeypatch, missing):
     lines = doctor.missing_decoders()
     assert len(lines) == len(missing)
     for line in lines:
-        assert line.startswith("no decoder for JPEG-LS Lossless Image Compression: python -m pip install")
+        assert line.startswith("no decoder for JPEG-LS Lossless Image Compression; should there be such files: python")

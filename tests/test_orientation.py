@@ -63,6 +63,17 @@ def test_a_few_masks_that_fit_upside_down_among_many_that_fit_in_no_reading_are_
     assert again.clear
 
 
+def test_one_mask_where_no_lung_is_does_not_outweigh_all_others():
+    rng = np.random.default_rng(0)
+    training = [as_mask(drawn(rng, 128)) for _ in range(60)]
+    right = [as_mask(drawn(rng, 128)) for _ in range(20)]
+    line = np.zeros((128, 128), np.uint8)
+    line[127, :] = 1
+    alone, beside = orientation.judge(right, training), orientation.judge([*right, as_mask(line)], training)
+    assert not beside.suspect
+    assert abs(beside.nats - alone.nats) < 1
+
+
 def test_too_few_masks_of_the_file_or_of_training_are_not_judged():
     masks = [as_mask(drawn(np.random.default_rng(0), 64))] * 50
     assert orientation.judge(masks[:9], masks) is None

@@ -133,7 +133,19 @@ def test_a_journal_line_with_a_flipped_byte_is_dropped(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"null", b"[1]", b"3", b'"text"', b"{}", b'{"key": 1}', b"\xff\xfe\x00", b'{"name": ["a"]}', b"{" * 20000],
+    [
+        b"",
+        b"null",
+        b"[1]",
+        b"3",
+        b'"text"',
+        b"{}",
+        b'{"key": 1}',
+        b"\xff\xfe\x00",
+        b'{"name": ["a"]}',
+        b"{" * 20000,
+        b"[" * 99999,
+    ],
 )
 def test_lines_that_are_no_entries_are_skipped(tmp_path, line):
     with journal.Journal(tmp_path / "j") as whole:
@@ -168,7 +180,7 @@ def test_a_missing_record_names_the_command(tmp_path):
         records.require(tmp_path, RECORD)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"settings": {}, "inputs": {}}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"settings": {}, "inputs": {}}', "\x00", "[" * 99999])
 def test_a_damaged_record_names_the_command(sealed, text):
     (sealed / "made.json").write_text(text)
     with pytest.raises(BadInput, match=r"damaged: run 00_made\.py again"):
@@ -336,6 +348,8 @@ def test_the_lock_is_free_again_after_an_error(tmp_path, monkeypatch):
         (PermissionError(errno.EACCES, "Permission denied", "a.png"), 3, "error: a.png: Permission denied"),
         (Stopped(0), 0, "to go on"),
         (Stopped(143), 143, "to go on"),
+        (OSError(errno.EISDIR, "Is a directory", ".a.tmp", None, "a.csv"), 3, "error: a.csv: Is a directory"),
+        (OSError(errno.EEXIST, "File exists", "overlays"), 3, "error: overlays: File exists"),
     ],
 )
 def test_exit_codes(error, code, said, capsys):

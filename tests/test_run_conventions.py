@@ -117,6 +117,12 @@ def test_a_mask_of_few_runs_is_of_no_size():
     assert run_conventions.encoded_height(runs(*eight), SHAPE) == 512
 
 
+def test_a_line_of_single_pixels_along_the_upper_edge_is_where_it_should_be():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[0, 10:40] = 1
+    assert run_conventions.too_low([Mask(edges(mask), (64, 64))] * 2) == ([], False)
+
+
 def test_one_mask_that_is_too_low_is_odd_and_two_are_clear():
     # Twelve or twenty-four columns of ten pixels, each from row 5 to the first pixel of the next column.
     wide, narrow = (

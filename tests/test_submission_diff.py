@@ -47,6 +47,12 @@ def test_the_difference_of_two_files_by_hand(diff, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_two_headers_alone_are_nothing_to_compare(diff):
+    code, lines, errors = diff(FIRST[:1], FIRST[:1])
+    assert (code, lines) == (3, [])
+    assert "hold no image" in errors
+
+
 def test_a_file_does_not_differ_from_itself(diff):
     code, lines, _ = diff(FIRST, FIRST)
     assert code == 0

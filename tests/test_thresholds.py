@@ -185,3 +185,11 @@ def test_the_surface_holds_every_triplets_score_on_all_images():
 
 def test_the_last_value_of_a_grid_is_named():
     assert thresholds.on_the_edge(Triplet(0.8, 3000, 0.6), GRID) == ["top threshold", "bottom threshold"]
+
+
+def test_scores_that_differ_by_rounding_alone_are_equal_and_the_earlier_thresholds_win():
+    grid = thresholds.Grid(tops=(0.5,), min_areas=(0,), bottoms=(0.2, 0.3))
+    search = thresholds.Search([thresholds.Profile(np.zeros(1), np.zeros((2, 1, 1)), 0.0)], grid)
+    for gained, bottom in ((1e-14, 0.2), (1e-6, 0.3)):
+        scores = np.array([0.5, 0.5 + gained]).reshape(1, 1, 2, 1, 1, 1)
+        assert search.choose(scores, grid)[0].bottom == bottom
