@@ -125,7 +125,8 @@ def main(argv=None):
             networks = [load(args, fold, device) for fold in folds]
         frame = prediction.predict_splits(networks, folds, rows, splits, source=source, keys=keys)
         distributed.on_main(seal, args, frame, same)
-        distributed.say(f"{len(frame)} maps: " + ", ".join(f"{len(rows[split])} {split}" for split in splits))
+        counts = ", ".join(f"{len(rows[split])} {split}" for split in splits)
+        distributed.say(f"{len(frame)} maps in {'bf16' if bf16 else 'fp32'}: {counts}")
         path = args.output / artifacts.predictions(args.run).path
         distributed.say(f"wrote {path} and {path.parent}/{{{','.join(splits)}}}")
         distributed.say(f"next: python 04_submit.py --run {args.run} --output {args.output}")

@@ -305,7 +305,7 @@ def threshold(name: str, value: float) -> str:
     """0.35 -> 0.35; whether holes are filled as a word"""
     if pd.isna(value):
         return ""
-    return ("filled" if value else "kept") if name == "fill_holes" else f"{value:g}"
+    return ("filled" if value else "kept") if name == "fill_holes" else f"{value:.7g}"
 
 
 def count(value: float) -> str:

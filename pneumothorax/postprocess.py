@@ -32,8 +32,8 @@ class Triplet:
 
     def described(self) -> str:
         """For the terminal."""
-        told = f"top {self.top:g}, minimum area {self.min_area:g}, bottom {self.bottom:g}"
-        told += f", parts below {self.min_component:g} pixels dropped" if self.min_component else ""
+        told = f"top {self.top:g}, minimum area {self.min_area:.7g}, bottom {self.bottom:g}"
+        told += f", parts below {self.min_component:.7g} pixels dropped" if self.min_component else ""
         told += ", holes filled" if self.fill_holes else ""
         return told + (f", images below {self.min_probability:g} empty" if self.min_probability else "")
 

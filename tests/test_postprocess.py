@@ -183,6 +183,7 @@ def test_holes_are_filled_before_small_parts_are_dropped():
 
 def test_thresholds_are_told_in_words():
     assert Triplet(0.7, 1500.0, 0.3).described() == "top 0.7, minimum area 1500, bottom 0.3"
+    assert "minimum area 1048576," in Triplet(0.7, 1048576.0, 0.3).described()  # to the pixel
     every = Triplet(0.7, 0, 0.3, 250, True, 0.4).described()
     assert every == (
         "top 0.7, minimum area 0, bottom 0.3, parts below 250 pixels dropped, holes filled, images below 0.4 empty"
