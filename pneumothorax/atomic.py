@@ -19,12 +19,11 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True, 
     does not match (the image cache: thousands of files, and a power cut costs only those).
     keep: where the file that was there before goes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     if sync:
         sweep(path.parent, path.name)
     try:
-        with open(temporary, "wb") as file:
+        with _create(temporary) as file:
             fill(file)
             file.flush()
             if sync:
@@ -35,6 +34,15 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True, 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _create(path: Path) -> BinaryIO:
+    """A new file, open for writing. Its folder is made where it is missing: to ask first costs at every file."""
+    try:
+        return open(path, "wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "wb")
 
 
 def sweep(folder: Path, name: str = "*") -> None:
