@@ -201,7 +201,7 @@ def report(args: argparse.Namespace, grid: Grid) -> None:
     """The numbers to check and what to do next."""
     by_row = artifacts.read_table(args.output, artifacts.cross_validation(args.name)).set_index("row")
     record = records.read(args.output, artifacts.submitted(args.name))
-    both, nothing = by_row.loc["all"], by_row.loc["nothing predicted"]
+    both, nothing = by_row.loc["all"], by_row.loc[artifacts.NOTHING]
     if len(args.runs) > 1:
         print(*blending.told(list(args.runs), record["weights"]), sep="\n")
     print(f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}")

@@ -10,9 +10,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./environment.sh
 make_environment requirements-dev.txt
 
-if [ "${1:-}" = --all ]; then
+if [ "${1:-}" = --all ]; then  # some of these are timed: one after the other, each with all cores
     shift
-    set -- -m "slow or not slow" "$@"
+    exec python -m pytest -m "slow or not slow" "$@"
 fi
 # Files are shared out to the cores, at most four; one thread per process, or they get in each other's way.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

@@ -54,6 +54,7 @@ SCORE_COLUMNS = (
 
 
 TRIPLET_COLUMNS = ("top", "min_area", "bottom", "min_component", "fill_holes", "min_probability")
+NOTHING, FINAL = "nothing predicted", "final thresholds"  # rows of a cross-validation table
 
 
 def _named_after(image_id: str, suffix: str) -> str:

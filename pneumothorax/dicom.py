@@ -18,6 +18,7 @@ import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset, read_preamble
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pneumothorax import pixels
@@ -189,7 +190,7 @@ def _inflated(data: bytes) -> bytes:
 def _header(dataset: pydicom.Dataset) -> Header:
     image_id = _text(dataset, "SOPInstanceUID")
     if not image_id:
-        raise Rejected(_code_of_lack(dataset), "no SOPInstanceUID")
+        raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), "no SOPInstanceUID")
     if not is_image_id(image_id):
         raise Rejected("BAD_ID", f"a SOPInstanceUID of {len(image_id)} characters that cannot name a file")
     height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
@@ -237,18 +238,18 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
     try:
         value = dataset.get(name)
     except Exception as error:  # a value of the wrong length, in a file cut short for one
-        raise Rejected(_code_of_lack(dataset), f"{name} cannot be read ({short_error(error)})") from error
+        raise Rejected(_code_of_lack(dataset, name), f"{name} cannot be read ({short_error(error)})") from error
     if not isinstance(value, int):
         message = f"no {name}" if value is None else f"{name} is no whole number"
-        raise Rejected(_code_of_lack(dataset), message)
+        raise Rejected(_code_of_lack(dataset, name), message)
     if value < 1:
         raise Rejected("BAD_HEADER", f"{name} is {value}")
     return value
 
 
-def _code_of_lack(dataset: pydicom.Dataset) -> str:
-    """Of a required tag that is not there, or not whole: a file that was cut before it has no pixels either."""
-    return "BAD_HEADER" if "PixelData" in dataset else "TRUNCATED"
+def _code_of_lack(dataset: pydicom.Dataset, name: str) -> str:
+    """Of a required tag that is not there, or not whole: a file that was cut there has nothing after it."""
+    return "TRUNCATED" if max(dataset.keys()) <= Tag(name) else "BAD_HEADER"
 
 
 def short_error(error: Exception) -> str:

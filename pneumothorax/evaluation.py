@@ -236,9 +236,9 @@ def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
     for name, aggregate in (("mean", per_fold[numbers].mean()), ("std", per_fold[numbers].std(ddof=1))):
         rows.append({"row": name, "images": len(images), "positives": int((images["true_px"] > 0).sum()), **aggregate})
     rows.append({**_scores("all", images), "naive_siim_dice": fitted.naive})
-    rows.append({"row": "final thresholds", **_counts(images), **_fields(fitted.final)})
-    rows.append(_nothing("nothing predicted", images))
-    rows.extend(_nothing(f"nothing predicted, fold {fold}", part) for fold, part in images.groupby("fold"))
+    rows.append({"row": artifacts.FINAL, **_counts(images), **_fields(fitted.final)})
+    rows.append(_nothing(artifacts.NOTHING, images))
+    rows.extend(_nothing(f"{artifacts.NOTHING}, fold {fold}", part) for fold, part in images.groupby("fold"))
     return pd.DataFrame(rows, columns=list(artifacts.cross_validation("").columns))
 
 

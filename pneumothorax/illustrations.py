@@ -78,7 +78,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
         {name: tables[name] for name in names} for tables in (found.roc, found.calibration, found.strata)
     )
     auc = {run.name: float(run.row("all")["auc"]) for run in runs}
-    nothing = float(runs[0].row(page.NOTHING)["siim_dice"])
+    nothing = float(runs[0].row(artifacts.NOTHING)["siim_dice"])
     by_fold = pd.DataFrame(
         [
             {"run": run.name, "fold": row["row"], "value": row["siim_dice"]}
@@ -121,9 +121,9 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
 
 
 def surface(album: Album, run: Run) -> page.Figure:
-    final = run.row(page.FINAL)
+    final = run.row(artifacts.FINAL)
     chosen = final["top"], final["min_area"], final["bottom"]
-    nothing = float(run.row(page.NOTHING)["siim_dice"])
+    nothing = float(run.row(artifacts.NOTHING)["siim_dice"])
     return album.curve(
         f"surface-{run.name}",
         lambda style: figures.threshold_surface(run.surface, chosen, style, run=run.name, nothing=nothing),

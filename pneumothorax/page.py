@@ -9,10 +9,9 @@ import jinja2
 import pandas as pd
 
 from pneumothorax import artifacts, gallery, metrics
+from pneumothorax.artifacts import FINAL, NOTHING
 
 MISSING = "–"
-NOTHING = "nothing predicted"
-FINAL = "final thresholds"
 LABELS = {
     "siim_dice": "SIIM Dice",
     "positive_dice": "Dice of positives",

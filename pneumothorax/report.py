@@ -75,7 +75,7 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
     images = artifacts.read_table(output, artifacts.out_of_fold(name))
     folds_used = sorted(set(images["fold"]))
     weights = _weights(output, name, runs)
-    used = [run for run in runs if weights[page.FINAL][run] > 0]  # what predicting the test images takes
+    used = [run for run in runs if weights[artifacts.FINAL][run] > 0]  # what predicting the test images takes
     trained = [records.read(output, artifacts.trained(run, fold)) for run in used for fold in folds_used]
     networks = [_network(output, run) for run in used]
     memory = [record["peak_memory_mib"] for record in trained if record.get("peak_memory_mib") is not None]
@@ -86,9 +86,7 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
         peak_memory_mib=max(memory, default=None),
         device=", ".join(sorted({record.get("device", "") for record in trained})),
     )
-    histories = [
-        artifacts.read_table(output, artifacts.history_table(run, fold)) for run in runs for fold in folds_used
-    ]
+    histories = [artifacts.read_table(output, artifacts.history_table(runs[0], fold)) for fold in folds_used]
     return Run(
         name=name,
         runs=runs,
@@ -110,7 +108,7 @@ def _weights(output: Path, name: str, runs: tuple[str, ...]) -> dict[str, dict[s
     try:
         found: dict[str, list[float]] = records.read(output, record)["weights"]
         folds = sorted(int(left_out) for left_out in found if left_out != "final")
-        rows = {**{f"fold {fold}": found[str(fold)] for fold in folds}, page.FINAL: found["final"]}
+        rows = {**{f"fold {fold}": found[str(fold)] for fold in folds}, artifacts.FINAL: found["final"]}
         return {row: dict(zip(runs, own, strict=True)) for row, own in rows.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
@@ -259,10 +257,10 @@ def grouping(patients: str) -> str:
 def terminal_table(runs: list[Run]) -> str:
     """The headline scores of every run as text, predicting nothing first."""
     header = ["run", "folds", *HEADLINES]
-    nothing = runs[0].row(page.NOTHING)
+    nothing = runs[0].row(artifacts.NOTHING)
     lines = [
         header,
-        [page.NOTHING, "", *("" if pd.isna(nothing[name]) else f"{nothing[name]:.4f}" for name in HEADLINES)],
+        [artifacts.NOTHING, "", *("" if pd.isna(nothing[name]) else f"{nothing[name]:.4f}" for name in HEADLINES)],
     ]
     for run in runs:
         mean, std = run.row("mean"), run.row("std")

@@ -41,9 +41,9 @@ def parser(manual: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_kaggle = KAGGLE_INPUT.is_dir()
     flag = made.add_argument
-    flag("--input", type=Path, default=KAGGLE_INPUT if on_kaggle else Path("input"), metavar="DIR",
+    flag("--input", type=place, default=KAGGLE_INPUT if on_kaggle else Path("input"), metavar="DIR",
          help="where raw data is read (default: %(default)s)")  # fmt: skip
-    flag("--output", type=Path, default=KAGGLE_WORKING if on_kaggle else Path("output"), metavar="DIR",
+    flag("--output", type=place, default=KAGGLE_WORKING if on_kaggle else Path("output"), metavar="DIR",
          help="folder that all stages share (default: %(default)s)")  # fmt: skip
     flag("--workers", type=count, default=joblib.cpu_count(), metavar="N",
          help="processes to use (default: the %(default)s cores this process may use)")  # fmt: skip

@@ -93,12 +93,12 @@ THRESHOLDS |= {"fill_holes": 1.0, "min_probability": 0.1}
 
 def run(name, start, **more):
     """A run whose scores are start, start + 0.01, ... in the order of the columns, the same in every row but `all`."""
-    names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", page.NOTHING]
-    names += [f"{page.NOTHING}, fold 0", f"{page.NOTHING}, fold 1"]
+    names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", artifacts.NOTHING]
+    names += [f"{artifacts.NOTHING}, fold 0", f"{artifacts.NOTHING}, fold 1"]
     rows = []
     for place, line in enumerate(names):
         scores = {score: start + place / 10000 + column / 100 for column, score in enumerate(artifacts.SCORE_COLUMNS)}
-        if line.startswith(page.NOTHING):
+        if line.startswith(artifacts.NOTHING):
             scores = dict.fromkeys(artifacts.SCORE_COLUMNS, 0.0) | {"siim_dice": 0.6 + place / 10000}
         if line == "final thresholds":
             scores = dict.fromkeys(artifacts.SCORE_COLUMNS, float("nan"))

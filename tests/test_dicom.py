@@ -386,6 +386,8 @@ def test_a_jpeg_cut_short_inside_a_whole_file_is_truncated(tmp_path, monkeypatch
         ({"PixelData": None}, "NO_PIXELS"),
         ({"Rows": None}, "BAD_HEADER"),
         ({"Columns": None}, "BAD_HEADER"),
+        # A report, say: what stands behind the place of Rows was not cut off.
+        ({"Rows": None, "Columns": None, "PixelData": None, "VerificationFlag": "VERIFIED"}, "BAD_HEADER"),
         ({"Rows": 0}, "BAD_HEADER"),
         ({"Columns": 0}, "BAD_HEADER"),
         ({"Rows": 17}, "TRUNCATED"),  # 17 x 16 bytes are needed, 256 are there

@@ -113,7 +113,7 @@ def test_nested_and_naive_thresholds_stand_side_by_side():
 
 
 def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
-    weights = {"fold 0": {"ica": 0.25, "unet": 0.75}, page.FINAL: {"ica": 1.0, "unet": 0.0}}
+    weights = {"fold 0": {"ica": 0.25, "unet": 0.75}, artifacts.FINAL: {"ica": 1.0, "unet": 0.0}}
     found = tables(runs=[report_samples.run("mixed", 0.8, weights=weights), report_samples.run("unet", 0.7)])
     assert found["Weights of mixed"] == [
         *(["run", "fold 0", "test images"], ["ica", "0.25", "1"], ["unet", "0.75", "0"]),

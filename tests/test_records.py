@@ -11,7 +11,7 @@ import textwrap
 import filelock
 import pandas as pd
 import pytest
-from conftest import ROOT, tiny_input
+from conftest import ROOT, run_stage, tiny_input
 
 from pneumothorax import artifacts, atomic, errors, journal, records, stage
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
@@ -331,6 +331,14 @@ def test_the_lock_is_free_again_after_an_error(tmp_path, monkeypatch):
         with pytest.raises(KeyError), stage.lock(tmp_path, "x"):
             raise KeyError
     assert [lock.is_locked for lock in locks] == [False, False]
+
+
+@pytest.mark.parametrize("flag", ["--input", "--output"])
+def test_an_empty_path_is_a_usage_error_and_not_the_current_folder(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_stage("00_prepare_data.py", flag, "")
+    assert caught.value.code == 2
+    assert f"{flag}: is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
