@@ -21,23 +21,52 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pneumothorax import artifacts, discovery, doctor, labels, prepare, records, rle, stage, submission
-from pneumothorax.engine import Engine
+from pneumothorax import rle
+from pneumothorax.data import discovery, doctor, labels, prepare
 from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.pipeline import artifacts, records, stage
+from pneumothorax.pipeline.engine import Engine
+from pneumothorax.submission import writing
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
-    flag("--labels", type=Path, metavar="CSV", help="label file (default: found by name below --input)")
     flag(
-        "--sample-submission", type=Path, metavar="CSV", help="sample submission (default: found by name below --input)"
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="label file (default: found by name below --input)",
     )
-    flag("--size", type=int, default=512, help="height and width of the cached images (default: %(default)s)")
-    flag("--max-bad", default="0", metavar="N|N%", help="rejected files to accept (default: %(default)s)")
-    flag("--allow-missing", action="store_true", help="accept labels and sample ids that have no image")
+    flag(
+        "--sample-submission",
+        type=Path,
+        metavar="CSV",
+        help="sample submission (default: found by name below --input)",
+    )
+    flag(
+        "--size",
+        type=int,
+        default=512,
+        help="height and width of the cached images (default: %(default)s)",
+    )
+    flag(
+        "--max-bad",
+        default="0",
+        metavar="N|N%",
+        help="rejected files to accept (default: %(default)s)",
+    )
+    flag(
+        "--allow-missing",
+        action="store_true",
+        help="accept labels and sample ids that have no image",
+    )
     flag("--follow-symlinks", action="store_true", help="also read links and what lies behind them")
-    flag("--salt", default="pneumothorax", help="salt of the patient hashes: set it where patient ids can be guessed")
+    flag(
+        "--salt",
+        default="pneumothorax",
+        help="salt of the patient hashes: set it where patient ids can be guessed",
+    )
     flag("--verify", action="store_true", help="check everything, list everything, write nothing")
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
@@ -58,14 +87,18 @@ def main(argv=None):
     job = prepare.plan(label_csv, sample_csv, size=args.size, salt=args.salt, output=output)
     files = len(found.dicoms) + len(found.not_files) + len(found.unreadable)
     if args.verify:
-        outcome = prepare.prepare(found, args.input, job, engine=Engine(args.workers, args.scheduler))
+        outcome = prepare.prepare(
+            found, args.input, job, engine=Engine(args.workers, args.scheduler)
+        )
         print(*doctor.report(outcome.rows, outcome.rejected), sep="\n")
         finish(args, outcome, files)
         print(f"{files} files checked, nothing written")
         return
     with stage.lock(args.output, "00_prepare_data") as holder:
         stage.check_room(args.output, prepare.bytes_needed(found, job, args.output))
-        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)  # no later stage runs until all is well
+        (args.output / artifacts.PREPARED.path).unlink(
+            missing_ok=True
+        )  # no later stage runs until all is well
         workers = Engine(args.workers, args.scheduler, shared=holder)
         outcome = prepare.prepare(found, args.input, job, engine=workers, anew=args.overwrite)
         outputs, facts = write_tables(args.output, outcome, job)
@@ -75,13 +108,22 @@ def main(argv=None):
             inputs["sample submission"] = records.sha256(job.sample)
         facts["drawn"] = (args.input / discovery.DRAWN_NOTE).is_file()
         records.write(
-            args.output, artifacts.PREPARED, settings={"size": args.size}, inputs=inputs, outputs=outputs, **facts
+            args.output,
+            artifacts.PREPARED,
+            settings={"size": args.size},
+            inputs=inputs,
+            outputs=outputs,
+            **facts,
         )
-    print(f"wrote {args.output / artifacts.MANIFEST.path} and {args.output / 'cache' / str(args.size)}")
+    print(
+        f"wrote {args.output / artifacts.MANIFEST.path} and {args.output / 'cache' / str(args.size)}"
+    )
     print(f"next: python 01_make_folds.py --output {args.output}")
 
 
-def write_tables(output: Path, outcome: prepare.Outcome, job: prepare.Job) -> tuple[list[str], dict[str, Any]]:
+def write_tables(
+    output: Path, outcome: prepare.Outcome, job: prepare.Job
+) -> tuple[list[str], dict[str, Any]]:
     """All tables; returns those to seal and the fingerprints. With errors in the labels only rejected.csv."""
     artifacts.write_table(output, artifacts.REJECTED, prepare.rejections(outcome))
     if outcome.label_errors:
@@ -93,7 +135,7 @@ def write_tables(output: Path, outcome: prepare.Outcome, job: prepare.Job) -> tu
     sample_copy = output / artifacts.SAMPLE_SUBMISSION
     if job.sample:
         sample = labels.read_sample(job.sample)
-        submission.write(sample_copy, sample, dict.fromkeys(sample.image_ids, rle.EMPTY))
+        writing.write(sample_copy, sample, dict.fromkeys(sample.image_ids, rle.EMPTY))
         tables.append(artifacts.SAMPLE_SUBMISSION)
     else:
         sample_copy.unlink(missing_ok=True)
@@ -105,7 +147,11 @@ def finish(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> No
     print(*prepare.summary(outcome), sep="\n")
     complaints = []
     if outcome.label_errors:
-        complaints.append(bad_list(f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors))
+        complaints.append(
+            bad_list(
+                f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors
+            )
+        )
     if outcome.missing and not args.allow_missing:
         headline = f"{len(outcome.missing)} listed ids have no image (--allow-missing accepts that)"
         complaints.append(bad_list(headline, outcome.missing))
@@ -113,9 +159,13 @@ def finish(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> No
     if outcome.bad > (limit / 100 * files if args.max_bad.endswith("%") else limit):
         bad = [entry for entry in outcome.rejected if entry["code"] != prepare.UNLABELLED]
         lines = [f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in bad]
-        complaints.append(bad_list(f"{len(bad)} of {files} files rejected (--max-bad accepts them)", lines))
+        complaints.append(
+            bad_list(f"{len(bad)} of {files} files rejected (--max-bad accepts them)", lines)
+        )
     if not any(row["split"] == artifacts.TRAIN for row in outcome.rows):
-        complaints.append(BadInput("no image has a label: are the images and the label file from the same stage?"))
+        complaints.append(
+            BadInput("no image has a label: are the images and the label file from the same stage?")
+        )
     elif args.verify and not any(row["positive"] for row in outcome.rows):
         complaints.append(BadInput("no training image is positive: there is nothing to learn"))
     if complaints:

@@ -29,23 +29,13 @@ import pandas as pd
 import torch
 
 import models
-from pneumothorax import (
-    artifacts,
-    atomic,
-    cache,
-    checkpoint,
-    config,
-    distributed,
-    lineage,
-    network_trace,
-    records,
-    runtime,
-    stage,
-    training,
-)
-from pneumothorax.config import TrainConfig
+from pneumothorax.compute import checkpoint, distributed, network_cost, runtime
+from pneumothorax.compute.interruption import StopRequest
+from pneumothorax.data import cache
 from pneumothorax.errors import BadConfig, BadInput
-from pneumothorax.interruption import StopRequest
+from pneumothorax.pipeline import artifacts, atomic, lineage, records, stage
+from pneumothorax.training import config, loop
+from pneumothorax.training.config import TrainConfig
 
 DEFAULT_CONFIG = Path("configs/ica_resunet.yaml")
 CLAIM_PATIENCE_S, FOLD_PATIENCE_S = 60, 1  # the latter: others look whether a fold is being trained
@@ -54,13 +44,39 @@ CLAIM_PATIENCE_S, FOLD_PATIENCE_S = 60, 1  # the latter: others look whether a f
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
-    flag("--config", type=Path, help=f"experiment (default: the one saved with --run, else {DEFAULT_CONFIG})")
+    flag(
+        "--config",
+        type=Path,
+        help=f"experiment (default: the one saved with --run, else {DEFAULT_CONFIG})",
+    )
     flag("--run", help="name of the run (default: the config file's name)")
-    flag("--fold", default="all", metavar="K|all", help="which fold to hold out (default: %(default)s)")
-    flag("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; may be repeated")
+    flag(
+        "--fold",
+        default="all",
+        metavar="K|all",
+        help="which fold to hold out (default: %(default)s)",
+    )
+    flag(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting; may be repeated",
+    )
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    flag("--save-minutes", type=minutes, default=10.0, metavar="M", help="save so often (default: %(default)g)")
-    flag("--max-time", type=minutes, metavar="M", help="after so many minutes save and stop, to be gone on with")
+    flag(
+        "--save-minutes",
+        type=minutes,
+        default=10.0,
+        metavar="M",
+        help="save so often (default: %(default)g)",
+    )
+    flag(
+        "--max-time",
+        type=minutes,
+        metavar="M",
+        help="after so many minutes save and stop, to be gone on with",
+    )
     args = parser.parse_args(argv)
     args.run = args.run or (args.config or DEFAULT_CONFIG).stem
     stage.check_name(parser, "--run", args.run)
@@ -90,12 +106,16 @@ def main(argv=None):
         n_folds = int(rows["fold"].max()) + 1
         chosen = stage.chosen_folds(args.fold, n_folds)
         distributed.on_main(claim_run, args, settings, n_folds=n_folds)
-        if args.overwrite and not distributed.is_restart():  # started again, processes go on with what they began anew
+        if (
+            args.overwrite and not distributed.is_restart()
+        ):  # started again, processes go on with what they began anew
             distributed.on_main(clear_folds, args, chosen)
 
         verified = False
         for fold in chosen:
-            with distributed.lock(args.output, lock_name(args.run, fold), patience_s=FOLD_PATIENCE_S):
+            with distributed.lock(
+                args.output, lock_name(args.run, fold), patience_s=FOLD_PATIENCE_S
+            ):
                 record = artifacts.trained(args.run, fold)
                 same = {
                     "settings": config.as_dict(settings),
@@ -105,14 +125,21 @@ def main(argv=None):
                     distributed.say(f"fold {fold} is finished")
                     continue
                 if not verified:
-                    distributed.on_main(cache.verify, args.output, cache_size, rows, workers=args.workers)
+                    distributed.on_main(
+                        cache.verify, args.output, cache_size, rows, workers=args.workers
+                    )
                     verified = True
                 distributed.on_main(describe, args, network, settings)
                 data = fold_data(args.output, rows, cache_size, fold, same["inputs"])
                 facts = train_fold(args, settings, data, device=device, stop=stop)
-                outputs = [artifacts.best_weights(args.run, fold), artifacts.history(args.run, fold)]
+                outputs = [
+                    artifacts.best_weights(args.run, fold),
+                    artifacts.history(args.run, fold),
+                ]
                 outputs.append(artifacts.network_facts(args.run))
-                distributed.on_main(records.write, args.output, record, **same, outputs=outputs, **facts)
+                distributed.on_main(
+                    records.write, args.output, record, **same, outputs=outputs, **facts
+                )
         distributed.say(f"wrote {artifacts.run_folder(args.output, args.run)}")
         distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")
 
@@ -127,7 +154,9 @@ def start_inputs(args: argparse.Namespace, settings: TrainConfig, fold: int) -> 
     path = artifacts.best_weights(run, fold)
     record = artifacts.trained(args.run, fold)
     if not (args.output / path).is_file() and (args.output / record.path).is_file():
-        known = records.read(args.output, record)["inputs"]  # finished; what it started from may be gone
+        known = records.read(args.output, record)[
+            "inputs"
+        ]  # finished; what it started from may be gone
         return {path: known[path]} if path in known else {}
     return {path: lineage.trained(args.output, run, fold)["outputs"][path]}
 
@@ -144,13 +173,18 @@ def build(settings: TrainConfig, *, fetch: bool):
     except (ValueError, TypeError) as error:
         raise BadConfig(f"model {settings.model}: {error}") from error
     if settings.frozen_encoder_epochs and not network.encoder_parameters():
-        raise BadConfig(f"frozen_encoder_epochs: {settings.model} has no encoder that could be frozen")
+        raise BadConfig(
+            f"frozen_encoder_epochs: {settings.model} has no encoder that could be frozen"
+        )
     return network
 
 
 def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) -> None:
     """Save the resolved config with the run, or check that the run was made with the same one."""
-    folder, path = artifacts.run_folder(args.output, args.run), artifacts.run_config(args.output, args.run)
+    folder, path = (
+        artifacts.run_folder(args.output, args.run),
+        artifacts.run_config(args.output, args.run),
+    )
     with run_lock(args):
         started = any(folder.glob(f"fold*/{artifacts.LAST_CHECKPOINT}"))
         busy = any(stage.is_held(args.output, lock_name(args.run, fold)) for fold in range(n_folds))
@@ -177,7 +211,8 @@ def describe(args: argparse.Namespace, network, settings: TrainConfig) -> None:
     """Save what the network is made of and costs, for the report: the same bytes for every fold."""
     with run_lock(args):
         atomic.write_json(
-            args.output / artifacts.network_facts(args.run), network_trace.trace(network, settings.image_size)
+            args.output / artifacts.network_facts(args.run),
+            network_cost.trace(network, settings.image_size),
         )
 
 
@@ -197,10 +232,10 @@ def clear_folds(args: argparse.Namespace, chosen: list[int]) -> None:
 
 def fold_data(
     output: Path, rows: pd.DataFrame, cache_size: int, fold: int, inputs: dict[str, str]
-) -> training.FoldData:
+) -> loop.FoldData:
     """Train on all folds but one, validate on that one."""
     held_out = rows["fold"] == fold
-    return training.FoldData(
+    return loop.FoldData(
         output=output,
         cache_size=cache_size,
         train=rows[~held_out].reset_index(drop=True),
@@ -212,7 +247,7 @@ def fold_data(
 
 
 def train_fold(
-    args, settings: TrainConfig, data: training.FoldData, *, device: torch.device, stop: StopRequest
+    args, settings: TrainConfig, data: loop.FoldData, *, device: torch.device, stop: StopRequest
 ) -> dict[str, float | str | None]:
     """Train to the last epoch from wherever the fold is; returns what the record says about it."""
     runtime.seed_everything(settings.seed)
@@ -220,7 +255,7 @@ def train_fold(
     if distributed.rank():  # the same weights on every process, but random numbers of its own
         runtime.seed_everything(settings.seed + distributed.rank())
     started = time.perf_counter()
-    state = training.Training(
+    state = loop.Training(
         network,
         data,
         settings,
@@ -235,7 +270,8 @@ def train_fold(
     now = state.progress
     if now.epoch or now.step:
         distributed.say(
-            f"fold {data.fold}: going on after epoch {now.epoch}" + (f" and {now.step} batches" if now.step else "")
+            f"fold {data.fold}: going on after epoch {now.epoch}"
+            + (f" and {now.step} batches" if now.step else "")
         )
     try:
         state.run()
@@ -245,7 +281,9 @@ def train_fold(
         raise
     now = state.progress
     if not math.isfinite(now.best_score):
-        raise BadInput(f"fold {data.fold}: no epoch gave finite weights and scores: lower learning_rate")
+        raise BadInput(
+            f"fold {data.fold}: no epoch gave finite weights and scores: lower learning_rate"
+        )
     spent = (time.perf_counter() - started) / 60
     best = f"best SIIM Dice {now.best_score:.4f}, epoch {now.best_epoch}"
     distributed.say(f"fold {data.fold}: {best}, in {spent:.1f} minutes")

@@ -28,22 +28,12 @@ import pandas as pd
 import torch
 
 import models
-from pneumothorax import (
-    artifacts,
-    cache,
-    checkpoint,
-    dicom_command,
-    distributed,
-    lineage,
-    onnx_backend,
-    onnx_export,
-    precision,
-    prediction,
-    records,
-    runtime,
-    stage,
-)
+from pneumothorax.compute import checkpoint, distributed, precision, runtime
+from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
+from pneumothorax.inference import command
+from pneumothorax.pipeline import artifacts, lineage, records, stage
+from pneumothorax.prediction import onnx_export, onnx_runtime, probability_maps
 
 SPLITS = (artifacts.OOF, artifacts.TEST)
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -55,7 +45,12 @@ def parse_args(argv=None):
     flag = parser.add_argument
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     flag("--split", default="oof,test", help="oof, test or both (default: %(default)s)")
-    flag("--fold", default="all", metavar="K|all", help="folds whose networks predict (default: %(default)s)")
+    flag(
+        "--fold",
+        default="all",
+        metavar="K|all",
+        help="folds whose networks predict (default: %(default)s)",
+    )
     flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     flag("--precision", choices=PRECISIONS, default="auto",
@@ -65,9 +60,9 @@ def parse_args(argv=None):
                         help="what computes; onnxruntime in fp32 on the CPU (default: %(default)s)")  # fmt: skip
     either.add_argument("--export", type=onnx_export.installed, choices=("onnx",),
                         help="write the networks to one file instead of predicting")  # fmt: skip
-    dicom_command.add_flags(parser)
+    command.add_flags(parser)
     args = parser.parse_args(argv)
-    dicom_command.check_flags(parser, args)
+    command.check_flags(parser, args)
     stage.check_name(parser, "--run", args.run)
     if args.export or args.backend == ONNXRUNTIME:
         if args.device not in ("auto", "cpu") or args.precision == "bf16":
@@ -87,9 +82,12 @@ def main(argv=None):
     args = parse_args(argv)
     if args.dicom:
         device = runtime.device(args.device)
-        dicom_command.run(args, device, lambda fold: load(args, fold, device))
+        command.run(args, device, lambda fold: load(args, fold, device))
         return
-    with distributed.processes(args.device) as device, distributed.lock(args.output, f"03_predict-{args.run}"):
+    with (
+        distributed.processes(args.device) as device,
+        distributed.lock(args.output, f"03_predict-{args.run}"),
+    ):
         lineage.folded(args.output)
         train = artifacts.training_rows(args.output)
         folds = stage.chosen_folds(args.fold, int(train["fold"].max()) + 1)
@@ -103,10 +101,14 @@ def main(argv=None):
         }
         splits = [split for split in SPLITS if split in args.split and not rows[split].empty]
         if not splits:
-            raise BadInput(f"no images to predict: the manifest has no {' or '.join(args.split)} images")
+            raise BadInput(
+                f"no images to predict: the manifest has no {' or '.join(args.split)} images"
+            )
 
         inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
-        bf16 = distributed.on_main(precision.for_prediction, args.precision, device)  # the same on all machines
+        bf16 = distributed.on_main(
+            precision.for_prediction, args.precision, device
+        )  # the same on all machines
         settings = {"splits": splits, "folds": folds, "bf16": bf16, "backend": args.backend}
         same = {"settings": settings, "inputs": inputs}
         if distributed.on_main(is_up_to_date, args, same):
@@ -115,15 +117,19 @@ def main(argv=None):
         cache_size = cache.size(args.output, 32)
         used = pd.concat([rows[split] for split in splits])
         distributed.on_main(cache.verify, args.output, cache_size, used, workers=args.workers)
-        source = prediction.Source(args.output, args.run, cache_size, args.batch_size, args.workers, device, bf16)
+        source = probability_maps.Source(
+            args.output, args.run, cache_size, args.batch_size, args.workers, device, bf16
+        )
         keys = [inputs[artifacts.best_weights(args.run, fold)] for fold in folds]
         if args.backend == ONNXRUNTIME:
             distributed.on_main(export, args, folds, train, or_more=True)
-            networks = onnx_backend.load(args.output / artifacts.onnx_file(args.run), folds)
+            networks = onnx_runtime.load(args.output / artifacts.onnx_file(args.run), folds)
             keys = [f"{key} {ONNXRUNTIME}" for key in keys]
         else:
             networks = [load(args, fold, device) for fold in folds]
-        frame = prediction.predict_splits(networks, folds, rows, splits, source=source, keys=keys)
+        frame = probability_maps.predict_splits(
+            networks, folds, rows, splits, source=source, keys=keys
+        )
         distributed.on_main(seal, args, frame, same)
         counts = ", ".join(f"{len(rows[split])} {split}" for split in splits)
         distributed.say(f"{len(frame)} maps in {'bf16' if bf16 else 'fp32'}: {counts}")
@@ -139,7 +145,7 @@ def is_up_to_date(args, same: dict) -> bool:
             path.unlink()
         return False
     current = records.is_current(args.output, artifacts.predicted(args.run), **same)
-    return current and prediction.maps_are_whole(args.output, args.run)
+    return current and probability_maps.maps_are_whole(args.output, args.run)
 
 
 def seal(args, frame: pd.DataFrame, same: dict) -> None:
@@ -159,10 +165,18 @@ def export(args, folds: list[int], train: pd.DataFrame, *, or_more: bool = False
         return
     networks = {fold: load(args, fold, torch.device("cpu")) for fold in folds}
     cache_size = cache.size(args.output, 32)
-    images = [artifacts.cached_image(args.output, cache_size, image_id) for image_id in train["image_id"]]
+    images = [
+        artifacts.cached_image(args.output, cache_size, image_id) for image_id in train["image_id"]
+    ]
     difference = onnx_export.write(args.output, args.run, networks, weights=weights, images=images)
-    held = f"{len(folds)} networks in one file" if len(folds) > 1 else f"the network of fold {folds[0]}"
-    distributed.say(f"wrote {path}: {held}, maps differ from PyTorch's by at most {difference} of 255")
+    held = (
+        f"{len(folds)} networks in one file"
+        if len(folds) > 1
+        else f"the network of fold {folds[0]}"
+    )
+    distributed.say(
+        f"wrote {path}: {held}, maps differ from PyTorch's by at most {difference} of 255"
+    )
 
 
 def load(args, fold: int, device):
@@ -171,7 +185,9 @@ def load(args, fold: int, device):
     state = checkpoint.load(path)
     network = models.build_untrained(state["config"]["model"], **state["config"]["model_settings"])
     checkpoint.load_weights(network, state["network"], path)
-    return prediction.Predictor(prediction.ready(network, device), state["config"]["image_size"])
+    return probability_maps.Predictor(
+        probability_maps.ready(network, device), state["config"]["image_size"]
+    )
 
 
 if __name__ == "__main__":

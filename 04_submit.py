@@ -33,27 +33,17 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-from pneumothorax import (
-    artifacts,
-    blending,
-    evaluation,
-    gain,
-    labels,
-    lineage,
-    predicted,
-    records,
-    stage,
-    submission,
-    submission_check,
-    submission_diff,
-    thresholds,
-)
-from pneumothorax.engine import Engine, in_order
+from pneumothorax.data import labels
 from pneumothorax.errors import BadInput
-from pneumothorax.evaluation import Evaluation
-from pneumothorax.postprocess import Triplet
-from pneumothorax.predicted import Predicted
-from pneumothorax.thresholds import Grid
+from pneumothorax.masks import blending, evaluation, predicted, thresholds
+from pneumothorax.masks.evaluation import Evaluation
+from pneumothorax.masks.postprocess import Triplet
+from pneumothorax.masks.predicted import Predicted
+from pneumothorax.masks.thresholds import Grid
+from pneumothorax.pipeline import artifacts, lineage, records, stage
+from pneumothorax.pipeline.engine import Engine, in_order
+from pneumothorax.scores import gain
+from pneumothorax.submission import checking, comparing, writing
 
 DEFAULT_SEED = 42
 
@@ -65,16 +55,30 @@ def parse_args(argv=None):
     flag("--runs", type=blending.parse, metavar="A=W,B=W",
          help="blend runs with weights that sum to 1; A,B without weights: fitted out of fold")  # fmt: skip
     flag("--name", help="name of the submission (default: the run's; a blend needs one)")
-    flag("--sample-submission", type=Path, metavar="CSV", help="another id order than the one stage 00 found")
+    flag(
+        "--sample-submission",
+        type=Path,
+        metavar="CSV",
+        help="another id order than the one stage 00 found",
+    )
     flag("--min-component", type=stage.areas, metavar="PX,PX",
          help="sizes to try below which parts of a mask are dropped, in pixels of 1024 x 1024 (default: "
               f"{','.join(map(str, thresholds.MIN_COMPONENTS))}; 0 drops none)")  # fmt: skip
-    flag("--fill-holes", action="store_true", default=None, help="try masks with their holes filled, too")
+    flag(
+        "--fill-holes",
+        action="store_true",
+        default=None,
+        help="try masks with their holes filled, too",
+    )
     flag("--image-threshold", action="store_true", default=None,
          help="fit a fourth threshold: images of a lower probability, calibrated, are empty")  # fmt: skip
     reading = parser.add_mutually_exclusive_group()
-    reading.add_argument("--check", type=Path, metavar="CSV", help="only check a submission that anybody made")
-    reading.add_argument("--diff", type=Path, nargs=2, metavar="CSV", help="only compare two submissions")
+    reading.add_argument(
+        "--check", type=Path, metavar="CSV", help="only check a submission that anybody made"
+    )
+    reading.add_argument(
+        "--diff", type=Path, nargs=2, metavar="CSV", help="only compare two submissions"
+    )
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
     if args.run is not None and args.runs:
@@ -92,11 +96,21 @@ def parse_args(argv=None):
 
 def settle(args: argparse.Namespace) -> None:
     """What is not given is as in an earlier submission of this name, where no run is given, or else the default."""
-    earlier = {} if args.run is not None or args.runs or not args.name else lineage.settings_of(args.output, args.name)
+    earlier = (
+        {}
+        if args.run is not None or args.runs or not args.name
+        else lineage.settings_of(args.output, args.name)
+    )
     if not args.runs:
-        args.runs = earlier.get("runs") or {args.run if args.run is not None else args.name or "ica_resunet": None}
+        args.runs = earlier.get("runs") or {
+            args.run if args.run is not None else args.name or "ica_resunet": None
+        }
     args.name = args.name if args.name is not None else next(iter(args.runs))
-    defaults = {"seed": DEFAULT_SEED, "min_component": list(thresholds.MIN_COMPONENTS), "fill_holes": False}
+    defaults = {
+        "seed": DEFAULT_SEED,
+        "min_component": list(thresholds.MIN_COMPONENTS),
+        "fill_holes": False,
+    }
     defaults |= {"image_threshold": False, "sample_submission": None}
     for name, default in defaults.items():
         if getattr(args, name) is None:
@@ -108,9 +122,9 @@ def settle(args: argparse.Namespace) -> None:
 def main(argv=None):
     args = parse_args(argv)
     if args.check:
-        return submission_check.run(args.output, args.check, args.sample_submission)
+        return checking.run(args.output, args.check, args.sample_submission)
     if args.diff:
-        return submission_diff.run(args.output, *args.diff)
+        return comparing.run(args.output, *args.diff)
     record = artifacts.submitted(args.name)
     with ExitStack() as locks:
         holder = locks.enter_context(stage.lock(args.output, f"04_submit-{args.name}"))
@@ -134,7 +148,9 @@ def main(argv=None):
         if args.sample_submission:
             labels.read_sample(args.sample_submission)
             inputs["given sample submission"] = records.sha256(args.sample_submission)
-        if not args.overwrite and records.is_current(args.output, record, settings=settings, inputs=inputs):
+        if not args.overwrite and records.is_current(
+            args.output, record, settings=settings, inputs=inputs
+        ):
             print(f"{args.output / record.path} is up to date")
         else:
             workers = Engine(args.workers, args.scheduler, shared=holder)
@@ -142,7 +158,9 @@ def main(argv=None):
     report(args, grid)
 
 
-def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[str, str], engine: Engine) -> None:
+def make(
+    args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[str, str], engine: Engine
+) -> None:
     """Fit, score, write the tables and the submission, and seal them."""
     runs = list(args.runs)
     oof = predicted.read(args.output, runs, artifacts.OOF)
@@ -153,7 +171,7 @@ def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[s
         )
     tested = predicted.read(args.output, runs, artifacts.TEST)
     if tested.images:
-        submission.check_ids(read_sample(args), [image.image_id for image in tested.images])
+        writing.check_ids(read_sample(args), [image.image_id for image in tested.images])
     given = None if None in args.runs.values() else tuple(args.runs.values())
     if len(runs) == 1:
         given = blending.alone(0, 1)
@@ -161,11 +179,15 @@ def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[s
 
     tables = {
         artifacts.out_of_fold(args.name): blend.images,
-        artifacts.cross_validation(args.name): evaluation.cross_validation(blend.images, blend.fitted),
+        artifacts.cross_validation(args.name): evaluation.cross_validation(
+            blend.images, blend.fitted
+        ),
         artifacts.threshold_surface(args.name): evaluation.threshold_surface(blend.fitted, grid),
         artifacts.postprocessing_steps(args.name): evaluation.postprocessing_steps(blend.fitted),
     }
-    artifacts.submission(args.output, args.name).unlink(missing_ok=True)  # an earlier one is out of date
+    artifacts.submission(args.output, args.name).unlink(
+        missing_ok=True
+    )  # an earlier one is out of date
     for table, frame in tables.items():
         artifacts.write_table(args.output, table, frame)
     outputs = [table.path for table in tables]
@@ -173,11 +195,19 @@ def make(args: argparse.Namespace, grid: Grid, *, settings: dict, inputs: dict[s
         outputs.append(write_submission(args, tested, blend, engine=engine))
     facts = evaluation.facts(blend)
     if singles:
-        manifest, folds = (artifacts.read_table(args.output, each) for each in (artifacts.MANIFEST, artifacts.FOLDS))
+        manifest, folds = (
+            artifacts.read_table(args.output, each)
+            for each in (artifacts.MANIFEST, artifacts.FOLDS)
+        )
         alone = {run: single.images for run, single in zip(runs, singles, strict=True)}
         facts["gain"] = gain.over_best_single(blend.images, alone, manifest, folds, seed=args.seed)
     records.write(
-        args.output, artifacts.submitted(args.name), settings=settings, inputs=inputs, outputs=outputs, **facts
+        args.output,
+        artifacts.submitted(args.name),
+        settings=settings,
+        inputs=inputs,
+        outputs=outputs,
+        **facts,
     )
 
 
@@ -185,33 +215,48 @@ def read_sample(args: argparse.Namespace) -> labels.Sample:
     return labels.read_sample(args.sample_submission or args.output / artifacts.SAMPLE_SUBMISSION)
 
 
-def write_submission(args: argparse.Namespace, tested: Predicted, blend: Evaluation, *, engine: Engine) -> str:
+def write_submission(
+    args: argparse.Namespace, tested: Predicted, blend: Evaluation, *, engine: Engine
+) -> str:
     """submission.csv; returns its path below the output folder."""
     calls = list(zip(tested.images, blend.rules(tested.scores), strict=True))
-    texts = in_order(evaluation.mask_row, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission")
+    texts = in_order(
+        evaluation.mask_row, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission"
+    )
     rows = {image.image_id: text for image, text in zip(tested.images, texts, strict=True)}
     path = artifacts.submission(args.output, args.name)
-    submission.write(path, read_sample(args), rows)
-    for warning in submission.warnings(rows, float((blend.images["true_px"] > 0).mean())):
+    writing.write(path, read_sample(args), rows)
+    for warning in writing.warnings(rows, float((blend.images["true_px"] > 0).mean())):
         print(warning)
     return path.relative_to(args.output).as_posix()
 
 
 def report(args: argparse.Namespace, grid: Grid) -> None:
     """The numbers to check and what to do next."""
-    by_row = artifacts.read_table(args.output, artifacts.cross_validation(args.name)).set_index("row")
+    by_row = artifacts.read_table(args.output, artifacts.cross_validation(args.name)).set_index(
+        "row"
+    )
     record = records.read(args.output, artifacts.submitted(args.name))
     both, nothing = by_row.loc["all"], by_row.loc[artifacts.NOTHING]
     if len(args.runs) > 1:
         print(*blending.told(list(args.runs), record["weights"]), sep="\n")
-    print(f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}")
+    print(
+        f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}"
+    )
     if "gain" in record:
         print(gain.sentence(record["gain"]))
-    print(f"positives-only Dice {both['positive_dice']:.4f} on {both['positives']:.0f} of {both['images']:.0f} images")
+    print(
+        f"positives-only Dice {both['positive_dice']:.4f} on {both['positives']:.0f} of {both['images']:.0f} images"
+    )
     optimism = both["naive_siim_dice"] - both["siim_dice"]
-    print(f"thresholds fitted on the scored images would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})")
+    print(
+        f"thresholds fitted on the scored images would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})"
+    )
     steps = artifacts.read_table(args.output, artifacts.postprocessing_steps(args.name))
-    print("step by step: " + ", ".join(f"{row.step} {row.siim_dice:.4f}" for row in steps.itertuples()))
+    print(
+        "step by step: "
+        + ", ".join(f"{row.step} {row.siim_dice:.4f}" for row in steps.itertuples())
+    )
     error = record["expected_calibration_error"]
     print(f"image level: AUC {both['auc']:.4f}, expected calibration error {error['calibrated']:.4f} "
           f"({error['uncalibrated']:.4f} before calibration)")  # fmt: skip

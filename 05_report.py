@@ -16,26 +16,19 @@ Runs are compared on the same folds, images and labels only; others are refused.
 
 import pandas as pd
 
-from pneumothorax import (
-    artifacts,
-    atomic,
-    cache,
-    gallery,
-    illustrations,
-    lineage,
-    page,
-    records,
-    report,
-    stage,
-)
+from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts, atomic, lineage, records, stage
+from pneumothorax.report import contents, gallery, illustrations, page
 
 DEFAULT_SEED = 42
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
-    parser.add_argument("--names", help="submissions to compare, with commas between (default: all there are)")
+    parser.add_argument(
+        "--names", help="submissions to compare, with commas between (default: all there are)"
+    )
     args = parser.parse_args(argv)
     for name in args.names.split(",") if args.names else ():
         stage.check_name(parser, "--names", name)
@@ -48,21 +41,25 @@ def main(argv=None):
     with stage.lock(args.output, "05_report"):
         names = list(dict.fromkeys(args.names.split(","))) if args.names else found_names(args)
         for name in names:
-            lineage.submitted(args.output, name)  # made on today's folds, images and labels: comparable
+            lineage.submitted(
+                args.output, name
+            )  # made on today's folds, images and labels: comparable
         manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
         folds = artifacts.read_table(args.output, artifacts.FOLDS)
-        runs = [report.load(args.output, name, manifest, folds) for name in names]
+        runs = [contents.load(args.output, name, manifest, folds) for name in names]
         settings = {"names": names, "seed": args.seed}
-        inputs = records.hashes(args.output, report.sources(runs))
+        inputs = records.hashes(args.output, contents.sources(runs))
         current = not args.overwrite and records.is_current(
             args.output, artifacts.REPORTED, settings=settings, inputs=inputs
         )
         if not current:
             outputs = write(args, runs, manifest)
-            records.write(args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs)
+            records.write(
+                args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs
+            )
 
-    print(report.terminal_table(runs))
-    for caution in dict.fromkeys(report.caution(run) for run in runs):
+    print(contents.terminal_table(runs))
+    for caution in dict.fromkeys(contents.caution(run) for run in runs):
         if caution:
             print(caution)
     print(f"{'up to date: ' if current else 'wrote '}{args.output / artifacts.REPORT_TABLE.path}")
@@ -80,32 +77,50 @@ def found_names(args) -> list[str]:
     return names
 
 
-def write(args, runs: list[report.Run], manifest: pd.DataFrame) -> list[str]:
+def write(args, runs: list[contents.Run], manifest: pd.DataFrame) -> list[str]:
     """Everything below report/; returns the files' paths below the output folder."""
-    statistics = report.statistics(runs, seed=args.seed)
-    evaluated = report.evaluated(runs, lineage.prepared(args.output), lineage.folded(args.output))
+    statistics = contents.statistics(runs, seed=args.seed)
+    evaluated = contents.evaluated(runs, lineage.prepared(args.output), lineage.folded(args.output))
     cache_size = cache.size(args.output, 32)
-    cache.verify(args.output, cache_size, manifest[manifest["split"] == artifacts.TRAIN], workers=args.workers)
+    cache.verify(
+        args.output,
+        cache_size,
+        manifest[manifest["split"] == artifacts.TRAIN],
+        workers=args.workers,
+    )
 
     tables = {
-        artifacts.REPORT_TABLE: report.combined_table(runs),
-        artifacts.PER_IMAGE: report.per_image_table(runs),
+        artifacts.REPORT_TABLE: contents.combined_table(runs),
+        artifacts.PER_IMAGE: contents.per_image_table(runs),
     }
     for table, frame in tables.items():
         artifacts.write_table(args.output, table, frame)
-    summary = report.summary(runs, statistics, evaluated, seed=args.seed)
+    summary = contents.summary(runs, statistics, evaluated, seed=args.seed)
     atomic.write_json(args.output / artifacts.REPORT_SUMMARY, summary)
 
     folder = (args.output / artifacts.REPORT_PAGE).parent
     figures = illustrations.draw(args.output, runs, statistics, manifest, cache_size=cache_size)
     images = {run.name: run.images for run in runs}
-    shown = gallery.write(args.output, folder, images, manifest, cache_size=cache_size, workers=args.workers)
-    content = report.content(runs, statistics, evaluated, figures)
+    shown = gallery.write(
+        args.output, folder, images, manifest, cache_size=cache_size, workers=args.workers
+    )
+    content = contents.content(runs, statistics, evaluated, figures)
     atomic.write_text(args.output / artifacts.REPORT_PAGE, page.render(content))
 
-    pictures = [path for group in figures.values() for figure in group for path in (figure.light, figure.dark) if path]
+    pictures = [
+        path
+        for group in figures.values()
+        for figure in group
+        for path in (figure.light, figure.dark)
+        if path
+    ]
     written = [f"{folder.name}/{path}" for path in (*pictures, *shown)]
-    return [*(table.path for table in tables), artifacts.REPORT_SUMMARY, artifacts.REPORT_PAGE, *written]
+    return [
+        *(table.path for table in tables),
+        artifacts.REPORT_SUMMARY,
+        artifacts.REPORT_PAGE,
+        *written,
+    ]
 
 
 if __name__ == "__main__":

@@ -26,25 +26,47 @@ class NaiveAttention(nn.Module):
 
     def __init__(self, block: ImprovedCoordAttention) -> None:
         super().__init__()
-        self.squeeze, self.gate_rows, self.gate_cols = block.squeeze, block.gate_rows, block.gate_cols
-        self.pool_rows = nn.ModuleList([nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d((None, 1))])
-        self.pool_cols = nn.ModuleList([nn.AdaptiveAvgPool2d((1, None)), nn.AdaptiveMaxPool2d((1, None))])
+        self.squeeze, self.gate_rows, self.gate_cols = (
+            block.squeeze,
+            block.gate_rows,
+            block.gate_cols,
+        )
+        self.pool_rows = nn.ModuleList(
+            [nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d((None, 1))]
+        )
+        self.pool_cols = nn.ModuleList(
+            [nn.AdaptiveAvgPool2d((1, None)), nn.AdaptiveMaxPool2d((1, None))]
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = torch.cat([pool(x).flatten(2) for pool in self.pool_rows], dim=1)
         cols = torch.cat([pool(x).flatten(2) for pool in self.pool_cols], dim=1)
-        squeezed_rows, squeezed_cols = self.squeeze(torch.cat([rows, cols], dim=2)).split(x.shape[2:], dim=2)
+        squeezed_rows, squeezed_cols = self.squeeze(torch.cat([rows, cols], dim=2)).split(
+            x.shape[2:], dim=2
+        )
         by_row = self.gate_rows(squeezed_rows).sigmoid().unsqueeze(3)
         by_col = self.gate_cols(squeezed_cols).sigmoid().unsqueeze(2)
         return x + x * by_row * by_col
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Cost of improved coordinate attention in ICA-ResUNet.")
-    parser.add_argument("--shapes", nargs="+", type=shape, default=[(1, 512), (2, 512), (8, 128)], metavar="BATCHxSIZE")
-    parser.add_argument("--repeats", type=int, default=9, help="timed rounds (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description="Cost of improved coordinate attention in ICA-ResUNet."
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=shape,
+        default=[(1, 512), (2, 512), (8, 128)],
+        metavar="BATCHxSIZE",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=9, help="timed rounds (default: %(default)s)"
+    )
     parser.add_argument("--encoder", default="resnet34", help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
 
@@ -80,7 +102,9 @@ def training_step(network: nn.Module, images: torch.Tensor) -> Callable[[], None
     def run():
         network.train()
         optimizer.zero_grad()
-        network.training_loss(images, masks, nn.functional.binary_cross_entropy_with_logits)["loss"].backward()
+        network.training_loss(images, masks, nn.functional.binary_cross_entropy_with_logits)[
+            "loss"
+        ].backward()
         optimizer.step()
         synchronise(images)
 
@@ -105,7 +129,9 @@ def main(argv=None):
     )
     for batch, size in args.shapes:
         for format_name, memory_format in FORMATS.items():
-            images = torch.rand(batch, 1, size, size, device=args.device).contiguous(memory_format=memory_format)
+            images = torch.rand(batch, 1, size, size, device=args.device).contiguous(
+                memory_format=memory_format
+            )
             networks = {
                 name: network.to(args.device, memory_format=memory_format)
                 for name, network in variants(args.encoder).items()
@@ -113,7 +139,9 @@ def main(argv=None):
             for step_name, make in (("forward", forward_step), ("training", training_step)):
                 steps = {name: make(network, images) for name, network in networks.items()}
                 seconds = timing.alternate(steps, repeats=args.repeats, warmup=2)
-                base, ours, naive = (1000 * statistics.median(seconds[name]) for name in ("without", "ours", "naive"))
+                base, ours, naive = (
+                    1000 * statistics.median(seconds[name]) for name in ("without", "ours", "naive")
+                )
                 print(
                     f"{batch:5} {size:5} {format_name:14} {step_name:9} {base:10.1f} {ours:9.1f} {ours / base:6.3f} "
                     f"{naive:9.1f} {naive / base:6.3f}",

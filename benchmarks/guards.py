@@ -20,7 +20,8 @@ from pydicom.encaps import generate_frames
 
 from benchmarks import timing
 from benchmarks.preparing import ours
-from pneumothorax import png, prepare, rle
+from pneumothorax import png, rle
+from pneumothorax.data import prepare
 
 
 def main() -> None:
@@ -32,7 +33,9 @@ def main() -> None:
         labelled = [path for path in paths if "row" in prepare.prepare_one(path, root, job, None)]
         rounds = itertools.count()
         ways = {
-            "guarded": lambda: ours(labelled, root, replace(job, output=Path(temporary) / str(next(rounds)))),
+            "guarded": lambda: ours(
+                labelled, root, replace(job, output=Path(temporary) / str(next(rounds)))
+            ),
             "unguarded": lambda: unguarded(labelled, job, Path(temporary) / str(next(rounds))),
         }
         medians = timing.compare(ways, repeats=args.repeats, per=len(labelled), unit="image")
@@ -56,7 +59,10 @@ def manifest_row(path: Path, job: prepare.Job, folder: Path) -> dict[str, Any]:
     rows, mask_pixels, mask_png = job.listed.rows[image_id], 0, b""
     if rows:
         mask = rle.union(rows, image.shape)
-        mask_pixels, mask_png = int(np.count_nonzero(mask)), png.encode_mask(png.shrink_mask(mask, job.size))
+        mask_pixels, mask_png = (
+            int(np.count_nonzero(mask)),
+            png.encode_mask(png.shrink_mask(mask, job.size)),
+        )
         (folder / "masks" / f"{image_id}.png").write_bytes(mask_png)
     image_png = png.encode(png.shrink(image, job.size))
     (folder / "images" / f"{image_id}.png").write_bytes(image_png)

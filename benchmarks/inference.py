@@ -15,11 +15,14 @@ import torch
 
 import models
 from benchmarks import timing
-from pneumothorax import onnx_backend, onnx_export, prediction, runtime
+from pneumothorax.compute import runtime
+from pneumothorax.prediction import onnx_export, onnx_runtime, probability_maps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
@@ -31,11 +34,11 @@ def main() -> None:
     plain = models.build("ica_resunet", encoder_weights="none").to(device).eval()
     images = torch.rand(args.batch, 1, args.size, args.size, device=device)
     last = {"memory_format": torch.channels_last}
-    reference, _ = prediction.probabilities([plain], images)
+    reference, _ = probability_maps.probabilities([plain], images)
 
     def run(network: torch.nn.Module, batch: torch.Tensor, *, bf16: bool) -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            found, _ = prediction.probabilities([network], batch)
+            found, _ = probability_maps.probabilities([network], batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
         return found
@@ -58,11 +61,11 @@ def main() -> None:
         timing.ratio(medians, "fp32", name, "at least 2.2")
 
 
-def in_onnxruntime(network: torch.nn.Module, size: int) -> onnx_backend.OnnxNetwork:
+def in_onnxruntime(network: torch.nn.Module, size: int) -> onnx_runtime.OnnxNetwork:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "network.onnx"
         path.write_bytes(onnx_export.export({0: network}, image_size=size, facts={}))
-        return onnx_backend.load(path, [0])[0].network
+        return onnx_runtime.load(path, [0])[0].network
 
 
 if __name__ == "__main__":

@@ -29,20 +29,28 @@ def main() -> None:
         images = [png.shrink(dicom.read(path).image, 512) for path in paths]
         for number, image in enumerate(images):
             Path(temporary, f"{number}.png").write_bytes(png.encode(image))
-            cv2.imwrite(f"{temporary}/{number}.default.png", cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+            cv2.imwrite(
+                f"{temporary}/{number}.default.png", cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+            )
         ours, plain = augment.training(size=512, probability=0.5), plain_chain()
         mask = np.zeros((512, 512), dtype=np.uint8)
         cv2.circle(mask, (256, 256), 80, 1, -1)
         numbers = range(len(images))
         ways = {
-            "ours": lambda: [load_ours(Path(temporary, f"{n}.png"), ours, mask, n) for n in numbers],
-            "plain": lambda: [load_plain(f"{temporary}/{n}.default.png", plain, mask, n) for n in numbers],
+            "ours": lambda: [
+                load_ours(Path(temporary, f"{n}.png"), ours, mask, n) for n in numbers
+            ],
+            "plain": lambda: [
+                load_plain(f"{temporary}/{n}.default.png", plain, mask, n) for n in numbers
+            ],
         }
         medians = timing.compare(ways, repeats=args.repeats, per=len(images), unit="image")
     timing.ratio(medians, "plain", "ours", "at least 2")
 
 
-def load_ours(path: Path, transform, mask: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def load_ours(
+    path: Path, transform, mask: np.ndarray, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     image, changed = augment.apply(transform, png.read(path), mask, seed=seed)
     return torch.from_numpy(image).unsqueeze(0), torch.from_numpy(changed).unsqueeze(0)
 
@@ -56,7 +64,9 @@ def plain_chain():
     return A.Compose([*steps, A.Normalize(), ToTensorV2()])
 
 
-def load_plain(path: str, transform, mask: np.ndarray, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def load_plain(
+    path: str, transform, mask: np.ndarray, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
     return augment.apply(transform, image, mask, seed=seed)  # the same draws as ours
 

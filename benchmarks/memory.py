@@ -19,16 +19,26 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import processes, timing
-from pneumothorax import artifacts, checkpoint, config, discovery, labels, lineage, phantom, records
+from pneumothorax.compute import checkpoint
+from pneumothorax.data import discovery, labels
+from pneumothorax.phantom import writing
+from pneumothorax.pipeline import artifacts, lineage, records
+from pneumothorax.training import config
 
 SETTINGS = {
-    "model_settings": {"encoder": "resnet18", "encoder_weights": "none", "decoder_channels": [8, 8, 8, 8, 8]},
+    "model_settings": {
+        "encoder": "resnet18",
+        "encoder_weights": "none",
+        "decoder_channels": [8, 8, 8, 8, 8],
+    },
     "image_size": 32,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=12_000)
     parser.add_argument("--test", type=int, default=3_205)
     parser.add_argument("--workers", type=int, default=2)
@@ -48,7 +58,7 @@ def main() -> None:
 
 def write_input(folder: Path, n_train: int, n_test: int) -> None:
     """Links to 40 phantoms under invented ids; a file's name decides where only it is listed."""
-    phantom.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
+    writing.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
     rows_of = labels.read(folder / "phantoms" / "train-rle.csv").rows
     found = discovery.search(folder / "phantoms").dicoms
     originals = [path for path in found if path.stem in rows_of]
@@ -81,12 +91,16 @@ def write_run(output: Path) -> None:
     for fold in range(2):
         network = models.build(settings.model, **settings.model_settings)
         path = artifacts.best_weights("random", fold)
-        checkpoint.save(output / path, {"config": config.as_dict(settings), "network": network.state_dict()})
+        checkpoint.save(
+            output / path, {"config": config.as_dict(settings), "network": network.state_dict()}
+        )
         history = pd.DataFrame([dict.fromkeys(artifacts.HISTORY_COLUMNS, 1)])
         artifacts.write_table(output, artifacts.history_table("random", fold), history)
         same = {"settings": config.as_dict(settings), "inputs": inputs}
         outputs = [path, artifacts.history("random", fold)]
-        records.write(output, artifacts.trained("random", fold), **same, outputs=outputs, seconds=0.0)
+        records.write(
+            output, artifacts.trained("random", fold), **same, outputs=outputs, seconds=0.0
+        )
 
 
 def measure(*command: str, title: str = "") -> None:
@@ -100,7 +114,10 @@ def measure(*command: str, title: str = "") -> None:
         log.seek(0)
         sys.exit(log.read().decode())
     seconds = time.perf_counter() - started
-    print(f"{title or command[0]:30s} {seconds:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)", flush=True)
+    print(
+        f"{title or command[0]:30s} {seconds:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

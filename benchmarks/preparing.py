@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from benchmarks import timing
 from benchmarks.run_lengths import decode_naive
-from pneumothorax import prepare
+from pneumothorax.data import prepare
 
 
 def main() -> None:
@@ -35,7 +35,9 @@ def main() -> None:
         rounds = itertools.count()
         frame = pd.read_csv(labels, skipinitialspace=True).set_index("ImageId")
         ways = {
-            "ours": lambda: ours(labelled, root, replace(job, output=Path(temporary) / str(next(rounds)))),
+            "ours": lambda: ours(
+                labelled, root, replace(job, output=Path(temporary) / str(next(rounds)))
+            ),
             "naive": lambda: [naive(path, frame, Path(temporary)) for path in labelled],
             "floor": lambda: [floor(path) for path in labelled],
         }
@@ -68,7 +70,9 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     smooth = ndimage.gaussian_filter(
         image.astype(np.float64), [max(0, (factor - 1) / 2) for factor in factors], mode="mirror"
     )
-    zoomed = ndimage.zoom(smooth, [1 / factor for factor in factors], order=1, mode="mirror", grid_mode=True)
+    zoomed = ndimage.zoom(
+        smooth, [1 / factor for factor in factors], order=1, mode="mirror", grid_mode=True
+    )
     return zoomed.astype(np.uint8)
 
 

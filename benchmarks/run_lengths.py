@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from benchmarks import timing
-from pneumothorax import labels, rle
+from pneumothorax import rle
+from pneumothorax.data import labels
 
 SHAPE = (1024, 1024)
 

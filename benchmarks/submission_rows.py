@@ -14,7 +14,9 @@ from scipy import ndimage
 
 from benchmarks import timing
 from benchmarks.run_lengths import encode_naive
-from pneumothorax import labels, png, postprocess, rle
+from pneumothorax import png, rle
+from pneumothorax.data import labels
+from pneumothorax.masks import postprocess
 
 SHAPE = (1024, 1024)
 TRIPLET = postprocess.Triplet(top=0.7, min_area=600, bottom=0.3, min_component=300)
@@ -31,7 +33,10 @@ def main() -> None:
     maps = positive + [noise] * round(len(positive) * (1 / SHARE_POSITIVE - 1))
     different = [naive(stored) != ours(stored) for stored in maps[:5]]
     print(f"{sum(different)} of 5 rows differ (float against 8-bit interpolation at the threshold)")
-    ways = {"ours": lambda: [ours(stored) for stored in maps], "naive": lambda: [naive(stored) for stored in maps]}
+    ways = {
+        "ours": lambda: [ours(stored) for stored in maps],
+        "naive": lambda: [naive(stored) for stored in maps],
+    }
     medians = timing.compare(ways, repeats=args.repeats, per=len(maps), unit="map")
     timing.ratio(medians, "naive", "ours", "at least 100")
     ways = {
@@ -51,7 +56,9 @@ def ours(stored: np.ndarray) -> str:
 
 
 def naive(stored: np.ndarray) -> str:
-    probabilities = cv2.resize(stored.astype(np.float64) / 255, SHAPE[::-1], interpolation=cv2.INTER_LINEAR)
+    probabilities = cv2.resize(
+        stored.astype(np.float64) / 255, SHAPE[::-1], interpolation=cv2.INTER_LINEAR
+    )
     if (probabilities > TRIPLET.top).sum() < TRIPLET.min_area:
         return encode_naive(np.zeros(SHAPE, dtype=np.uint8))
     mask = probabilities > TRIPLET.bottom

@@ -19,7 +19,9 @@ import pandas as pd
 
 from benchmarks import timing
 from benchmarks.memory import measure
-from pneumothorax import artifacts, atomic, lineage, png, postprocess, records, rle
+from pneumothorax import png, rle
+from pneumothorax.masks import postprocess
+from pneumothorax.pipeline import artifacts, atomic, lineage, records
 
 RUNS = ("first", "second", "third")
 FOLDS = 5
@@ -30,7 +32,9 @@ KINDS = 250  # different images; maps of the same kind differ by their noise onl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=12_000)
     parser.add_argument("--test", type=int, default=3_205)
     parser.add_argument("--workers", type=int, default=2)
@@ -68,7 +72,13 @@ def write_output(output: Path, n_train: int, n_test: int) -> None:
                 path.write_bytes(data)
                 fold = place % FOLDS if split == artifacts.TRAIN else ""
                 p_max = float(png.decode(data, path).max()) / 255
-                row = {"image_id": image_id, "split": folder, "fold": fold, "p_max": p_max, "p_presence": ""}
+                row = {
+                    "image_id": image_id,
+                    "split": folder,
+                    "fold": fold,
+                    "p_max": p_max,
+                    "p_presence": "",
+                }
                 rows.append({**row, "sha256": records.sha256(path)})
         write_run(output, run, pd.DataFrame(rows))
 
@@ -104,14 +114,27 @@ def write_prepared(output: Path, ids: dict[str, list[str]], labels: list[str]) -
     for split, image_ids in ids.items():
         for place, image_id in enumerate(image_ids):
             text = labels[place % KINDS] if split == artifacts.TRAIN else ""
-            row = dict.fromkeys(artifacts.MANIFEST.columns, "") | {"image_id": image_id, "split": split}
-            row |= dict.fromkeys(artifacts.MANIFEST.integers, 0) | dict(zip(("height", "width"), SHAPE, strict=True))
+            row = dict.fromkeys(artifacts.MANIFEST.columns, "") | {
+                "image_id": image_id,
+                "split": split,
+            }
+            row |= dict.fromkeys(artifacts.MANIFEST.integers, 0) | dict(
+                zip(("height", "width"), SHAPE, strict=True)
+            )
             rows.append(row | {"positive": int(bool(text)), "patient_id": f"patient{place // 2}"})
             if split == artifacts.TRAIN:
-                fold = {"image_id": image_id, "patient_id": f"patient{place // 2}", "fold": place % FOLDS}
+                fold = {
+                    "image_id": image_id,
+                    "patient_id": f"patient{place // 2}",
+                    "fold": place % FOLDS,
+                }
                 folds.append({**fold, "stratum": ""})
                 own_labels += [{"image_id": image_id, "rle": text}] if text else []
-    for table, table_rows in ((artifacts.MANIFEST, rows), (artifacts.FOLDS, folds), (artifacts.LABELS, own_labels)):
+    for table, table_rows in (
+        (artifacts.MANIFEST, rows),
+        (artifacts.FOLDS, folds),
+        (artifacts.LABELS, own_labels),
+    ):
         artifacts.write_table(output, table, pd.DataFrame(table_rows))
     sample = ["ImageId,EncodedPixels", *(f"{image_id},-1" for image_id in ids[artifacts.TEST])]
     atomic.write_text(output / artifacts.SAMPLE_SUBMISSION, "\n".join(sample) + "\n")
@@ -119,7 +142,9 @@ def write_prepared(output: Path, ids: dict[str, list[str]], labels: list[str]) -
     facts = {artifacts.TRAINING_IMAGES: "generated", artifacts.TEST_IMAGES: "generated"}
     records.write(output, artifacts.PREPARED, settings={}, inputs={}, outputs=prepared, **facts)
     inputs = lineage.fold_inputs(output)
-    records.write(output, artifacts.FOLDED, settings={}, inputs=inputs, outputs=[artifacts.FOLDS.path])
+    records.write(
+        output, artifacts.FOLDED, settings={}, inputs=inputs, outputs=[artifacts.FOLDS.path]
+    )
 
 
 def write_run(output: Path, run: str, predictions: pd.DataFrame) -> None:
@@ -128,13 +153,17 @@ def write_run(output: Path, run: str, predictions: pd.DataFrame) -> None:
     for fold in range(FOLDS):
         path = artifacts.best_weights(run, fold)
         atomic.write_bytes(output / path, b"")
-        records.write(output, artifacts.trained(run, fold), settings={}, inputs=trained, outputs=[path])
+        records.write(
+            output, artifacts.trained(run, fold), settings={}, inputs=trained, outputs=[path]
+        )
     artifacts.write_table(output, artifacts.predictions(run), predictions)
     splits, folds = [artifacts.OOF, artifacts.TEST], list(range(FOLDS))
     inputs = lineage.predict_inputs(output, run, folds, splits)
     settings = {"splits": splits, "folds": folds}
     table = artifacts.predictions(run).path
-    records.write(output, artifacts.predicted(run), settings=settings, inputs=inputs, outputs=[table])
+    records.write(
+        output, artifacts.predicted(run), settings=settings, inputs=inputs, outputs=[table]
+    )
 
 
 if __name__ == "__main__":

@@ -11,16 +11,26 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from pneumothorax import discovery, phantom
+from pneumothorax.data import discovery
+from pneumothorax.phantom import writing
 
 
 def parser(manual: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=manual, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument(
-        "--input", type=Path, metavar="DIR", help="real DICOMs and labels (default: phantoms made on the spot)"
+    made = argparse.ArgumentParser(
+        description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--images", type=int, default=40, help="at most this many images (default: %(default)s)")
-    made.add_argument("--repeats", type=int, default=5, help="rounds, alternating (default: %(default)s)")
+    made.add_argument(
+        "--input",
+        type=Path,
+        metavar="DIR",
+        help="real DICOMs and labels (default: phantoms made on the spot)",
+    )
+    made.add_argument(
+        "--images", type=int, default=40, help="at most this many images (default: %(default)s)"
+    )
+    made.add_argument(
+        "--repeats", type=int, default=5, help="rounds, alternating (default: %(default)s)"
+    )
     return made
 
 
@@ -31,12 +41,16 @@ def material(args: argparse.Namespace) -> Iterator[tuple[list[Path], Path]]:
         folder = args.input
         if folder is None:
             folder = Path(temporary) / "phantoms"
-            phantom.write_dataset(folder, train_images=args.images, test_images=1, unlabelled_images=0)
+            writing.write_dataset(
+                folder, train_images=args.images, test_images=1, unlabelled_images=0
+            )
         found = discovery.search(folder)
         yield list(found.dicoms)[: args.images], discovery.label_file(found, None)
 
 
-def alternate(ways: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+def alternate(
+    ways: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each way, `repeats` rounds in which all take their turn, after `warmup` rounds that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(warmup + repeats):
@@ -48,12 +62,19 @@ def alternate(ways: dict[str, Callable[[], object]], *, repeats: int, warmup: in
     return seconds
 
 
-def compare(ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str) -> dict[str, float]:
+def compare(
+    ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str
+) -> dict[str, float]:
     """Let the ways alternate; print and return the median milliseconds per unit."""
     medians = {}
     for name, seconds in alternate(ways, repeats=repeats).items():
-        low, medians[name], high = (1000 / per * pick(seconds) for pick in (min, statistics.median, max))
-        print(f"{name:24s} {medians[name]:10.3f} ms per {unit}   ({low:.3f} to {high:.3f})", flush=True)
+        low, medians[name], high = (
+            1000 / per * pick(seconds) for pick in (min, statistics.median, max)
+        )
+        print(
+            f"{name:24s} {medians[name]:10.3f} ms per {unit}   ({low:.3f} to {high:.3f})",
+            flush=True,
+        )
     return medians
 
 
@@ -64,12 +85,16 @@ def ratio(medians: dict[str, float], upper: str, lower: str, goal: str) -> None:
 def machine(*packages: str) -> None:
     """What the numbers were measured on."""
     names = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {names}")
+    print(
+        f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {names}"
+    )
 
 
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

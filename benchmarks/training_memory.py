@@ -15,24 +15,32 @@ import torch
 import models
 from benchmarks import timing
 from benchmarks.training_step import load, step
-from pneumothorax import losses, precision, runtime
-from pneumothorax.config import TrainConfig
+from pneumothorax.compute import precision, runtime
+from pneumothorax.training import losses
+from pneumothorax.training.config import TrainConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("configs", nargs="*", type=Path, default=[Path("configs/ica_resunet.yaml")])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     timing.machine("torch", "segmentation_models_pytorch")
     device = runtime.device(args.device)
-    measured, how = (peak, "peak of a step") if device.type == "cuda" else (kept, "kept for the backward pass")
+    measured, how = (
+        (peak, "peak of a step") if device.type == "cuda" else (kept, "kept for the backward pass")
+    )
     print(f"{runtime.device_name(device)}; MiB per image at {args.size} x {args.size}, {how}")
     for path in args.configs:
         numbers = []
         for mixed in (False, True):
-            few, many = (measured(load(path, batch, mixed_precision=mixed), args.size, device) for batch in (2, 4))
+            few, many = (
+                measured(load(path, batch, mixed_precision=mixed), args.size, device)
+                for batch in (2, 4)
+            )
             numbers.append((many - few) / 2 / 2**20)
         print(f"{path!s:32} fp32 {numbers[0]:7.0f}   mixed precision {numbers[1]:7.0f}", flush=True)
 
@@ -48,8 +56,12 @@ def peak(chosen: TrainConfig, size: int, device: torch.device) -> int:
 
 def kept(chosen: TrainConfig, size: int, device: torch.device) -> int:
     """Bytes of all tensors that autograd saves in a forward pass, each storage once, weights left out."""
-    network = models.build(chosen.model, **chosen.model_settings).to(device, memory_format=torch.channels_last)
-    weights = {one.untyped_storage().data_ptr() for one in (*network.parameters(), *network.buffers())}
+    network = models.build(chosen.model, **chosen.model_settings).to(
+        device, memory_format=torch.channels_last
+    )
+    weights = {
+        one.untyped_storage().data_ptr() for one in (*network.parameters(), *network.buffers())
+    }
     images = torch.rand(chosen.batch_size, 1, size, size, device=device)
     masks = (images > 0.99).float()
     storages: dict[int, int] = {}

@@ -15,21 +15,28 @@ import torch
 
 import models
 from benchmarks import timing
-from pneumothorax import config, runtime
-from pneumothorax.config import TrainConfig
-from pneumothorax.optimization import Optimization
+from pneumothorax.compute import runtime
+from pneumothorax.training import config
+from pneumothorax.training.config import TrainConfig
+from pneumothorax.training.optimization import Optimization
 
 CARD_GB = 11
 FITTING = {16: False, 32: True}  # batch size: mixed precision
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=Path("configs/ica_resunet.yaml"))
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile (a C++ compiler is needed on CPUs)")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="also torch.compile (a C++ compiler is needed on CPUs)",
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     timing.machine("torch", "segmentation_models_pytorch")
@@ -37,7 +44,12 @@ def main() -> None:
     print(f"{runtime.device_name(device)}; {args.config}, {args.batch} x {args.size} x {args.size}")
 
     def way(memory_format: torch.memory_format, **settings: bool) -> Callable[[], None]:
-        return step(load(args.config, args.batch, **settings), args.size, device, memory_format=memory_format)
+        return step(
+            load(args.config, args.batch, **settings),
+            args.size,
+            device,
+            memory_format=memory_format,
+        )
 
     ways = {
         "fp32, NCHW": way(torch.contiguous_format),
@@ -61,7 +73,9 @@ def load(path: Path, batch: int, **settings: bool) -> TrainConfig:
     changes = [f"{name}={str(value).lower()}" for name, value in settings.items()]
     chosen = config.load(path, [f"batch_size={batch}", *changes])
     if "encoder_weights" in chosen.model_settings:
-        chosen = chosen.model_copy(update={"model_settings": {**chosen.model_settings, "encoder_weights": "none"}})
+        chosen = chosen.model_copy(
+            update={"model_settings": {**chosen.model_settings, "encoder_weights": "none"}}
+        )
     return chosen
 
 
@@ -69,7 +83,9 @@ def step(
     chosen: TrainConfig, size: int, device: torch.device, *, memory_format: torch.memory_format
 ) -> Callable[[], None]:
     """A function that takes one step on random images with a square as truth."""
-    network = models.build(chosen.model, **chosen.model_settings).to(device, memory_format=memory_format)
+    network = models.build(chosen.model, **chosen.model_settings).to(
+        device, memory_format=memory_format
+    )
     optimization = Optimization(network, chosen, device)
     optimization.start_epoch(0)
     images = torch.rand(chosen.batch_size, 1, size, size, device=device)
@@ -93,7 +109,12 @@ def fit(path: Path, device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         name = f"batch {batch}, {'mixed' if mixed else 'fp32'}"
         try:
-            run = step(load(path, batch, mixed_precision=mixed), 512, device, memory_format=torch.channels_last)
+            run = step(
+                load(path, batch, mixed_precision=mixed),
+                512,
+                device,
+                memory_format=torch.channels_last,
+            )
             medians = timing.compare({name: run}, repeats=10, per=batch, unit="image")
         except torch.OutOfMemoryError:
             print(f"{name:24s} does not fit into {CARD_GB} GB")

@@ -45,14 +45,20 @@ def _network(name: str) -> tuple[Callable[..., SegmentationNetwork], list[str]]:
         from models import smp_network
 
         architecture = name.removeprefix(SMP)
-        return functools.partial(smp_network.SmpNetwork, architecture), smp_network.settings_of(architecture)
+        return functools.partial(smp_network.SmpNetwork, architecture), smp_network.settings_of(
+            architecture
+        )
     if name not in _CLASSES:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NAMES)}, {SMP}<architecture>")
+        raise ValueError(
+            f"unknown network {name!r}; known: {', '.join(NAMES)}, {SMP}<architecture>"
+        )
     network = _CLASSES[name]()
     return network, list(inspect.signature(network).parameters)
 
 
-def _check_types(name: str, network: Callable[..., SegmentationNetwork], settings: dict[str, Any]) -> None:
+def _check_types(
+    name: str, network: Callable[..., SegmentationNetwork], settings: dict[str, Any]
+) -> None:
     """Values against the class's annotations: "false" is no False, and 1.5 no number of channels."""
     import pydantic
 

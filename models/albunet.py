@@ -67,14 +67,18 @@ class AlbuNet(NetworkWithPresence):
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         encoder = self.encoder
-        conv1 = F.max_pool2d(encoder.relu(encoder.bn1(encoder.conv1(self.prepare(images)))), 2)  # (N, 64, H/4, W/4)
+        conv1 = F.max_pool2d(
+            encoder.relu(encoder.bn1(encoder.conv1(self.prepare(images)))), 2
+        )  # (N, 64, H/4, W/4)
         conv2 = encoder.layer1(conv1)
         conv3 = encoder.layer2(conv2)
         conv4 = encoder.layer3(conv3)
         conv5 = encoder.layer4(conv4)  # (N, 512, H/32, W/32)
 
         center = self.center(F.max_pool2d(conv5, 2, ceil_mode=True))
-        dec5 = self.dec5(torch.cat([center[:, :, : conv5.shape[2], : conv5.shape[3]], conv5], dim=1))
+        dec5 = self.dec5(
+            torch.cat([center[:, :, : conv5.shape[2], : conv5.shape[3]], conv5], dim=1)
+        )
         dec4 = self.dec4(torch.cat([dec5, conv4], dim=1))
         dec3 = self.dec3(torch.cat([dec4, conv3], dim=1))
         dec2 = self.dec2(torch.cat([dec3, conv2], dim=1))

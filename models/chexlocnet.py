@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 ENCODERS = ("resnet18", "resnet34", "resnet50")
 LEVELS = ("stride4", "stride8", "stride16", "stride32")
 HEIGHT_PER_WIDTH = (0.5, 1.0, 2.0)  # of the anchors
-BACKGROUND_OVERLAP = 0.3  # an anchor that overlaps every instance by less is trained to propose none
+BACKGROUND_OVERLAP = (
+    0.3  # an anchor that overlaps every instance by less is trained to propose none
+)
 MASK_SIZE = 28  # pixels of an instance's mask within its box
 LEAST_PROBABILITY = 1e-6  # of a pixel in no instance: logit -13.8
 
@@ -99,11 +101,17 @@ class CheXLocNet(SegmentationNetwork):
             sampled_proposals=sampled_proposals,
             detections=detections,
         )
-        _check_shares(smallest_anchor=smallest_anchor, score_threshold=score_threshold, nms_threshold=nms_threshold)
+        _check_shares(
+            smallest_anchor=smallest_anchor,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+        )
         if smallest_anchor == 0:
             raise ValueError("smallest_anchor is above 0")
         if not BACKGROUND_OVERLAP <= anchor_overlap <= 1:
-            raise ValueError(f"anchor_overlap is between {BACKGROUND_OVERLAP} and 1, got {anchor_overlap}")
+            raise ValueError(
+                f"anchor_overlap is between {BACKGROUND_OVERLAP} and 1, got {anchor_overlap}"
+            )
         torchvision_ops.load()
         from torchvision.models import detection
         from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
@@ -111,7 +119,9 @@ class CheXLocNet(SegmentationNetwork):
 
         self.encoder = smp_library.load().encoders.get_encoder(encoder, in_channels=1, weights=None)
         weights_of.load(self.encoder, encoder_weights, name=encoder)
-        self.pyramid = FeaturePyramidNetwork(self.encoder.out_channels[2:], fpn_channels, LastLevelMaxPool())
+        self.pyramid = FeaturePyramidNetwork(
+            self.encoder.out_channels[2:], fpn_channels, LastLevelMaxPool()
+        )
 
         # The numbers not named are the defaults of torchvision's MaskRCNN.
         self.proposer = detection.rpn.RegionProposalNetwork(
@@ -128,7 +138,9 @@ class CheXLocNet(SegmentationNetwork):
         self.instance_heads = detection.roi_heads.RoIHeads(
             box_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=7, sampling_ratio=2),
             box_head=detection.faster_rcnn.TwoMLPHead(fpn_channels * 7 * 7, representation_size),
-            box_predictor=detection.faster_rcnn.FastRCNNPredictor(representation_size, num_classes=2),
+            box_predictor=detection.faster_rcnn.FastRCNNPredictor(
+                representation_size, num_classes=2
+            ),
             fg_iou_thresh=0.5,
             bg_iou_thresh=0.5,
             batch_size_per_image=sampled_proposals,
@@ -138,8 +150,12 @@ class CheXLocNet(SegmentationNetwork):
             nms_thresh=nms_threshold,
             detections_per_img=detections,
             mask_roi_pool=MultiScaleRoIAlign(LEVELS, output_size=MASK_SIZE // 2, sampling_ratio=2),
-            mask_head=detection.mask_rcnn.MaskRCNNHeads(fpn_channels, (mask_channels,) * mask_layers, dilation=1),
-            mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(mask_channels, mask_channels, num_classes=2),
+            mask_head=detection.mask_rcnn.MaskRCNNHeads(
+                fpn_channels, (mask_channels,) * mask_layers, dilation=1
+            ),
+            mask_predictor=detection.mask_rcnn.MaskRCNNPredictor(
+                mask_channels, mask_channels, num_classes=2
+            ),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -154,7 +170,9 @@ class CheXLocNet(SegmentationNetwork):
         probability = torch.stack(maps).unsqueeze(1)  # (N, 1, H, W)
         return torch.logit(probability, eps=LEAST_PROBABILITY)
 
-    def training_loss(self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion) -> dict[str, torch.Tensor]:
+    def training_loss(
+        self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
+    ) -> dict[str, torch.Tensor]:
         """The sum of Mask R-CNN's five losses, and each; `criterion` is not used, since none of them is on a map."""
         targets = [instances_of(mask[0]) for mask in masks]
         _, losses = self._instances(self.prepare(images), targets)

@@ -54,7 +54,9 @@ class ImprovedCoordAttention(nn.Module):
         if merge not in MERGES:
             raise ValueError(f"merge is one of {', '.join(MERGES)}, got {merge!r}")
         if channels < 1 or reduction < 1:
-            raise ValueError(f"channels and reduction are at least 1, got {channels} and {reduction}")
+            raise ValueError(
+                f"channels and reduction are at least 1, got {channels} and {reduction}"
+            )
         self.reducers = POOLINGS[pooling]
         self.merge = merge
         self.residual = residual
@@ -76,7 +78,9 @@ class ImprovedCoordAttention(nn.Module):
         # addcmul: x + x * gate in one pass over memory.
         return torch.addcmul(x, x, gate) if self.residual else x * gate
 
-    def gate_logits(self, profiles: list[torch.Tensor], *, height: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def gate_logits(
+        self, profiles: list[torch.Tensor], *, height: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One or two profiles (N, C, H + W) -> logits of the gates, rows (N, C, H) and columns (N, C, W)."""
         copies = 1
         if self.merge == "concat":

@@ -21,7 +21,14 @@ class WeightsError(ValueError):
     """Encoder weights cannot be had or do not fit; the message says what differs and what to do."""
 
 
-def load(encoder: nn.Module, weights: str | Path, *, name: str, depth: int = 5, unused: Sequence[str] = ()) -> None:
+def load(
+    encoder: nn.Module,
+    weights: str | Path,
+    *,
+    name: str,
+    depth: int = 5,
+    unused: Sequence[str] = (),
+) -> None:
     """Fill an encoder that takes one grey channel.
 
     Args:
@@ -53,7 +60,9 @@ def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
     try:
         weights = True if from_timm else "imagenet"  # timm has one set per name
         return encoders.get_encoder(name, in_channels=1, depth=depth, weights=weights).state_dict()
-    except Exception as error:  # hub, HTTP and file errors share no base class, and the way out is one
+    except (
+        Exception
+    ) as error:  # hub, HTTP and file errors share no base class, and the way out is one
         raise WeightsError(
             f"the ImageNet weights of {name} could not be downloaded; no network: {WAY_OUT} "
             f"({type(error).__name__}: {error})"
@@ -63,17 +72,29 @@ def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     """Names and tensors in a local file. Nothing in the file is ever executed."""
     if not path.is_file():
-        raise WeightsError(f"encoder weights {path}: no such file; use imagenet, none or the path of an existing file")
+        raise WeightsError(
+            f"encoder weights {path}: no such file; use imagenet, none or the path of an existing file"
+        )
     if path.suffix not in READERS:
         raise WeightsError(f"encoder weights {path}: the name must end in {' or '.join(READERS)}")
     try:
         state = READERS[path.suffix](path)
     except Exception as error:  # a damaged file can raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"encoder weights {path} cannot be read as plain tensors: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        found = f"a dict with {_listed(map(str, state))}" if isinstance(state, dict) else type(state).__name__
-        raise WeightsError(f"encoder weights {path}: expected a dict of tensors by name, found {found}")
+        raise WeightsError(
+            f"encoder weights {path} cannot be read as plain tensors: {reason}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state.values()
+    ):
+        found = (
+            f"a dict with {_listed(map(str, state))}"
+            if isinstance(state, dict)
+            else type(state).__name__
+        )
+        raise WeightsError(
+            f"encoder weights {path}: expected a dict of tensors by name, found {found}"
+        )
     return dict(state)
 
 
@@ -91,7 +112,11 @@ def _as_encoder_state(
     wanted = encoder.state_dict()
     left_out = (*CLASSIFIERS, *unused)
     state = {name.removeprefix("encoder."): value for name, value in state.items()}
-    state = {name: value for name, value in state.items() if name in wanted or not name.startswith(left_out)}
+    state = {
+        name: value
+        for name, value in state.items()
+        if name in wanted or not name.startswith(left_out)
+    }
     for name, value in wanted.items():
         if name.endswith("num_batches_tracked"):  # a counter that older files do not have
             state.setdefault(name, value)
@@ -102,7 +127,11 @@ def _as_encoder_state(
 
 def _is_first_convolution(given: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Whether the one sees colour where the other sees grey; some encoders have several, side by side."""
-    return given.ndim == 4 and given.shape[1] == 3 and wanted.shape == (given.shape[0], 1, *given.shape[2:])
+    return (
+        given.ndim == 4
+        and given.shape[1] == 3
+        and wanted.shape == (given.shape[0], 1, *given.shape[2:])
+    )
 
 
 def _check(state: dict[str, torch.Tensor], encoder: nn.Module, weights: str | Path) -> None:

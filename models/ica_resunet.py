@@ -54,7 +54,9 @@ class IcaResUNet(NetworkWithPresence):
         if encoder not in _encoder_names():
             raise ValueError(f"encoder is one of {', '.join(_encoder_names())}, got {encoder!r}")
         if len(decoder_channels) != 5 or min(decoder_channels) < 1:
-            raise ValueError(f"decoder_channels are five numbers of at least 1, got {decoder_channels}")
+            raise ValueError(
+                f"decoder_channels are five numbers of at least 1, got {decoder_channels}"
+            )
         if placement not in PLACEMENTS:
             raise ValueError(f"placement is one of {', '.join(PLACEMENTS)}, got {placement!r}")
 

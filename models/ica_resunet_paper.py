@@ -57,28 +57,36 @@ class IcaResUNetPaper(NetworkWithPresence):
         if width < 1:
             raise ValueError(f"width is at least 1, got {width}")
         if len(decoder_channels) != 4 or min(decoder_channels) < 1:
-            raise ValueError(f"decoder_channels are four numbers of at least 1, got {decoder_channels}")
+            raise ValueError(
+                f"decoder_channels are four numbers of at least 1, got {decoder_channels}"
+            )
 
         self.level1 = double_convolution(1, width)
         self.levels = nn.ModuleDict()  # torchvision's names, layer1 to layer4
         channels = [width]
         for number, modules in enumerate(MODULES):
-            stage = bottlenecks(channels[-1], width * 2**number, modules=modules, stride=1 if number == 0 else 2)
+            stage = bottlenecks(
+                channels[-1], width * 2**number, modules=modules, stride=1 if number == 0 else 2
+            )
             self.levels[f"layer{number + 1}"] = stage
             channels.append(4 * width * 2**number)
         weights_of.load(self.levels, encoder_weights, name="resnet50", unused=("conv1.", "bn1."))
         self.attention = nn.ModuleList(
-            ImprovedCoordAttention(count, reduction=reduction, merge=merge, pooling=pooling, residual=residual)
+            ImprovedCoordAttention(
+                count, reduction=reduction, merge=merge, pooling=pooling, residual=residual
+            )
             for count in channels[1:]
         )
 
         coarse = [channels[-1], *decoder_channels[:-1]]
         skips = channels[-2::-1]
         self.up = nn.ModuleList(
-            nn.ConvTranspose2d(below, here, 2, stride=2) for below, here in zip(coarse, decoder_channels, strict=True)
+            nn.ConvTranspose2d(below, here, 2, stride=2)
+            for below, here in zip(coarse, decoder_channels, strict=True)
         )
         self.fuse = nn.ModuleList(
-            double_convolution(skip + here, here) for skip, here in zip(skips, decoder_channels, strict=True)
+            double_convolution(skip + here, here)
+            for skip, here in zip(skips, decoder_channels, strict=True)
         )
         self.mask_head = nn.Conv2d(decoder_channels[-1], 1, 1)
         self.add_presence_head(channels[-1], presence_weight)
@@ -111,6 +119,8 @@ def bottlenecks(in_channels: int, width: int, *, modules: int, stride: int) -> n
     torchvision_ops.load()
     from torchvision.models.resnet import Bottleneck
 
-    shortcut = nn.Sequential(nn.Conv2d(in_channels, 4 * width, 1, stride=stride, bias=False), nn.BatchNorm2d(4 * width))
+    shortcut = nn.Sequential(
+        nn.Conv2d(in_channels, 4 * width, 1, stride=stride, bias=False), nn.BatchNorm2d(4 * width)
+    )
     first = Bottleneck(in_channels, width, stride=stride, downsample=shortcut)
     return nn.Sequential(first, *(Bottleneck(4 * width, width) for _ in range(modules - 1)))

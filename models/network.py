@@ -25,7 +25,9 @@ class SegmentationNetwork(nn.Module):
     """
 
     has_idle_parameters = False  # whether a batch may give some of the parameters no gradient
-    no_fixed_graph = ""  # why it cannot be exported, where what it computes depends on what is in the image
+    no_fixed_graph = (
+        ""  # why it cannot be exported, where what it computes depends on what is in the image
+    )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
@@ -33,7 +35,9 @@ class SegmentationNetwork(nn.Module):
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """images (N, 1, H, W) in [0, 1] -> the same shape, about zero mean and unit deviation; wrong sizes refused."""
         if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point():
-            raise ValueError(f"images are (N, 1, H, W) float in [0, 1], got {tuple(images.shape)} {images.dtype}")
+            raise ValueError(
+                f"images are (N, 1, H, W) float in [0, 1], got {tuple(images.shape)} {images.dtype}"
+            )
         height, width = images.shape[2:]
         if height % STRIDE or width % STRIDE:
             raise ValueError(
@@ -51,7 +55,9 @@ class SegmentationNetwork(nn.Module):
         encoder = getattr(self, "encoder", None)
         return [] if encoder is None else list(encoder.parameters())
 
-    def training_loss(self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion) -> dict[str, torch.Tensor]:
+    def training_loss(
+        self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
+    ) -> dict[str, torch.Tensor]:
         """Scalars of one training step; `loss` is minimised, any other is for the history.
 
         Args:

@@ -46,7 +46,9 @@ class NetworkWithPresence(SegmentationNetwork):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.outputs(images)[0]
 
-    def training_loss(self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion) -> dict[str, torch.Tensor]:
+    def training_loss(
+        self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
+    ) -> dict[str, torch.Tensor]:
         """`loss` is mask + presence_weight x presence, the cross-entropy of whether the mask has any pixel."""
         logits, presence = self.outputs(images)
         mask = criterion(logits, masks)

@@ -15,7 +15,15 @@ from models import smp_library
 from models.presence import NetworkWithPresence, checked
 
 # What the contract fixes: one grey channel in, one logit out. `encoder` and `encoder_weights` are ours.
-FIXED = {"encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params", "kwargs"}
+FIXED = {
+    "encoder_name",
+    "encoder_weights",
+    "in_channels",
+    "classes",
+    "activation",
+    "aux_params",
+    "kwargs",
+}
 # DPT's vision transformer would take the image size of its pretraining alone.
 ENCODER_SETTINGS = {"DPT": {"dynamic_img_size": True}}
 MAX_MATCHES = 5
@@ -59,13 +67,19 @@ class SmpNetwork(NetworkWithPresence):
                 encoder_weights=None,
                 in_channels=1,
                 classes=1,
-                aux_params={"classes": 1} if self.presence_weight else None,  # smp's own presence head
+                aux_params={"classes": 1}
+                if self.presence_weight
+                else None,  # smp's own presence head
                 **settings,
                 **ENCODER_SETTINGS.get(architecture, {}),
             )
         except Exception as error:  # smp refuses what does not go together with nearly any class
-            raise ValueError(f"smp/{architecture} cannot be built with encoder {encoder!r}: {error}") from error
-        depth = settings.get("encoder_depth", inspect.signature(constructor).parameters["encoder_depth"].default)
+            raise ValueError(
+                f"smp/{architecture} cannot be built with encoder {encoder!r}: {error}"
+            ) from error
+        depth = settings.get(
+            "encoder_depth", inspect.signature(constructor).parameters["encoder_depth"].default
+        )
         weights_of.load(network.encoder, encoder_weights, name=encoder, depth=depth)
         self.network = network
 
@@ -85,7 +99,11 @@ class SmpNetwork(NetworkWithPresence):
 
 def settings_of(architecture: str) -> list[str]:
     """Names of the settings that SmpNetwork takes for this architecture. ValueError: unknown architecture."""
-    own = [name for name in inspect.signature(_constructor(architecture)).parameters if name not in FIXED]
+    own = [
+        name
+        for name in inspect.signature(_constructor(architecture)).parameters
+        if name not in FIXED
+    ]
     return ["encoder", "encoder_weights", "presence_weight", *own]
 
 
@@ -101,12 +119,20 @@ def check_encoder(name: str) -> None:
             return
         known = [f"tu-{model}" for model in timm.list_models()]
     close = difflib.get_close_matches(name, known, n=MAX_MATCHES, cutoff=0.5)
-    hint = f"close to it: {', '.join(close)}" if close else f"for example {', '.join(known[:MAX_MATCHES])}"
-    raise ValueError(f"unknown encoder {name!r}; {hint} ({len(known)} are known; with tu- before it, any of timm's)")
+    hint = (
+        f"close to it: {', '.join(close)}"
+        if close
+        else f"for example {', '.join(known[:MAX_MATCHES])}"
+    )
+    raise ValueError(
+        f"unknown encoder {name!r}; {hint} ({len(known)} are known; with tu- before it, any of timm's)"
+    )
 
 
 def _constructor(architecture: str) -> type[nn.Module]:
-    known = {entry.__name__: entry for entry in smp_library.load().MODEL_ARCHITECTURES_MAPPING.values()}
+    known = {
+        entry.__name__: entry for entry in smp_library.load().MODEL_ARCHITECTURES_MAPPING.values()
+    }
     if architecture not in known:
         raise ValueError(f"unknown architecture {architecture!r} of smp; known: {', '.join(known)}")
     return known[architecture]

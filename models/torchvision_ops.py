@@ -47,7 +47,9 @@ def _declare() -> torch.library.Library:
     for name, schema in SCHEMAS.items():
         library.define(name + schema)
     library.impl("nms", nms, "CompositeExplicitAutograd")
-    library.impl("roi_align", roi_align, "CompositeImplicitAutograd")  # autograd derives the gradient
+    library.impl(
+        "roi_align", roi_align, "CompositeImplicitAutograd"
+    )  # autograd derives the gradient
     return library
 
 
@@ -95,7 +97,9 @@ def roi_align(  # noqa: PLR0917 - the operator's own arguments
     pooled = images.new_zeros(len(rois), images.shape[1], pooled_height, pooled_width, dtype=wide)
     owners = rois[:, 0].long()
     boxes = rois[:, 1:].detach().to(wide) * spatial_scale - (0.5 if aligned else 0.0)
-    weights = partial(_sampling_weights, sampling_ratio=sampling_ratio, at_least=-torch.inf if aligned else 1.0)
+    weights = partial(
+        _sampling_weights, sampling_ratio=sampling_ratio, at_least=-torch.inf if aligned else 1.0
+    )
     with torch.autocast(images.device.type, enabled=False):
         for image in owners.unique().tolist():
             chosen = torch.where(owners == image)[0]
@@ -110,16 +114,26 @@ def roi_align(  # noqa: PLR0917 - the operator's own arguments
 
 
 def _sampling_weights(
-    start: torch.Tensor, end: torch.Tensor, parts: int, length: int, *, sampling_ratio: int, at_least: float
+    start: torch.Tensor,
+    end: torch.Tensor,
+    parts: int,
+    length: int,
+    *,
+    sampling_ratio: int,
+    at_least: float,
 ) -> torch.Tensor:
     """Boxes from start to end (k,) along one axis of `length` pixels -> weight of each pixel (k, parts, length)."""
     part = (end - start).clamp(min=at_least) / parts  # (k,)
-    samples = torch.full_like(part, sampling_ratio) if sampling_ratio > 0 else part.ceil().clamp(min=1)
+    samples = (
+        torch.full_like(part, sampling_ratio) if sampling_ratio > 0 else part.ceil().clamp(min=1)
+    )
     n_samples = int(samples.max())
     sample = torch.arange(n_samples, device=part.device, dtype=part.dtype)
     within = (sample + 0.5) / samples[:, None]  # (k, samples), beyond 1 where a box needs fewer
     number = torch.arange(parts, device=part.device, dtype=part.dtype)
-    place = start[:, None, None] + part[:, None, None] * (number[:, None] + within[:, None])  # (k, parts, samples)
+    place = start[:, None, None] + part[:, None, None] * (
+        number[:, None] + within[:, None]
+    )  # (k, parts, samples)
     counts = (within[:, None] < 1) & (place >= -1) & (place <= length)
     pixel = torch.arange(length, device=part.device, dtype=part.dtype)
     tent = 1 - (place.clamp(0, length - 1)[..., None] - pixel).abs()  # (k, parts, samples, length)

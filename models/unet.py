@@ -35,8 +35,12 @@ class UNet(SegmentationNetwork):
         pairs = list(itertools.pairwise(channels))
         self.first = double_convolution(1, channels[0])
         self.down = nn.ModuleList(double_convolution(fine, coarse) for fine, coarse in pairs)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in reversed(pairs))
-        self.merge = nn.ModuleList(double_convolution(2 * fine, fine) for fine, _ in reversed(pairs))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in reversed(pairs)
+        )
+        self.merge = nn.ModuleList(
+            double_convolution(2 * fine, fine) for fine, _ in reversed(pairs)
+        )
         self.mask_head = nn.Conv2d(channels[0], 1, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,9 @@ class UNetPlusPlusMsof(SegmentationNetwork):
             above = channels[row - 1] if row else 1
             self.nodes[_name(row, 0)] = Unit(above, here, residual=row > 0)
             for column in range(1, DEPTH - row):
-                self.up[_name(row, column)] = nn.ConvTranspose2d(channels[row + 1], here, 2, stride=2)
+                self.up[_name(row, column)] = nn.ConvTranspose2d(
+                    channels[row + 1], here, 2, stride=2
+                )
                 self.nodes[_name(row, column)] = Unit((1 + column) * here, here)
         self.side_heads = nn.ModuleList(nn.Conv2d(base_channels, 1, 1) for _ in range(1, DEPTH))
         self.fused_head = nn.Conv2d((DEPTH - 1) * base_channels, 1, 1)
@@ -62,10 +64,14 @@ class UNetPlusPlusMsof(SegmentationNetwork):
         for column in range(1, DEPTH):
             for row in range(DEPTH - column):
                 enlarged = self.up[_name(row, column)](rows[row + 1][column - 1])
-                rows[row].append(self.nodes[_name(row, column)](torch.cat([enlarged, *rows[row]], dim=1)))
+                rows[row].append(
+                    self.nodes[_name(row, column)](torch.cat([enlarged, *rows[row]], dim=1))
+                )
         return rows[0][1:]
 
-    def training_loss(self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion) -> dict[str, torch.Tensor]:
+    def training_loss(
+        self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
+    ) -> dict[str, torch.Tensor]:
         """`loss` is the sum of side1, side2, side3, side4 and fused, weighted 0.5, 0.5, 0.75, 0.5 and 1."""
         features = self.first_row(images)
         losses = {
@@ -73,7 +79,9 @@ class UNetPlusPlusMsof(SegmentationNetwork):
             for number, (head, x) in enumerate(zip(self.side_heads, features, strict=True), start=1)
         }
         losses["fused"] = criterion(self.fused_head(torch.cat(features, dim=1)), masks)
-        weighted = [weight * loss for weight, loss in zip(LOSS_WEIGHTS, losses.values(), strict=True)]
+        weighted = [
+            weight * loss for weight, loss in zip(LOSS_WEIGHTS, losses.values(), strict=True)
+        ]
         return {"loss": torch.stack(weighted).sum(), **losses}
 
 

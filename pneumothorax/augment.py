@@ -29,7 +29,9 @@ def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
     import albumentations as A
 
     kinds = alternatives(size=size)
-    choices = [A.OneOf(list(kinds[kind].values()), p=probability) for kind in ("intensity", "distortion")]
+    choices = [
+        A.OneOf(list(kinds[kind].values()), p=probability) for kind in ("intensity", "distortion")
+    ]
     return A.Compose([*kinds["flip"].values(), *choices], strict=True)
 
 
@@ -43,8 +45,12 @@ def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
     return {
         "flip": {"horizontal flip": A.HorizontalFlip(p=0.5)},
         "intensity": {
-            "contrast": A.RandomBrightnessContrast(brightness_limit=0.0, contrast_limit=0.25, p=1.0),
-            "brightness": A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.0, p=1.0),
+            "contrast": A.RandomBrightnessContrast(
+                brightness_limit=0.0, contrast_limit=0.25, p=1.0
+            ),
+            "brightness": A.RandomBrightnessContrast(
+                brightness_limit=0.2, contrast_limit=0.0, p=1.0
+            ),
             "gamma": A.RandomGamma(gamma_limit=(70, 140), p=1.0),
         },
         "distortion": {
@@ -70,9 +76,13 @@ def each_alone(
     shown = {}
     for transforms in alternatives(size=len(image)).values():
         for name, transform in transforms.items():
-            alone = A.Compose([A.OneOf([transform], p=1.0)], strict=True)  # OneOf: whatever its own probability
+            alone = A.Compose(
+                [A.OneOf([transform], p=1.0)], strict=True
+            )  # OneOf: whatever its own probability
             results = [apply(alone, image, mask, seed=seed + draw) for draw in range(draws)]
-            changes = [float(np.abs(changed.astype(np.int16) - image).mean()) for changed, _ in results]
+            changes = [
+                float(np.abs(changed.astype(np.int16) - image).mean()) for changed, _ in results
+            ]
             shown[name] = results[int(np.argmax(changes))]
     return shown
 
@@ -82,7 +92,30 @@ def import_quietly() -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
-def apply(transform: A.Compose, image: np.ndarray, mask: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+class Augmentation:
+    """`training` for the samples of a data set: the same seed and item give the same result in any process.
+
+    Args:
+        size: the images' height and width.
+        negative, positive: the probability of `training` for images without and with a pneumothorax.
+    """
+
+    def __init__(self, *, size: int, negative: float, positive: float, seed: int) -> None:
+        self.seed = seed
+        self.negative = training(size=size, probability=negative)
+        self.positive = training(size=size, probability=positive)
+
+    def __call__(
+        self, image: np.ndarray, mask: np.ndarray, *, is_positive: bool, item: tuple[int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(size, size) uint8 image and mask of 0 and 1 -> the same, changed; item: epoch, position, copy."""
+        transform = self.positive if is_positive else self.negative
+        return apply(transform, image, mask, seed=sample_seed(self.seed, *item))
+
+
+def apply(
+    transform: A.Compose, image: np.ndarray, mask: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """One sample; the same seed gives the same result in any process."""
     # One generator handed to all steps, which draw from it in turn. `set_random_seed` gives each step a generator of
     # its own with the same seed: an image is then flipped exactly when it is distorted, and contrast only lowered.

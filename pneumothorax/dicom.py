@@ -30,12 +30,36 @@ IMAGE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 
 _IDENTITY = ("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition")
 _PIXEL_TAGS = (
-    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration"),
-    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"),
-    *("ModalityLUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "PixelData"),
+    *(
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "SamplesPerPixel",
+        "PhotometricInterpretation",
+        "PlanarConfiguration",
+    ),
+    *(
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "PixelRepresentation",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ),
+    *(
+        "ModalityLUTSequence",
+        "WindowCenter",
+        "WindowWidth",
+        "VOILUTFunction",
+        "VOILUTSequence",
+        "PixelData",
+    ),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
-SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")  # in the patient; at the detector, where everything is larger
+SPACINGS = (
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+)  # in the patient; at the detector, where everything is larger
 WHITELIST = [*_IDENTITY, *_PIXEL_TAGS, *SPACINGS]
 
 
@@ -47,7 +71,10 @@ class Rejected(BadInput):
         self.code = code
 
     def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str]]:
-        return type(self), (self.code, str(self))  # exceptions with two arguments do not cross processes otherwise
+        return type(self), (
+            self.code,
+            str(self),
+        )  # exceptions with two arguments do not cross processes otherwise
 
 
 @dataclass(frozen=True)
@@ -94,11 +121,19 @@ def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
         except Rejected:
             raise
         except (EOFError, struct.error, BytesLengthException) as error:
-            raise Rejected("TRUNCATED", f"the file ends inside its header or pixels ({short_error(error)})") from error
-        except Exception as error:  # the library raises whatever a broken file makes it stumble over
-            raise Rejected("BAD_HEADER", f"the header cannot be read ({short_error(error)})") from error
+            raise Rejected(
+                "TRUNCATED", f"the file ends inside its header or pixels ({short_error(error)})"
+            ) from error
+        except (
+            Exception
+        ) as error:  # the library raises whatever a broken file makes it stumble over
+            raise Rejected(
+                "BAD_HEADER", f"the header cannot be read ({short_error(error)})"
+            ) from error
         if not len(dataset):
-            raise Rejected("TRUNCATED", "the file ends inside its header: no data element was found")
+            raise Rejected(
+                "TRUNCATED", "the file ends inside its header: no data element was found"
+            )
         if syntax is None:
             raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
         return _header(dataset), dataset
@@ -115,7 +150,9 @@ def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
         except MemoryError:
             raise Rejected("TOO_LARGE", "the image does not fit into memory") from None
         except Exception as error:
-            raise Rejected("BAD_HEADER", f"the pixels cannot be decoded ({short_error(error)})") from error
+            raise Rejected(
+                "BAD_HEADER", f"the pixels cannot be decoded ({short_error(error)})"
+            ) from error
     return Radiograph(header, image, decoder, colour)
 
 
@@ -133,7 +170,9 @@ def whole_header(path: Path) -> pydicom.Dataset:
 def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
     """(square millimetres of a pixel, the tag that says so); (None, "") where no tag does."""
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")  # values are converted when they are asked for, and odd ones quoted
+        warnings.simplefilter(
+            "ignore"
+        )  # values are converted when they are asked for, and odd ones quoted
         for name in SPACINGS:
             try:
                 height, width = (float(value) for value in dataset.get(name) or ())
@@ -161,7 +200,9 @@ def _read_file(path: Path) -> bytes:
     except OSError as error:
         raise Rejected("IO", f"cannot be read: {error.strerror or error}") from error
     if data[128:132] != b"DICM":
-        raise Rejected("NOT_DICOM", "no DICOM preamble ('DICM' at byte 128)" if data else "the file is empty")
+        raise Rejected(
+            "NOT_DICOM", "no DICOM preamble ('DICM' at byte 128)" if data else "the file is empty"
+        )
     return data
 
 
@@ -173,7 +214,10 @@ def _inflated(data: bytes) -> bytes:
     stream = io.BytesIO(data)
     read_preamble(stream, force=False)
     meta = read_dataset(
-        stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag >> 16 != 2
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag >> 16 != 2,
     )
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return data
@@ -192,7 +236,9 @@ def _header(dataset: pydicom.Dataset) -> Header:
     if not image_id:
         raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), "no SOPInstanceUID")
     if not is_image_id(image_id):
-        raise Rejected("BAD_ID", f"a SOPInstanceUID of {len(image_id)} characters that cannot name a file")
+        raise Rejected(
+            "BAD_ID", f"a SOPInstanceUID of {len(image_id)} characters that cannot name a file"
+        )
     height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
     if height * width > MAX_PIXELS:
         raise Rejected("TOO_LARGE", f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
@@ -200,7 +246,11 @@ def _header(dataset: pydicom.Dataset) -> Header:
         raise Rejected("NO_PIXELS", "no PixelData")
     frames = _text(dataset, "NumberOfFrames") or "1"
     if frames not in ("0", "1"):
-        many = f"{frames} frames" if re.fullmatch(r"\d{1,9}", frames, re.ASCII) else "NumberOfFrames is no number"
+        many = (
+            f"{frames} frames"
+            if re.fullmatch(r"\d{1,9}", frames, re.ASCII)
+            else "NumberOfFrames is no number"
+        )
         raise Rejected("MULTI_FRAME", f"{many}; a radiograph has one")
     return Header(
         image_id=image_id,
@@ -231,14 +281,20 @@ def _years(age: str) -> str:
     found = re.fullmatch(r"(\d{1,3})([YMWD]?)", age)
     if not found:
         return ""
-    return str(int(found[1])) if found[2] in ("", "Y") else str(int(found[1]) // {"M": 12, "W": 52, "D": 365}[found[2]])
+    return (
+        str(int(found[1]))
+        if found[2] in ("", "Y")
+        else str(int(found[1]) // {"M": 12, "W": 52, "D": 365}[found[2]])
+    )
 
 
 def _positive(dataset: pydicom.Dataset, name: str) -> int:
     try:
         value = dataset.get(name)
     except Exception as error:  # a value of the wrong length, in a file cut short for one
-        raise Rejected(_code_of_lack(dataset, name), f"{name} cannot be read ({short_error(error)})") from error
+        raise Rejected(
+            _code_of_lack(dataset, name), f"{name} cannot be read ({short_error(error)})"
+        ) from error
     if not isinstance(value, int):
         message = f"no {name}" if value is None else f"{name} is no whole number"
         raise Rejected(_code_of_lack(dataset, name), message)

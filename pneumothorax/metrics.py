@@ -37,7 +37,9 @@ def counts(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int]:
 
 def siim_dice(truths: Iterable[np.ndarray], predictions: Iterable[np.ndarray]) -> float:
     """The competition's score of two equally long iterables of (H, W) masks, in [0, 1]."""
-    rows = [counts(truth, prediction) for truth, prediction in zip(truths, predictions, strict=True)]
+    rows = [
+        counts(truth, prediction) for truth, prediction in zip(truths, predictions, strict=True)
+    ]
     if not rows:
         raise ValueError("no images to score")
     return float(image_dice(*np.array(rows).T).mean())
@@ -48,12 +50,16 @@ def image_dice(true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.nda
     return _ratio(2 * np.asarray(overlap_px), np.asarray(true_px) + predicted_px, empty=1.0)
 
 
-def image_scores(true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray) -> dict[str, np.ndarray]:
+def image_scores(
+    true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray
+) -> dict[str, np.ndarray]:
     """(N,) pixel counts -> dice, precision, recall and iou of each image, (N,) in [0, 1].
 
     Both masks empty = 1, one empty = 0, for all four.
     """
-    true_px, predicted_px, overlap_px = (np.asarray(column) for column in (true_px, predicted_px, overlap_px))
+    true_px, predicted_px, overlap_px = (
+        np.asarray(column) for column in (true_px, predicted_px, overlap_px)
+    )
     both_empty = (true_px == 0) & (predicted_px == 0)
     return {
         "dice": image_dice(true_px, predicted_px, overlap_px),
@@ -89,7 +95,9 @@ def fractions(
         "specificity": (~found & ~positive, ~positive),
         "ppv": (found & positive, found),
     }
-    return {name: (part.astype(float), whole.astype(float)) for name, (part, whole) in parts.items()}
+    return {
+        name: (part.astype(float), whole.astype(float)) for name, (part, whole) in parts.items()
+    }
 
 
 def scores(
@@ -97,7 +105,9 @@ def scores(
 ) -> dict[str, float]:
     """All of DEFINITIONS from (N,) pixel counts and image-level probabilities; NaN where a score is undefined."""
     parts = fractions(true_px, predicted_px, overlap_px)
-    found = {name: _share(float(part.sum()), float(whole.sum())) for name, (part, whole) in parts.items()}
+    found = {
+        name: _share(float(part.sum()), float(whole.sum())) for name, (part, whole) in parts.items()
+    }
     found["auc"] = _auc(np.asarray(true_px) > 0, p_positive)
     return {name: found[name] for name in DEFINITIONS}
 
@@ -119,4 +129,8 @@ def _share(part: float, whole: float) -> float:
 
 
 def _auc(positive: np.ndarray, p_positive: np.ndarray) -> float:
-    return float(roc_auc_score(positive, p_positive)) if 0 < positive.sum() < len(positive) else float("nan")
+    return (
+        float(roc_auc_score(positive, p_positive))
+        if 0 < positive.sum() < len(positive)
+        else float("nan")
+    )

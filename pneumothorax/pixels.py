@@ -35,12 +35,19 @@ def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
     """-> (image (H, W) uint8, name of the decoder, whether the file held colour). Raises Undecodable."""
     kind = str(dataset.get("PhotometricInterpretation", "")).strip()
     if kind not in GREY + COLOUR:
-        raise Undecodable("BAD_HEADER", f"another photometric interpretation than a radiograph's ({', '.join(GREY)})")
+        raise Undecodable(
+            "BAD_HEADER",
+            f"another photometric interpretation than a radiograph's ({', '.join(GREY)})",
+        )
     if dataset.get("BitsAllocated") == 1:
-        raise Undecodable("BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, no radiograph")
+        raise Undecodable(
+            "BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, no radiograph"
+        )
     stored, decoder = _stored_values(dataset)
     if stored.dtype.itemsize > 2:
-        raise Undecodable("BAD_HEADER", f"{8 * stored.dtype.itemsize} bits per pixel; at most 16 are known")
+        raise Undecodable(
+            "BAD_HEADER", f"{8 * stored.dtype.itemsize} bits per pixel; at most 16 are known"
+        )
     if kind in COLOUR:
         image = _to_8_bits(cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), *_stored_range(dataset))
     else:
@@ -69,7 +76,9 @@ def _single_frame(dataset: pydicom.Dataset) -> bytes:
     try:
         frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
     except Exception as error:
-        raise Undecodable("TRUNCATED", "the encapsulated pixel data is cut short or broken") from error
+        raise Undecodable(
+            "TRUNCATED", "the encapsulated pixel data is cut short or broken"
+        ) from error
     if not frames or not frames[0]:
         raise Undecodable("NO_PIXELS", "the encapsulated pixel data is empty")
     return frames[0]
@@ -83,7 +92,9 @@ def _jpeg(frame: bytes, height: int, width: int) -> np.ndarray:
     if image is None:
         raise Undecodable("TRUNCATED", "the JPEG frame cannot be decoded")
     if image.shape != (height, width):
-        raise Undecodable("BAD_HEADER", f"the JPEG frame is {image.shape}, the header says {(height, width)}")
+        raise Undecodable(
+            "BAD_HEADER", f"the JPEG frame is {image.shape}, the header says {(height, width)}"
+        )
     return image
 
 
@@ -92,7 +103,9 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
-        raise Undecodable("UNSUPPORTED_SYNTAX", f"the transfer syntax {syntax} is not an image's") from None
+        raise Undecodable(
+            "UNSUPPORTED_SYNTAX", f"the transfer syntax {syntax} is not an image's"
+        ) from None
     if not decoder.is_available:
         message = f"no decoder for {syntax.name} is installed: {INSTALL}"
         raise Undecodable("UNSUPPORTED_SYNTAX", message)
@@ -107,21 +120,34 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
 
 
 def _check_length(dataset: pydicom.Dataset) -> None:
-    needed = dataset.Rows * dataset.Columns * dataset.get("SamplesPerPixel", 1) * dataset.get("BitsAllocated", 8) // 8
+    needed = (
+        dataset.Rows
+        * dataset.Columns
+        * dataset.get("SamplesPerPixel", 1)
+        * dataset.get("BitsAllocated", 8)
+        // 8
+    )
     if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":
         needed = needed * 2 // 3
     if len(dataset.PixelData) < needed:
-        raise Undecodable("TRUNCATED", f"{len(dataset.PixelData)} bytes of pixels, {needed} are needed")
+        raise Undecodable(
+            "TRUNCATED", f"{len(dataset.PixelData)} bytes of pixels, {needed} are needed"
+        )
 
 
 def _check_frame_size(frame: bytes, height: int, width: int) -> None:
     """Refuse a JPEG or JPEG 2000 frame whose own header disagrees, before its pixels are decoded into memory."""
     found = _jpeg_size(frame) or _jpeg2000_size(frame)
     if found is None:  # a PNG, say, which OpenCV would decode whatever its size
-        raise Undecodable("TRUNCATED", "the encoded frame does not begin as a JPEG or JPEG 2000 image does")
+        raise Undecodable(
+            "TRUNCATED", "the encoded frame does not begin as a JPEG or JPEG 2000 image does"
+        )
     if found != (height, width):
         code = "TOO_LARGE" if found[0] * found[1] > 4 * height * width else "BAD_HEADER"
-        raise Undecodable(code, f"the encoded frame is {found[1]} x {found[0]}, the header says {width} x {height}")
+        raise Undecodable(
+            code,
+            f"the encoded frame is {found[1]} x {found[0]}, the header says {width} x {height}",
+        )
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
@@ -131,7 +157,9 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:  # SOFn; F7 is JPEG-LS
+        if (
+            0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        ) or marker == 0xF7:  # SOFn; F7 is JPEG-LS
             height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
             return height, width
         at += 1 if marker == 0xFF else 2 + length  # 0xFF may be repeated as fill
@@ -150,7 +178,8 @@ def _jpeg2000_size(frame: bytes) -> tuple[int, int] | None:
 def _grey(stored: np.ndarray, dataset: pydicom.Dataset, *, inverted: bool) -> np.ndarray:
     """(H, W) stored values -> (H, W) uint8."""
     plain = not any(
-        name in dataset for name in ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence")
+        name in dataset
+        for name in ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence")
     )
     if plain and stored.dtype == np.uint8 and dataset.get("BitsStored", 8) == 8:
         return cv2.bitwise_not(stored) if inverted else stored
@@ -167,7 +196,10 @@ def _output_range(dataset: pydicom.Dataset) -> tuple[float, float]:
         return 0.0, 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
     if "ModalityLUTSequence" in dataset:
         return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
+    slope, intercept = (
+        float(dataset.get("RescaleSlope") or 1),
+        float(dataset.get("RescaleIntercept") or 0),
+    )
     low, high = (value * slope + intercept for value in _stored_range(dataset))
     return min(low, high), max(low, high)
 

@@ -9,7 +9,12 @@ from pneumothorax.errors import BadInput
 
 # Level 0 alone still tries five filters per row; without them writing is 11 and reading 8 times faster than the
 # default, for 257 instead of 115 KiB at 512 x 512.
-_UNCOMPRESSED = (cv2.IMWRITE_PNG_COMPRESSION, 0, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+_UNCOMPRESSED = (
+    cv2.IMWRITE_PNG_COMPRESSION,
+    0,
+    cv2.IMWRITE_PNG_FILTER,
+    cv2.IMWRITE_PNG_FILTER_NONE,
+)
 _BILEVEL = (*_UNCOMPRESSED, cv2.IMWRITE_PNG_BILEVEL, 1)
 
 
@@ -56,7 +61,9 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
     if image.shape == (size, size):
         return image
     smaller = size <= image.shape[0] and size <= image.shape[1]
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return cv2.resize(
+        image, (size, size), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
+    )
 
 
 def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:

@@ -22,17 +22,25 @@ def encode(mask: np.ndarray) -> str:
     """
     if mask.ndim != 2:
         raise ValueError(f"a mask is (H, W), got shape {mask.shape}")
-    inside = mask.view(np.uint8) if mask.dtype in (np.bool_, np.uint8) else (mask != 0).view(np.uint8)
+    inside = (
+        mask.view(np.uint8) if mask.dtype in (np.bool_, np.uint8) else (mask != 0).view(np.uint8)
+    )
     left, top, width, height = cv2.boundingRect(np.ascontiguousarray(inside))
     if width == 0:
         return EMPTY
-    columns = np.zeros((width, height + 2), dtype=bool)  # a 0 above and below each column of the box
+    columns = np.zeros(
+        (width, height + 2), dtype=bool
+    )  # a 0 above and below each column of the box
     columns[:, 1:-1] = inside[top : top + height, left : left + width].T
     flat = columns.ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1])  # start, end, start, end, ...; no run crosses a column
+    edges = np.flatnonzero(
+        flat[1:] != flat[:-1]
+    )  # start, end, start, end, ...; no run crosses a column
     column, row = np.divmod(edges, height + 2)
     edges = (column + left) * mask.shape[0] + row + top
-    joins = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # a run that goes on at the top of the next column
+    joins = np.flatnonzero(
+        edges[1:-1:2] == edges[2::2]
+    )  # a run that goes on at the top of the next column
     edges = np.delete(edges, np.concatenate([2 * joins + 1, 2 * joins + 2]))
     return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
 
@@ -52,7 +60,9 @@ def runs(text: str, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
             if look_absolute(gaps_lengths, n_pixels)
             else ""
         )
-        raise BadInput(f"a run ends at pixel {edges[-1]}, past the image's {n_pixels} pixels{guess}")
+        raise BadInput(
+            f"a run ends at pixel {edges[-1]}, past the image's {n_pixels} pixels{guess}"
+        )
     return edges[0::2], edges[1::2]
 
 
@@ -79,7 +89,10 @@ def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
     starts, ends = runs(text, height * width)
     left, right = int(starts[0]) // height, int(ends[-1] - 1) // height + 1
     columns = np.zeros((right - left, height), dtype=np.uint8)  # only those that the runs reach
-    pixels, ones = columns.ravel().data, b"\1" * int((ends - starts).max())  # plain memory: fastest per run
+    pixels, ones = (
+        columns.ravel().data,
+        b"\1" * int((ends - starts).max()),
+    )  # plain memory: fastest per run
     first = left * height
     for start, end in zip((starts - first).tolist(), (ends - first).tolist(), strict=True):
         pixels[start:end] = ones[: end - start]

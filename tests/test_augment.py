@@ -6,13 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import disc, noise, run_stage, tiny_input
 from torch.utils.data import DataLoader
 
-from pneumothorax import artifacts, augment
-from pneumothorax.config import TrainConfig
-from pneumothorax.dataset import InOrder, RadiographDataset, to_network
-from pneumothorax.sampling import EpochBatches, Item, SlidingSampling
+from pneumothorax import augment
+from pneumothorax.augment import Augmentation
+from pneumothorax.data.dataset import InOrder, Item, RadiographDataset, to_network
+from pneumothorax.pipeline import artifacts
+from pneumothorax.training.sampling import EpochBatches, SlidingSampling
+from tests.helpers.images import disc, noise
+from tests.helpers.stages import run_stage, tiny_input
 
 
 def sample(size=128):
@@ -25,11 +27,22 @@ def augmented(seeds, *, size=128, probability=1.0):
 
 
 def test_two_epochs_and_two_images_get_different_augmentations():
-    seeds = {augment.sample_seed(seed, epoch, index) for seed in range(3) for epoch in range(20) for index in range(50)}
+    seeds = {
+        augment.sample_seed(seed, epoch, index)
+        for seed in range(3)
+        for epoch in range(20)
+        for index in range(50)
+    }
     assert len(seeds) == 3 * 20 * 50
-    images = [image.tobytes() for image, _ in augmented(augment.sample_seed(42, epoch, 0) for epoch in range(12))]
+    images = [
+        image.tobytes()
+        for image, _ in augmented(augment.sample_seed(42, epoch, 0) for epoch in range(12))
+    ]
     assert len(set(images)) == 12
-    images = [image.tobytes() for image, _ in augmented(augment.sample_seed(42, 0, index) for index in range(12))]
+    images = [
+        image.tobytes()
+        for image, _ in augmented(augment.sample_seed(42, 0, index) for index in range(12))
+    ]
     assert len(set(images)) == 12
 
 
@@ -108,12 +121,16 @@ def test_elastic_distortion_is_no_mere_shift():
 
 def test_the_papers_augmentations_are_all_there_and_each_happens():
     names = {
-        type(part).__name__ for step in augment.training().transforms for part in getattr(step, "transforms", [step])
+        type(part).__name__
+        for step in augment.training().transforms
+        for part in getattr(step, "transforms", [step])
     }
     distortions = {"ElasticTransform", "GridDistortion", "OpticalDistortion"}
     assert names == {"HorizontalFlip", "RandomBrightnessContrast", "RandomGamma", *distortions}
     image, mask = sample()
-    flips = sum((moved == mask[:, ::-1]).all() for _, moved in augmented(range(200), probability=0.0))
+    flips = sum(
+        (moved == mask[:, ::-1]).all() for _, moved in augmented(range(200), probability=0.0)
+    )
     same = sum((moved == mask).all() for _, moved in augmented(range(200), probability=0.0))
     assert flips + same == 200
     assert 70 < flips < 130  # half of them
@@ -121,19 +138,25 @@ def test_the_papers_augmentations_are_all_there_and_each_happens():
         (found != image).any() and (found != image[:, ::-1]).any()
         for found, _ in augmented(range(200), probability=0.5)
     )
-    assert 120 < changed < 180  # all but the quarter with neither an intensity change nor a distortion
+    assert (
+        120 < changed < 180
+    )  # all but the quarter with neither an intensity change nor a distortion
 
 
 def test_flip_intensity_and_distortion_are_drawn_independently_of_each_other():
     import albumentations as A
 
-    transform = A.Compose(augment.training(size=64).transforms, strict=True, save_applied_params=True)
+    transform = A.Compose(
+        augment.training(size=64).transforms, strict=True, save_applied_params=True
+    )
     combinations, kinds, contrasts = Counter(), Counter(), []
     for seed in range(400):
         found = spied(transform, seed)
         flip = "HorizontalFlip" in found
         intensity = next((name for name in found if name.startswith("Random")), "")
-        distortion = next((name for name in found if name.endswith(("Transform", "Distortion"))), "")
+        distortion = next(
+            (name for name in found if name.endswith(("Transform", "Distortion"))), ""
+        )
         combinations[flip, bool(intensity), bool(distortion)] = (
             combinations.get((flip, bool(intensity), bool(distortion)), 0) + 1
         )
@@ -179,35 +202,62 @@ def cache(tmp_path_factory):
     """A tiny cache of stage 00 at 64, its training rows, and the truth."""
     folder = tmp_path_factory.mktemp("augment")
     tiny = tiny_input(folder / "in", train=12, test=0)
-    run_stage("00_prepare_data.py", "--input", tiny.folder, "--output", folder / "out", "--size", 64, "--workers", 1)
+    run_stage(
+        "00_prepare_data.py",
+        "--input",
+        tiny.folder,
+        "--output",
+        folder / "out",
+        "--size",
+        64,
+        "--workers",
+        1,
+    )
     return folder / "out", artifacts.read_table(folder / "out", artifacts.MANIFEST), tiny
 
 
-def dataset(cache, *, image_size=64, config=None):
+def dataset(cache, *, image_size=64, augmentation=None):
     output, rows, _ = cache
-    return RadiographDataset(output, rows, cache_size=64, image_size=image_size, config=config)
+    return RadiographDataset(
+        output, rows, cache_size=64, image_size=image_size, augmentation=augmentation
+    )
 
 
-def epochs(cache, workers, n=2, **settings):
+def epochs(cache, workers, n=2, seed=42):
     """[(indices, image bytes, mask bytes)] of every batch of `n` epochs."""
-    data = dataset(cache, config=TrainConfig(image_size=64, augment_negative=1, augment_positive=1, **settings))
+    data = dataset(cache, augmentation=Augmentation(size=64, negative=1, positive=1, seed=seed))
     positives, negatives = np.flatnonzero(data.positive), np.flatnonzero(~data.positive)
     batches = EpochBatches(SlidingSampling(positives, negatives, [(0, 1)], epochs=n, seed=3), 5)
-    loader = DataLoader(data, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(
+        data, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0
+    )
     result = []
     for batches.epoch in range(n):
-        result += [(b.position.tolist(), b.image.numpy().tobytes(), b.mask.numpy().tobytes()) for b in loader]
+        result += [
+            (b.position.tolist(), b.image.numpy().tobytes(), b.mask.numpy().tobytes())
+            for b in loader
+        ]
     return result
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create"
+)  # more workers than this machine has cores
 def test_batches_are_the_same_for_0_1_and_3_workers_and_differ_between_epochs(cache):
     alone = epochs(cache, 0)
     assert len(alone) == 6  # 12 images in batches of 5, 5 and 2, twice
     assert epochs(cache, 1) == alone
     assert epochs(cache, 3) == alone
-    first = {index: image for indices, images, _ in alone[:3] for index, image in per_image(indices, images)}
-    second = {index: image for indices, images, _ in alone[3:] for index, image in per_image(indices, images)}
+    first = {
+        index: image
+        for indices, images, _ in alone[:3]
+        for index, image in per_image(indices, images)
+    }
+    second = {
+        index: image
+        for indices, images, _ in alone[3:]
+        for index, image in per_image(indices, images)
+    }
     assert set(first) == set(second) == set(range(12))
     assert sum(first[index] == second[index] for index in first) == 0
     assert epochs(cache, 0, seed=1) != alone
@@ -247,8 +297,8 @@ def test_a_smaller_image_size_than_the_caches_is_made_from_it(cache):
 
 
 def test_positives_are_augmented_with_their_own_probability(cache):
-    config = TrainConfig(image_size=64, augment_negative=0, augment_positive=1)
-    data, plain = dataset(cache, config=config), dataset(cache)
+    augmentation = Augmentation(size=64, negative=0, positive=1, seed=42)
+    data, plain = dataset(cache, augmentation=augmentation), dataset(cache)
     for index in range(12):
         image, original = data[Item(0, index)].image, plain[Item(0, index)].image
         unchanged = torch.equal(image, original) or torch.equal(image, original.flip(2))
@@ -256,7 +306,7 @@ def test_positives_are_augmented_with_their_own_probability(cache):
 
 
 def test_copies_of_a_positive_are_augmented_differently(cache):
-    data = dataset(cache, config=TrainConfig(image_size=64, augment_negative=1, augment_positive=1))
+    data = dataset(cache, augmentation=Augmentation(size=64, negative=1, positive=1, seed=42))
     first, second, again = (data[Item(0, 0, copy)].image for copy in (0, 1, 1))
     assert not torch.equal(first, second)
     assert torch.equal(second, again)
@@ -264,7 +314,9 @@ def test_copies_of_a_positive_are_augmented_differently(cache):
 
 def test_in_order_goes_once_through_everything():
     assert [[item.position for item in batch] for batch in InOrder(5, 2)] == [[0, 1], [2, 3], [4]]
-    assert [[item.position for item in batch] for batch in InOrder(5, 2, rank=1, size=2)] == [[2, 3]]
+    assert [[item.position for item in batch] for batch in InOrder(5, 2, rank=1, size=2)] == [
+        [2, 3]
+    ]
     assert [len(InOrder(n, 2)) for n in (0, 1, 2, 3, 4)] == [0, 1, 1, 2, 2]
 
 

@@ -8,19 +8,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bombs
 import cv2
 import numpy as np
 import pydicom
 import pytest
-from conftest import ROOT, disc, encode_jpeg, noise, write_dicom
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
-from pydicom.uid import MPEG2MPML, DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import (
+    MPEG2MPML,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
 
 from pneumothorax import dicom, pixels, png
+from tests.helpers import bombs
+from tests.helpers.dicoms import encode_jpeg, write_dicom
+from tests.helpers.images import disc, noise
+from tests.helpers.stages import ROOT
 
 BUNDLED = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("**/*.dcm"))
 CODES = {
@@ -71,11 +79,15 @@ def test_real_files_give_the_pixels_of_two_full_decoders_and_area_averages(real_
     for path in some_real_files(real_data, 12):
         read = dicom.read(path)
         dataset = pydicom.dcmread(path)
-        by_pillow = np.asarray(Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1)))))
+        by_pillow = np.asarray(
+            Image.open(io.BytesIO(next(generate_frames(dataset.PixelData, number_of_frames=1))))
+        )
         np.testing.assert_array_equal(read.image, by_pillow)
         np.testing.assert_array_equal(read.image, dataset.pixel_array)
         cached = png.decode(png.encode(png.shrink(read.image, 512)), path)
-        np.testing.assert_array_equal(cached, cv2.resize(by_pillow, (512, 512), interpolation=cv2.INTER_AREA))
+        np.testing.assert_array_equal(
+            cached, cv2.resize(by_pillow, (512, 512), interpolation=cv2.INTER_AREA)
+        )
         # 1024 -> 512: a pixel is the mean of four, rounded by OpenCV to within one half of it.
         mean = by_pillow.reshape(512, 2, 512, 2).mean(axis=(1, 3))
         assert np.abs(cached - mean).max() <= 0.5
@@ -84,7 +96,9 @@ def test_real_files_give_the_pixels_of_two_full_decoders_and_area_averages(real_
 def test_a_real_files_monochrome1_twin_gives_the_same_image(real_data, tmp_path):
     for number, path in enumerate(some_real_files(real_data, 3)):
         stored = stored_array(path)
-        twin = write_dicom(tmp_path / f"twin{number}.dcm", 255 - stored, PhotometricInterpretation="MONOCHROME1")
+        twin = write_dicom(
+            tmp_path / f"twin{number}.dcm", 255 - stored, PhotometricInterpretation="MONOCHROME1"
+        )
         np.testing.assert_array_equal(dicom.read(twin).image, dicom.read(path).image)
 
 
@@ -107,7 +121,9 @@ def test_a_monochrome1_jpeg_is_its_decoded_pixels_inverted(tmp_path):
     image = noise(3, 64)
     decoded = cv2.imdecode(np.frombuffer(encode_jpeg(image), np.uint8), cv2.IMREAD_UNCHANGED)
     light = write_dicom(tmp_path / "light.dcm", image, jpeg=True)
-    dark = write_dicom(tmp_path / "dark.dcm", image, jpeg=True, PhotometricInterpretation="MONOCHROME1")
+    dark = write_dicom(
+        tmp_path / "dark.dcm", image, jpeg=True, PhotometricInterpretation="MONOCHROME1"
+    )
     np.testing.assert_array_equal(dicom.read(light).image, decoded)
     np.testing.assert_array_equal(dicom.read(dark).image, 255 - decoded)
 
@@ -115,12 +131,17 @@ def test_a_monochrome1_jpeg_is_its_decoded_pixels_inverted(tmp_path):
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
 def test_more_than_8_bits_are_scaled_by_the_full_stored_range(tmp_path, bits):
     top = 2**bits - 1
-    stored = np.linspace(0, top // 2, 400).astype(np.uint16).reshape(20, 20)  # only the lower half is used
+    stored = (
+        np.linspace(0, top // 2, 400).astype(np.uint16).reshape(20, 20)
+    )  # only the lower half is used
     expected = np.rint(stored * 255.0 / top)
     read = dicom.read(write_dicom(tmp_path / "a.dcm", stored, BitsStored=bits))
     np.testing.assert_array_equal(read.image, expected)
     twin = write_dicom(
-        tmp_path / "b.dcm", (top - stored).astype(np.uint16), BitsStored=bits, PhotometricInterpretation="MONOCHROME1"
+        tmp_path / "b.dcm",
+        (top - stored).astype(np.uint16),
+        BitsStored=bits,
+        PhotometricInterpretation="MONOCHROME1",
     )
     np.testing.assert_array_equal(dicom.read(twin).image, expected)
 
@@ -128,7 +149,9 @@ def test_more_than_8_bits_are_scaled_by_the_full_stored_range(tmp_path, bits):
 def test_signed_values_begin_at_their_lowest(tmp_path):
     stored = np.array([[-32768, -16384], [0, 32767]], dtype=np.int16)
     # (v + 32768) * 255 / 65535: 0, 63.75, 127.5019.., 255
-    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", stored)).image, [[0, 64], [128, 255]])
+    np.testing.assert_array_equal(
+        dicom.read(write_dicom(tmp_path / "a.dcm", stored)).image, [[0, 64], [128, 255]]
+    )
 
 
 def test_signed_monochrome1_values_are_inverted_within_their_own_range(tmp_path):
@@ -140,18 +163,28 @@ def test_signed_monochrome1_values_are_inverted_within_their_own_range(tmp_path)
 
 def test_rescale_alone_cancels_out_of_the_scaling(tmp_path):
     stored = np.array([[0, 1000], [2000, 4095]], dtype=np.uint16)
-    path = write_dicom(tmp_path / "a.dcm", stored, BitsStored=12, RescaleSlope=2, RescaleIntercept=-1000)
+    path = write_dicom(
+        tmp_path / "a.dcm", stored, BitsStored=12, RescaleSlope=2, RescaleIntercept=-1000
+    )
     # low..high is -1000..7190: (2 * 1000) * 255 / 8190 = 62.27, (2 * 2000) * 255 / 8190 = 124.54
     np.testing.assert_array_equal(dicom.read(path).image, [[0, 62], [125, 255]])
 
 
 def test_a_window_is_applied_after_the_rescale(tmp_path):
     stored = np.array([[0, 400, 500], [600, 700, 4095]], dtype=np.uint16)
-    tags = {"BitsStored": 12, "RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 1100, "WindowWidth": 401}
+    tags = {
+        "BitsStored": 12,
+        "RescaleSlope": 2,
+        "RescaleIntercept": -100,
+        "WindowCenter": 1100,
+        "WindowWidth": 401,
+    }
     # Rescaled: -100, 700, 900, 1100, 1300, 8090. PS3.3 C.11.2.1.2: ((x - 1099.5) / 400 + 0.5), clipped to 0..1:
     # 0, 0, 0.00125, 0.50125, 1 (1.00125), 1; times 255: 0, 0, 0.3, 127.8, 255, 255.
     expected = [[0, 0, 0], [128, 255, 255]]
-    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", stored, **tags)).image, expected)
+    np.testing.assert_array_equal(
+        dicom.read(write_dicom(tmp_path / "a.dcm", stored, **tags)).image, expected
+    )
 
 
 def test_an_8_bit_window_is_applied_too(tmp_path):
@@ -162,12 +195,21 @@ def test_an_8_bit_window_is_applied_too(tmp_path):
 
 def test_a_windowed_monochrome1_file_and_its_twin_give_the_same_image(tmp_path):
     stored = np.random.default_rng(0).integers(0, 4096, (32, 32), dtype=np.uint16)
-    light = write_dicom(tmp_path / "a.dcm", stored, BitsStored=12, WindowCenter=1500, WindowWidth=1001)
+    light = write_dicom(
+        tmp_path / "a.dcm", stored, BitsStored=12, WindowCenter=1500, WindowWidth=1001
+    )
     # The twin's values are 4095 - v, so its window's centre c - 0.5 moves to 4095 - (c - 0.5): c' = 4096 - c.
-    tags = {"BitsStored": 12, "WindowCenter": 2596, "WindowWidth": 1001, "PhotometricInterpretation": "MONOCHROME1"}
+    tags = {
+        "BitsStored": 12,
+        "WindowCenter": 2596,
+        "WindowWidth": 1001,
+        "PhotometricInterpretation": "MONOCHROME1",
+    }
     dark = write_dicom(tmp_path / "b.dcm", 4095 - stored, **tags)
     np.testing.assert_array_equal(dicom.read(light).image, dicom.read(dark).image)
-    assert 100 < dicom.read(light).image.mean() < 200  # 1500 of 4095 and up is white: neither black nor white
+    assert (
+        100 < dicom.read(light).image.mean() < 200
+    )  # 1500 of 4095 and up is white: neither black nor white
 
 
 def test_of_several_windows_the_first_is_used(tmp_path):
@@ -176,8 +218,12 @@ def test_of_several_windows_the_first_is_used(tmp_path):
     np.testing.assert_array_equal(dicom.read(two).image, dicom.read(one).image)
 
 
-@pytest.mark.parametrize("tags", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": 100}, {"WindowWidth": 100}])
-def test_half_a_window_or_one_without_width_is_rejected_or_ignored_but_never_a_crash(tmp_path, tags):
+@pytest.mark.parametrize(
+    "tags", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": 100}, {"WindowWidth": 100}]
+)
+def test_half_a_window_or_one_without_width_is_rejected_or_ignored_but_never_a_crash(
+    tmp_path, tags
+):
     path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
     try:
         np.testing.assert_array_equal(dicom.read(path).image, RAMP)
@@ -192,7 +238,9 @@ def test_a_voi_table_is_looked_up(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, VOILUTSequence=Sequence([item]))
     np.testing.assert_array_equal(dicom.read(path).image, 255 - RAMP)
     # Where there is a window as well, it is the one that counts.
-    both = write_dicom(tmp_path / "b.dcm", RAMP, VOILUTSequence=Sequence([item]), WindowCenter=128, WindowWidth=2)
+    both = write_dicom(
+        tmp_path / "b.dcm", RAMP, VOILUTSequence=Sequence([item]), WindowCenter=128, WindowWidth=2
+    )
     np.testing.assert_array_equal(dicom.read(both).image, np.where(RAMP <= 127, 0, 255))
 
 
@@ -203,7 +251,9 @@ def test_a_table_of_more_than_8_bits_is_scaled_by_its_own_range(tmp_path, name, 
     step = 2**bits // 256
     item.add_new("LUTData", "US", list(range(0, 2**bits, step)))
     path = write_dicom(tmp_path / "a.dcm", RAMP, **{name: Sequence([item])})
-    np.testing.assert_array_equal(dicom.read(path).image, np.rint(RAMP * (step * 255.0) / (2**bits - 1)))
+    np.testing.assert_array_equal(
+        dicom.read(path).image, np.rint(RAMP * (step * 255.0) / (2**bits - 1))
+    )
 
 
 def test_a_falling_rescale_inverts(tmp_path):
@@ -221,7 +271,9 @@ def test_7_bits_stored_in_8_are_scaled_by_7_bits(tmp_path):
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 def test_a_constant_image_gives_zeros(tmp_path, value, kind):
     image = np.full((16, 16), value, dtype=np.uint8)
-    assert not dicom.read(write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation=kind)).image.any()
+    assert not dicom.read(
+        write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation=kind)
+    ).image.any()
 
 
 def test_colour_becomes_grey_with_the_usual_weights_and_is_reported(tmp_path):
@@ -239,14 +291,24 @@ def test_luminance_and_colour_differences_become_grey_too(tmp_path):
     read = dicom.read(write_dicom(tmp_path / "a.dcm", image, PhotometricInterpretation="YBR_FULL"))
     np.testing.assert_array_equal(read.image, RAMP)
     assert read.colour
-    jpeg = cv2.imencode(".jpg", cv2.merge([noise(1)] * 3), (cv2.IMWRITE_JPEG_QUALITY, 100))[1].tobytes()
-    tags = {"PhotometricInterpretation": "YBR_FULL_422", "syntax": JPEGBaseline8Bit, "pixel_data": packed(jpeg)}
+    jpeg = cv2.imencode(".jpg", cv2.merge([noise(1)] * 3), (cv2.IMWRITE_JPEG_QUALITY, 100))[
+        1
+    ].tobytes()
+    tags = {
+        "PhotometricInterpretation": "YBR_FULL_422",
+        "syntax": JPEGBaseline8Bit,
+        "pixel_data": packed(jpeg),
+    }
     packed_read = dicom.read(write_dicom(tmp_path / "b.dcm", cv2.merge([noise(1)] * 3), **tags))
     assert np.abs(packed_read.image - noise(1).astype(int)).max() <= 2
     # Uncompressed, two pixels share their colour differences: Y0 Y1 Cb Cr.
-    two = np.stack([RAMP[:, ::2], RAMP[:, 1::2], np.full((16, 8), 128), np.full((16, 8), 128)], axis=2).astype(np.uint8)
+    two = np.stack(
+        [RAMP[:, ::2], RAMP[:, 1::2], np.full((16, 8), 128), np.full((16, 8), 128)], axis=2
+    ).astype(np.uint8)
     tags = {"PhotometricInterpretation": "YBR_FULL_422", "pixel_data": two.tobytes()}
-    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "c.dcm", image, **tags)).image, RAMP)
+    np.testing.assert_array_equal(
+        dicom.read(write_dicom(tmp_path / "c.dcm", image, **tags)).image, RAMP
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +323,9 @@ def test_rle_and_jpeg_2000_equal_pydicoms_own_pixels_scaled_by_hand(name, low, h
     dataset = pydicom.dcmread(bundled(name))
     assert "RescaleSlope" not in dataset
     centre, width = float(dataset.WindowCenter), float(dataset.WindowWidth)
-    share = np.clip((dataset.pixel_array - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)  # PS3.3 C.11.2.1.2
+    share = np.clip(
+        (dataset.pixel_array - (centre - 0.5)) / (width - 1) + 0.5, 0, 1
+    )  # PS3.3 C.11.2.1.2
     read = dicom.read(bundled(name))
     assert np.abs(read.image - share * 255).max() <= 0.5 + 1e-3
     assert read.image.std() > 10
@@ -290,7 +354,12 @@ def test_rle_lossless_and_jpeg_2000_of_a_plain_8_bit_image_pass_unchanged(tmp_pa
     np.testing.assert_array_equal(dicom.read(packed).image, image)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG2000", irreversible=False, no_jp2=True)
-    path = write_dicom(tmp_path / "b.dcm", image, syntax=JPEG2000Lossless, pixel_data=encapsulate([buffer.getvalue()]))
+    path = write_dicom(
+        tmp_path / "b.dcm",
+        image,
+        syntax=JPEG2000Lossless,
+        pixel_data=encapsulate([buffer.getvalue()]),
+    )
     np.testing.assert_array_equal(dicom.read(path).image, image)
 
 
@@ -298,21 +367,33 @@ def test_rle_lossless_and_jpeg_2000_of_a_plain_8_bit_image_pass_unchanged(tmp_pa
 
 
 def test_no_tag_outside_the_whitelist_reaches_the_header(tmp_path):
-    tags = {"PatientName": "Planted^Name", "PatientBirthDate": "19700101", "InstitutionName": "Planted Hospital"}
+    tags = {
+        "PatientName": "Planted^Name",
+        "PatientBirthDate": "19700101",
+        "InstitutionName": "Planted Hospital",
+    }
     tags |= {
         "PatientID": "planted-id",
         "ViewPosition": "Planted Free Text",
         "PatientSex": "planted",
         "PatientAge": "planted",
     }
-    path = write_dicom(tmp_path / "a.dcm", RAMP, AccessionNumber="planted-accession", StudyDate="20200101", **tags)
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, AccessionNumber="planted-accession", StudyDate="20200101", **tags
+    )
     header, dataset = dicom.open_header(path)
     assert dataclasses.asdict(header) == {
         "image_id": "a", "patient_id": "planted-id", "view": "", "sex": "", "age": "", "height": 16, "width": 16,
     }  # fmt: skip
     kept = {element.keyword for element in dataset}
     assert kept <= set(dicom.WHITELIST)
-    assert not kept & {"PatientName", "PatientBirthDate", "InstitutionName", "AccessionNumber", "StudyDate"}
+    assert not kept & {
+        "PatientName",
+        "PatientBirthDate",
+        "InstitutionName",
+        "AccessionNumber",
+        "StudyDate",
+    }
 
 
 @pytest.mark.parametrize(
@@ -339,7 +420,14 @@ def test_ages_become_whole_years(tmp_path, age, years):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"text\n" * 100, cv2.imencode(".png", RAMP)[1].tobytes(), b"\0" * 128, b"\0" * 128 + b"DIC", b"\0" * 4096],
+    [
+        b"",
+        b"text\n" * 100,
+        cv2.imencode(".png", RAMP)[1].tobytes(),
+        b"\0" * 128,
+        b"\0" * 128 + b"DIC",
+        b"\0" * 4096,
+    ],
     ids=["empty", "text", "png", "zeros", "cut preamble", "no prefix"],
 )
 def test_what_has_no_preamble_is_not_dicom(tmp_path, content):
@@ -359,24 +447,33 @@ def test_a_file_cut_anywhere_is_rejected_and_raises_nothing_else(tmp_path, jpeg)
     whole = write_dicom(tmp_path / "a.dcm", noise(1, 32), jpeg=jpeg)
     data = whole.read_bytes()
     codes = {}
-    for length in range(0, len(data) - 4, 3):  # a JPEG's last four bytes are the length of its closing delimiter: 0
+    for length in range(
+        0, len(data) - 4, 3
+    ):  # a JPEG's last four bytes are the length of its closing delimiter: 0
         (tmp_path / "cut.dcm").write_bytes(data[:length])
         codes[length] = code_of(tmp_path / "cut.dcm")
     columns, pixels_at = data.index(b"\x28\x00\x11\x00US") + 10, data.index(b"\xe0\x7f\x10\x00")
     for length, code in codes.items():
         # From the end of Columns to the length of PixelData a cut file is a whole one without pixels.
         in_between = columns <= length < pixels_at + 8
-        assert code == ("NOT_DICOM" if length < 132 else "NO_PIXELS" if in_between else "TRUNCATED"), length
+        assert code == (
+            "NOT_DICOM" if length < 132 else "NO_PIXELS" if in_between else "TRUNCATED"
+        ), length
 
 
 def test_a_jpeg_cut_short_inside_a_whole_file_is_truncated(tmp_path, monkeypatch):
     image = noise(1, 64)
     cut = encode_jpeg(image)[:-40]
     path = write_dicom(
-        tmp_path / "a.dcm", image, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([cut + b"\0" * (len(cut) % 2)])
+        tmp_path / "a.dcm",
+        image,
+        syntax=JPEGBaseline8Bit,
+        pixel_data=encapsulate([cut + b"\0" * (len(cut) % 2)]),
     )
     assert code_of(path) == "TRUNCATED"
-    monkeypatch.setattr(pixels.cv2, "imdecode", lambda *_: image)  # as OpenCV 4, which fills the rest with grey
+    monkeypatch.setattr(
+        pixels.cv2, "imdecode", lambda *_: image
+    )  # as OpenCV 4, which fills the rest with grey
     assert code_of(path) == "TRUNCATED"
 
 
@@ -387,7 +484,10 @@ def test_a_jpeg_cut_short_inside_a_whole_file_is_truncated(tmp_path, monkeypatch
         ({"Rows": None}, "BAD_HEADER"),
         ({"Columns": None}, "BAD_HEADER"),
         # A report, say: what stands behind the place of Rows was not cut off.
-        ({"Rows": None, "Columns": None, "PixelData": None, "VerificationFlag": "VERIFIED"}, "BAD_HEADER"),
+        (
+            {"Rows": None, "Columns": None, "PixelData": None, "VerificationFlag": "VERIFIED"},
+            "BAD_HEADER",
+        ),
         ({"Rows": 0}, "BAD_HEADER"),
         ({"Columns": 0}, "BAD_HEADER"),
         ({"Rows": 17}, "TRUNCATED"),  # 17 x 16 bytes are needed, 256 are there
@@ -423,7 +523,9 @@ def test_a_size_of_0_and_a_missing_syntax_are_named(tmp_path):
     data = whole.read_bytes()
     syntax = data.index(b"\x02\x00\x10\x00UI")
     length = 8 + int.from_bytes(data[syntax + 6 : syntax + 8], "little")
-    whole.write_bytes(data[:132] + data[144:syntax] + data[syntax + length :])  # without the group's length, too
+    whole.write_bytes(
+        data[:132] + data[144:syntax] + data[syntax + length :]
+    )  # without the group's length, too
     with pytest.raises(dicom.Rejected, match="no transfer syntax") as caught:
         dicom.open_header(whole)
     assert caught.value.code == "BAD_HEADER"
@@ -474,17 +576,23 @@ NOTHING = b"\xfe\xff\x00\xe0\0\0\0\0"  # an item of length 0
     ],
 )
 def test_each_odd_frame_has_its_code(tmp_path, syntax, pixel_data, code):
-    assert code_of(write_dicom(tmp_path / "a.dcm", RAMP, syntax=syntax, pixel_data=pixel_data)) == code
+    assert (
+        code_of(write_dicom(tmp_path / "a.dcm", RAMP, syntax=syntax, pixel_data=pixel_data)) == code
+    )
 
 
 def test_pixels_that_are_not_encapsulated_where_they_should_be_are_truncated(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP)
-    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0"))  # RLE
+    path.write_bytes(
+        path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")
+    )  # RLE
     assert code_of(path) == "TRUNCATED"
 
 
 def test_one_frame_said_in_words_is_still_one_frame(tmp_path):
-    np.testing.assert_array_equal(dicom.read(write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=1)).image, RAMP)
+    np.testing.assert_array_equal(
+        dicom.read(write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=1)).image, RAMP
+    )
 
 
 @pytest.mark.parametrize("text", ["a", "1.2.3", "ID_0", "A-b_c.d", "a" * 64])
@@ -492,7 +600,9 @@ def test_good_ids(text):
     assert dicom.is_image_id(text)
 
 
-@pytest.mark.parametrize("text", ["", ".", "..", ".a", "a/b", "a\\b", "a" * 65, "a\n", "a ", "ä", "=1", "a:b", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", ".", "..", ".a", "a/b", "a\\b", "a" * 65, "a\n", "a ", "ä", "=1", "a:b", "\0"]
+)
 def test_bad_ids(text):
     assert not dicom.is_image_id(text)
 
@@ -505,7 +615,9 @@ def test_an_unknown_transfer_syntax_is_rejected_and_a_known_one_without_decoder_
     unknown.write_bytes(data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.9.9.9\0"))
     assert code_of(unknown) == "BAD_HEADER"
     decoder = type(pydicom.pixels.get_decoder(pydicom.uid.JPEGLSLossless))
-    monkeypatch.setattr(decoder, "is_available", property(lambda _: False))  # as without requirements-dicom.txt
+    monkeypatch.setattr(
+        decoder, "is_available", property(lambda _: False)
+    )  # as without requirements-dicom.txt
     with pytest.raises(dicom.Rejected, match=r"requirements-dicom\.txt") as caught:
         dicom.read(bundled("MR_small_jpeg_ls_lossless.dcm"))
     assert caught.value.code == "UNSUPPORTED_SYNTAX"
@@ -513,7 +625,9 @@ def test_an_unknown_transfer_syntax_is_rejected_and_a_known_one_without_decoder_
 
 def test_a_segmentation_of_1_bit_is_no_radiograph(tmp_path):
     bits = np.packbits(np.eye(16, dtype=np.uint8), bitorder="little").tobytes()
-    path = write_dicom(tmp_path / "a.dcm", RAMP, BitsAllocated=1, BitsStored=1, HighBit=0, pixel_data=bits)
+    path = write_dicom(
+        tmp_path / "a.dcm", RAMP, BitsAllocated=1, BitsStored=1, HighBit=0, pixel_data=bits
+    )
     with pytest.raises(dicom.Rejected, match="1 bit per pixel") as caught:
         dicom.read(path)
     assert caught.value.code == "BAD_HEADER"
@@ -529,13 +643,18 @@ def test_folders_pipes_and_missing_files_are_rejected(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "prefix", [b"", b"\0\0", b"junk"], ids=["plain", "zeros between markers", "junk between markers"]
+    "prefix",
+    [b"", b"\0\0", b"junk"],
+    ids=["plain", "zeros between markers", "junk between markers"],
 )
 def test_a_large_jpeg_in_a_small_dicom_is_refused_before_memory_is_taken(tmp_path, prefix):
     data = bombs.jpeg(20000)
     data = data[:2] + prefix + data[2:]  # libjpeg steps over garbage between markers
     path = write_dicom(
-        tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
+        tmp_path / "a.dcm",
+        RAMP,
+        syntax=JPEGBaseline8Bit,
+        pixel_data=encapsulate([data + b"\0" * (len(data) % 2)]),
     )
     assert code_of(path) in ({"TOO_LARGE"} if not prefix else {"TOO_LARGE", "TRUNCATED"})
 
@@ -543,7 +662,10 @@ def test_a_large_jpeg_in_a_small_dicom_is_refused_before_memory_is_taken(tmp_pat
 def test_a_large_png_that_poses_as_a_jpeg_is_not_decoded(tmp_path, monkeypatch):
     data = cv2.imencode(".png", np.zeros((64, 64), np.uint8))[1].tobytes() + b"\xff\xd9"
     path = write_dicom(
-        tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
+        tmp_path / "a.dcm",
+        RAMP,
+        syntax=JPEGBaseline8Bit,
+        pixel_data=encapsulate([data + b"\0" * (len(data) % 2)]),
     )
     monkeypatch.setattr(pixels.cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     assert code_of(path) in {"TRUNCATED", "BAD_HEADER"}
@@ -558,15 +680,24 @@ def test_a_jpeg_slightly_larger_than_its_header_says_is_rejected(tmp_path):
 def test_a_colour_jpeg_in_a_grey_dicom_is_rejected(tmp_path):
     data = cv2.imencode(".jpg", cv2.merge([RAMP, 255 - RAMP, RAMP]))[1].tobytes()
     path = write_dicom(
-        tmp_path / "a.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data + b"\0" * (len(data) % 2)])
+        tmp_path / "a.dcm",
+        RAMP,
+        syntax=JPEGBaseline8Bit,
+        pixel_data=encapsulate([data + b"\0" * (len(data) % 2)]),
     )
-    with pytest.raises(dicom.Rejected, match=r"\(16, 16, 3\), the header says \(16, 16\)") as caught:
+    with pytest.raises(
+        dicom.Rejected, match=r"\(16, 16, 3\), the header says \(16, 16\)"
+    ) as caught:
         dicom.read(path)
     assert caught.value.code == "BAD_HEADER"
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
-@pytest.mark.parametrize("group_length", [True, False], ids=["with group length", "without group length"])
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc"
+)
+@pytest.mark.parametrize(
+    "group_length", [True, False], ids=["with group length", "without group length"]
+)
 def test_a_deflated_bomb_is_refused_within_one_gigabyte(tmp_path, group_length):
     path = bombs.deflated(tmp_path / "bomb.dcm", group_length=group_length)
     assert path.stat().st_size < 16 << 20
@@ -608,13 +739,17 @@ def test_every_file_of_pydicoms_own_decodes_or_has_a_code(path):
         assert read.image.shape == (read.header.height, read.header.width)
 
 
-def test_random_damage_to_a_real_file_is_read_or_rejected_and_raises_nothing_else(real_data, tmp_path):
+def test_random_damage_to_a_real_file_is_read_or_rejected_and_raises_nothing_else(
+    real_data, tmp_path
+):
     whole = some_real_files(real_data, 1)[0].read_bytes()
     rng = np.random.default_rng(0)
     start = whole.index(b"\xe0\x7f\x10\x00")
     for _ in range(60):
         data = bytearray(whole)
-        for at in rng.integers(128, start + 200, rng.integers(1, 12)):  # the header, where most of the code is
+        for at in rng.integers(
+            128, start + 200, rng.integers(1, 12)
+        ):  # the header, where most of the code is
             data[at] = rng.integers(256)
         (tmp_path / "a.dcm").write_bytes(data)
         try:
@@ -626,7 +761,15 @@ def test_random_damage_to_a_real_file_is_read_or_rejected_and_raises_nothing_els
 def test_no_value_of_a_patient_tag_stands_in_a_rejections_message(tmp_path):
     path = write_dicom(tmp_path / "a.dcm", RAMP, PatientID="Planted^Name")
     data = path.read_bytes()
-    for vr in (b"DS", b"IS", b"US", b"FD", b"DA", b"AT", b"SQ"):  # the patient id under a number's type
+    for vr in (
+        b"DS",
+        b"IS",
+        b"US",
+        b"FD",
+        b"DA",
+        b"AT",
+        b"SQ",
+    ):  # the patient id under a number's type
         path.write_bytes(data.replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00" + vr))
         try:
             dicom.read(path)
@@ -645,7 +788,8 @@ def test_what_stands_where_the_number_of_frames_should_is_not_quoted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["Planted^Name", "O'Planted", 'O\'Planted "Planted" Planted', 'A" Planted', "\nPlanted'"]
+    "value",
+    ["Planted^Name", "O'Planted", 'O\'Planted "Planted" Planted', 'A" Planted', "\nPlanted'"],
 )
 def test_no_value_that_a_library_quotes_stands_in_a_message_whatever_its_own_quotation_marks(value):
     for quoted in (repr(value), f"'{value}'", f'"{value}" of the wrong kind'):

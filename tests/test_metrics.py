@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pneumothorax import artifacts, metrics
+from pneumothorax import metrics
+from pneumothorax.pipeline import artifacts
 
 EMPTY = np.zeros((2, 2), np.uint8)
 FULL = np.ones((2, 2), np.uint8)
@@ -18,7 +19,9 @@ CORNER = np.array([[1, 0], [0, 0]], np.uint8)
 def scores(truths, predictions, p=None):
     """All scores of two lists of masks; the image's probability is 1 where a pixel is predicted."""
     columns = np.array([metrics.counts(t, q) for t, q in zip(truths, predictions, strict=True)]).T
-    return metrics.scores(*columns, np.array([float(q.any()) for q in predictions]) if p is None else np.asarray(p))
+    return metrics.scores(
+        *columns, np.array([float(q.any()) for q in predictions]) if p is None else np.asarray(p)
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +75,8 @@ def test_all_scores_of_four_images_by_hand():
             "image_precision": (1 + 1 / 2 + 0 + 0) / 4,
             "image_recall": (1 + 1 / 2 + 0 + 0) / 4,
             "image_iou": (1 + 1 / 3 + 0 + 0) / 4,
-            "auc": 3 / 4,  # of the pairs (0.9, 0.1), (0.9, 0.4), (0.2, 0.1), (0.2, 0.4) three are in order
+            "auc": 3
+            / 4,  # of the pairs (0.9, 0.1), (0.9, 0.4), (0.2, 0.1), (0.2, 0.4) three are in order
             "sensitivity": 1 / 2,
             "specificity": 1 / 2,
             "ppv": 1 / 2,
@@ -82,7 +86,9 @@ def test_all_scores_of_four_images_by_hand():
 
 def test_scores_of_each_image_by_hand_and_with_the_empty_rule():
     # (true, predicted, both): both empty; only predicted; only true; apart; 2 of 4 true and 2 of 5 predicted pixels.
-    found = metrics.image_scores(np.array([0, 0, 4, 4, 4]), np.array([0, 3, 0, 5, 5]), np.array([0, 0, 0, 0, 2]))
+    found = metrics.image_scores(
+        np.array([0, 0, 4, 4, 4]), np.array([0, 3, 0, 5, 5]), np.array([0, 0, 0, 0, 2])
+    )
     assert found["dice"] == pytest.approx([1, 0, 0, 0, 4 / 9])
     assert found["precision"] == pytest.approx([1, 0, 0, 0, 2 / 5])
     assert found["recall"] == pytest.approx([1, 0, 0, 0, 2 / 4])
@@ -111,10 +117,12 @@ def test_predicting_nothing_scores_the_share_of_negatives():
 
 def test_nothing_predicted_on_the_real_labels_scores_what_is_published():
     # FACTS.md: 12,047 images, 2,669 positive; stage-1 test: 1,372 images, 290 positive.
-    assert metrics.nothing_predicted(np.r_[np.zeros(9378), np.ones(2669)])["siim_dice"] == pytest.approx(
-        0.7785, abs=5e-5
-    )
-    assert metrics.nothing_predicted(np.r_[np.zeros(1082), np.ones(290)])["siim_dice"] == pytest.approx(1082 / 1372)
+    assert metrics.nothing_predicted(np.r_[np.zeros(9378), np.ones(2669)])[
+        "siim_dice"
+    ] == pytest.approx(0.7785, abs=5e-5)
+    assert metrics.nothing_predicted(np.r_[np.zeros(1082), np.ones(290)])[
+        "siim_dice"
+    ] == pytest.approx(1082 / 1372)
 
 
 def test_scores_that_are_undefined_are_nan_and_never_an_error():
@@ -145,10 +153,16 @@ def test_every_score_of_the_tables_has_a_definition_and_the_other_way_round():
 def test_pooled_and_image_level_scores_agree_with_scikit_learn():
     rng = np.random.default_rng(0)
     truths = [(rng.random((8, 8)) < 0.3) * (rng.random() < 0.6) for _ in range(60)]
-    predictions = [np.where(rng.random((8, 8)) < 0.8, truth, 1 - truth) * (rng.random() < 0.7) for truth in truths]
+    predictions = [
+        np.where(rng.random((8, 8)) < 0.8, truth, 1 - truth) * (rng.random() < 0.7)
+        for truth in truths
+    ]
     p = rng.random(60)
     found = scores(truths, predictions, p)
-    flat = np.concatenate([t.ravel() for t in truths]), np.concatenate([q.ravel() for q in predictions])
+    flat = (
+        np.concatenate([t.ravel() for t in truths]),
+        np.concatenate([q.ravel() for q in predictions]),
+    )
     assert found["pooled_dice"] == pytest.approx(sk.f1_score(*flat))
     assert found["pooled_precision"] == pytest.approx(sk.precision_score(*flat))
     assert found["pooled_recall"] == pytest.approx(sk.recall_score(*flat))

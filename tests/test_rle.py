@@ -4,13 +4,13 @@ import gzip
 
 import numpy as np
 import pytest
-from conftest import plain_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pneumothorax import rle
 from pneumothorax.errors import BadInput
+from tests.helpers.images import plain_encode
 
 REAL_SHAPE = (1024, 1024)
 
@@ -76,7 +76,9 @@ def test_a_full_mask_is_one_run_and_an_empty_one_is_minus_one(shape):
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int32, np.int64, np.float32])
 def test_any_number_but_0_is_inside_whatever_the_type(dtype):
     mask = (
-        (np.array([[0, 255], [7, 0]]) != 0).astype(dtype) if dtype == np.bool_ else np.array([[0, 255], [7, 0]], dtype)
+        (np.array([[0, 255], [7, 0]]) != 0).astype(dtype)
+        if dtype == np.bool_
+        else np.array([[0, 255], [7, 0]], dtype)
     )
     assert rle.encode(mask) == "1 2"
 
@@ -93,7 +95,11 @@ def test_a_mask_that_is_not_two_dimensional_is_our_own_mistake():
 
 
 @settings(max_examples=300, deadline=None)
-@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 1)))
+@given(
+    arrays.arrays(
+        np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 1)
+    )
+)
 def test_any_small_mask_round_trips_and_agrees_with_the_plain_encoder(mask):
     text = rle.encode(mask)
     assert text == plain_encode(mask)
@@ -112,7 +118,9 @@ def test_random_masks_with_all_four_corners_set_round_trip(seed, shape):
 
 
 def test_all_real_rows_survive_decoding_and_encoding_unchanged(real_rows):
-    changed = [image_id for image_id, text in real_rows if rle.encode(rle.decode(text, REAL_SHAPE)) != text]
+    changed = [
+        image_id for image_id, text in real_rows if rle.encode(rle.decode(text, REAL_SHAPE)) != text
+    ]
     assert changed == []
 
 
@@ -133,7 +141,9 @@ def test_all_real_unions_equal_a_slow_decoder_pixel_by_pixel(real_rows):
 
 def test_overlapping_rows_count_once():
     # 2 .. 5 and 4 .. 7 of a column of 10: pixels 2 to 7, six of them.
-    np.testing.assert_array_equal(rle.union(["2 4", "4 4"], (10, 1))[:, 0], [0, 0, 1, 1, 1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(
+        rle.union(["2 4", "4 4"], (10, 1))[:, 0], [0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +166,17 @@ def test_overlapping_rows_count_once():
             "1\t2",
             "a b",
         ),
-        *("0x1 2", "1e3 2", "-1 ", "--1", "1 2 -1", "9999999999999 1", "\u0661 \u0662", "\uff11 \uff14", "1 2\n"),
+        *(
+            "0x1 2",
+            "1e3 2",
+            "-1 ",
+            "--1",
+            "1 2 -1",
+            "9999999999999 1",
+            "\u0661 \u0662",
+            "\uff11 \uff14",
+            "1 2\n",
+        ),
     ],
 )
 def test_what_is_not_pairs_of_whole_numbers_is_bad_input(text):

@@ -1,0 +1,42 @@
+"""Checks on the image cache before hours are spent on it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+
+from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.pipeline import artifacts, lineage, records
+
+
+def size(output: Path, image_size: int) -> int:
+    """The size the cache was made at. Raises BadInput when it is smaller than `image_size`."""
+    found = int(lineage.prepared(output)["settings"]["size"])
+    if found < image_size:
+        needed = f"{image_size} are needed: run 00_prepare_data.py --size {image_size}"
+        raise BadInput(f"the cache holds {found} x {found} images, {needed}")
+    return found
+
+
+def verify(output: Path, cache_size: int, rows: pd.DataFrame, *, workers: int) -> None:
+    """Compare the cached images and masks of `rows` with the manifest's hashes. Raises BadInput listing wrong ones."""
+
+    def problem(path: Path, expected: str) -> str:
+        try:
+            return "" if records.sha256(path) == expected else f"{path}: damaged"
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+
+    masked = rows[rows["mask_sha256"] != ""]
+    paths = [artifacts.cached_image(output, cache_size, image_id) for image_id in rows["image_id"]]
+    paths += [
+        artifacts.cached_mask(output, cache_size, image_id) for image_id in masked["image_id"]
+    ]
+    expected = [*rows["sha256"], *masked["mask_sha256"]]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        problems = [text for text in pool.map(problem, paths, expected) if text]
+    if problems:
+        raise bad_list(
+            f"{len(problems)} cached files are not what the manifest says: run 00_prepare_data.py again",
+            problems,
+        )

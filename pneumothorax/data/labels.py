@@ -1,0 +1,175 @@
+"""The label CSV, the sample submission and the patients CSV, read strictly: every error with its line and id.
+
+Accepted with the same result: leading spaces, a BOM, CRLF, blank lines, several rows per image. Everything is read
+as text, so the id `1.20` stays `1.20`. A label of `-1` (or an empty cell) says "no pneumothorax"; an image without a
+row is not annotated, which is something else.
+"""
+
+import csv
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumothorax import dicom, rle
+from pneumothorax.errors import BadInput, bad_list
+
+SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
+MAX_BYTES = 256 << 20  # of a whole file: SIIM-ACR's holds 7 MB
+MAX_CELL = 4_000_000  # characters: more than any mask of 64 megapixels needs in practice
+_PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
+_ZERO_LENGTH = re.compile(r"(?:\d+ \d+ )*\d+ 0+(?: \d+ \d+)*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """image id -> its mask rows as text, () for an image without pneumothorax."""
+
+    rows: dict[str, tuple[str, ...]]
+    repeated: int  # rows that stand there twice, word for word
+
+    @property
+    def positives(self) -> int:
+        return sum(1 for rows in self.rows.values() if rows)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample submission: its two column names as they are, and its ids in order, each once."""
+
+    columns: tuple[str, str]
+    image_ids: tuple[str, ...]
+
+
+def read(path: Path) -> Labels:
+    """Kaggle's `train-rle.csv` or `stage_2_train.csv`, optionally gzipped. Raises BadInput with all errors."""
+    masks: dict[str, list[str]] = {}
+    empty: set[str] = set()
+    problems: list[str] = []
+    repeated = 0
+    for line, (image_id, text) in _table(path, SUBMISSION_COLUMNS):
+        problem = cell_problem(image_id, text)
+        if problem:
+            problems.append(f"line {line}, {image_id[:70]!r}: {problem}")
+            continue
+        known = masks.setdefault(image_id, [])
+        if text in ("", rle.EMPTY):
+            repeated += image_id in empty
+            empty.add(image_id)
+        elif text in known:
+            repeated += 1
+        else:
+            known.append(text)
+        if known and image_id in empty:
+            problems.append(f"line {line}, {image_id!r}: both '-1' and a mask")
+    if problems:
+        raise bad_list(f"{path}: {len(problems)} errors", problems)
+    if not masks:
+        raise BadInput(f"{path} has no rows")
+    return Labels({image_id: tuple(rows) for image_id, rows in masks.items()}, repeated)
+
+
+def read_sample(path: Path) -> Sample:
+    """A sample submission; ids that it repeats (stage 1 repeats the positive ones) are taken once."""
+    rows = list(_table(path, SUBMISSION_COLUMNS))
+    problems = [
+        f"line {line}, {row[0][:70]!r}: not an image id"
+        for line, row in rows
+        if not dicom.is_image_id(row[0])
+    ]
+    if problems:
+        raise bad_list(f"{path}: {len(problems)} errors", problems)
+    if not rows:
+        raise BadInput(f"{path} has no rows")
+    _, header = next(records(path))
+    return Sample((header[0], header[1]), tuple(dict.fromkeys(row[0] for _, row in rows)))
+
+
+def read_patients(path: Path) -> dict[str, str]:
+    """image id -> patient id, from a CSV with the columns ImageId and PatientId."""
+    patients: dict[str, str] = {}
+    problems: list[str] = []
+    for line, (image_id, patient) in _table(path, ("ImageId", "PatientId")):
+        if not dicom.is_image_id(image_id) or not patient:
+            problems.append(f"line {line}: needs an image id and a patient id")
+        elif patients.setdefault(image_id, patient) != patient:
+            problems.append(f"line {line}, {image_id!r}: given to two patients")
+    if problems:
+        raise bad_list(f"{path}: {len(problems)} errors", problems)
+    return patients
+
+
+def cell_problem(image_id: str, text: str) -> str:
+    """What is wrong with one row of run lengths, "" when nothing is. The image's size is not known here."""
+    if not dicom.is_image_id(image_id):
+        return "not an image id (letters, digits, '.', '_', '-', at most 64)"
+    if text in ("", rle.EMPTY):
+        return ""
+    if len(text) > MAX_CELL:
+        return f"a cell of {len(text)} characters"
+    if _ZERO_LENGTH.fullmatch(text):
+        return "a run of length 0"
+    if _PAIRS.fullmatch(text):
+        return ""
+    found = f"found {text[:40]!r}"
+    if re.fullmatch(r"[0-9 ]+", text):
+        return f"an odd count of numbers or stray spaces: {found}"
+    if re.fullmatch(r"[-0-9 ]+", text):
+        beside = rle.EMPTY in text.split(" ")
+        return (
+            f"{'-1 beside runs' if beside else 'a negative number, so that runs overlap'}: {found}"
+        )
+    return f"not run lengths 'gap length gap length ...' or -1: {found}"
+
+
+def records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells as they stand there) of every row that is not blank, the header first.
+
+    Raises BadInput for what is no CSV text, or for a cell that is too long.
+    """
+    csv.field_size_limit(2 * MAX_CELL)
+    reader = csv.reader(io.StringIO(_text(path), newline=""))
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, str]]]:
+    """(line number, (first, second column)) of every row, stripped. Raises BadInput for what is not such a CSV."""
+    found = records(path)
+    _, header = next(found, (1, []))
+    if [cell.strip() for cell in header] != list(columns):
+        raise BadInput(f"{path}: expected the columns {', '.join(columns)}; found {header[:10]}")
+    rows: list[tuple[int, tuple[str, str]]] = []
+    ragged: list[str] = []
+    for line, cells in found:
+        if len(cells) != 2:
+            ragged.append(f"line {line}: {len(cells)} cells instead of 2")
+            continue
+        rows.append((line, (cells[0].strip(), cells[1].strip())))
+    if ragged:
+        raise bad_list(f"{path}: {len(ragged)} errors", ragged)
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            raise BadInput(f"{path} does not exist, or is no regular file")
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise BadInput(f"{path} holds more than {MAX_BYTES >> 20} MiB")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Radiographs that no stage prepared: read, predict, draw, export."""

@@ -1,0 +1,1 @@
+"""From probability maps to masks: post-processing, thresholds, blending, calibration (stage 04)."""

@@ -1,0 +1,1 @@
+"""The demo data: chest phantoms in real DICOM files."""

@@ -1,0 +1,116 @@
+"""What each stage's results rest on, checked back to the images: one function per stage.
+
+Each requires its predecessor's, so a change anywhere (a label, an image, the folds, a network) is noticed by every
+later stage, which then names the command to run.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts, records
+from pneumothorax.pipeline.artifacts import TEST, TEST_IMAGES, TRAINING_IMAGES
+
+Hashes = dict[str, str]
+
+
+def prepared(output: Path) -> dict[str, Any]:
+    """Stage 00's record; its facts TRAINING_IMAGES and TEST_IMAGES stand for all pixels, labels and sizes."""
+    record = records.require(output, artifacts.PREPARED)
+    if not {TRAINING_IMAGES, TEST_IMAGES} <= set(record):
+        raise BadInput(
+            f"{output / artifacts.PREPARED.path} is damaged: run {artifacts.PREPARED.made_by} again"
+        )
+    return record
+
+
+def fold_inputs(output: Path) -> Hashes:
+    return {TRAINING_IMAGES: prepared(output)[TRAINING_IMAGES]}
+
+
+def folded(output: Path) -> dict[str, Any]:
+    return records.require(output, artifacts.FOLDED, fold_inputs(output))
+
+
+def train_inputs(output: Path) -> Hashes:
+    """What stage 02 rests on; checkpoints carry it."""
+    return {"folds": folded(output)["outputs"][artifacts.FOLDS.path], **fold_inputs(output)}
+
+
+def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
+    """Stage 02's record of a fold; other runs' weights that it started from are as they were, unless they are gone."""
+    record = records.require(output, artifacts.trained(run, fold), train_inputs(output))
+    for path, digest in record["inputs"].items():
+        if not path.startswith("runs/") or not (output / path).is_file():
+            continue
+        if records.sha256(output / path) != digest:
+            command = artifacts.trained(run, fold).made_by
+            raise BadInput(f"{path} changed since {command} ran: run {command} --overwrite again")
+        trained(output, Path(path).parts[1], fold)  # and what that run itself started from
+    return record
+
+
+def weights(output: Path, run: str, folds: list[int]) -> Hashes:
+    """The best checkpoints of a run's folds."""
+    found = {}
+    for fold in folds:
+        path = artifacts.best_weights(run, fold)
+        found[path] = trained(output, run, fold)["outputs"][path]
+    return found
+
+
+def predict_inputs(output: Path, run: str, folds: list[int], splits: list[str]) -> Hashes:
+    tested = {TEST_IMAGES: prepared(output)[TEST_IMAGES]} if TEST in splits else {}
+    return {**weights(output, run, folds), **tested, **train_inputs(output)}
+
+
+def predicted(output: Path, run: str) -> dict[str, Any]:
+    settings = records.read(output, artifacts.predicted(run))["settings"]
+    current = predict_inputs(output, run, settings["folds"], settings["splits"])
+    return records.require(output, artifacts.predicted(run), current)
+
+
+def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
+    made_from = {
+        f"predictions of {run}": predicted(output, run)["outputs"][artifacts.predictions(run).path]
+        for run in runs
+    }
+    sample = prepared(output)["outputs"].get(artifacts.SAMPLE_SUBMISSION)
+    return {
+        **made_from,
+        **({"sample submission": sample} if sample else {}),
+        **train_inputs(output),
+    }
+
+
+def submitted(output: Path, name: str) -> dict[str, Any]:
+    return records.require(
+        output, artifacts.submitted(name), submit_inputs(output, runs_of(output, name))
+    )
+
+
+def runs_of(output: Path, name: str) -> dict[str, float | None]:
+    """The runs behind a submission, and the weights that they were given in it."""
+    record = artifacts.submitted(name)
+    runs = records.read(output, record)["settings"].get("runs")
+    if not runs or not isinstance(runs, dict):
+        raise BadInput(
+            f"{output / record.path} is damaged or of an earlier version: run {record.made_by} again"
+        )
+    return runs
+
+
+def settings_of(output: Path, name: str) -> dict[str, Any]:
+    """What a submission was made with; {} where there is none. Raises BadInput where that cannot be read any more."""
+    path = output / artifacts.submitted(name).path
+    if not path.exists():
+        return {}
+    try:
+        settings: dict[str, Any] = records.read(output, artifacts.submitted(name))["settings"]
+    except BadInput as error:
+        again = f"python 04_submit.py --run RUN --name {name}, or --runs and the other flags it was made with"
+        raise BadInput(
+            f"{path} is damaged and does not say what it was made of: {again}"
+        ) from error
+    return settings

@@ -1,0 +1,1 @@
+"""The report: page, gallery, figures (stage 05)."""

@@ -1,0 +1,215 @@
+"""The paper's figures 4, 5 and 7 from the user's own radiographs: data sample, augmentation, comparison of networks.
+
+Zhang: Segmentation of Pneumothorax Disease based on Deep Learning. Figure 6 is figures.learning, figures 1 and 3 are
+drawn by network_diagram. No id, patient or name is written into a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from pneumothorax import plotting, png, rle
+from pneumothorax.pipeline import artifacts
+from pneumothorax.plotting import Style
+from pneumothorax.report import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+CELL = 2.3  # inches of one radiograph
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """image (S, S) uint8 and its true mask (S, S) uint8 of 0 and 1."""
+
+    image: np.ndarray
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One radiograph with what each run predicts out of fold: {run: (mask (S, S) of 0 and 1, Dice)}."""
+
+    shown: Radiograph
+    predictions: Mapping[str, tuple[np.ndarray, float]]
+
+
+def data_sample(radiographs: Sequence[Radiograph], style: Style = plotting.PICTURES) -> Figure:
+    """Figure 4: a row per radiograph, which is shown alone, as its mask, and with the mask over it."""
+    with style.settings():
+        figure, cells = _grid(style, len(radiographs), 3)
+        for row, radiograph in zip(cells, radiographs, strict=True):
+            _show(row[0], radiograph.image)
+            _show(row[1], radiograph.truth * np.uint8(255))
+            _show(row[2], radiograph.image)
+            _fill(row[2], radiograph.truth, plotting.TRUTH_RGB)
+            row[1].spines[:].set_visible(True)  # black on black otherwise
+            row[1].set_xlabel(_size_text(radiograph.truth))
+        _head(cells[0], ("radiograph", "mask", "both"))
+    return figure
+
+
+def augmentation(
+    original: Radiograph,
+    augmented: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    style: Style = plotting.PICTURES,
+) -> Figure:
+    """Figure 5: one radiograph and each augmentation of it alone, the mask outlined.
+
+    Args:
+        augmented: {name: (image, mask)} (augment.each_alone).
+    """
+    shown = {"original": (original.image, original.truth), **augmented}
+    columns = min(4, len(shown))
+    with style.settings():
+        figure, cells = _grid(style, -(-len(shown) // columns), columns)
+        for axes in cells.ravel()[len(shown) :]:
+            axes.remove()
+        for axes, (name, (image, mask)) in zip(cells.ravel(), shown.items(), strict=False):
+            _show(axes, image)
+            _outline(axes, mask)
+            axes.set_title(name)
+    return figure
+
+
+def comparison(images: Sequence[Compared], style: Style = plotting.PICTURES) -> Figure:
+    """Figure 7: a row per radiograph; columns are the radiograph, the truth, and each run's mask with its Dice.
+
+    The truth is outlined in every column but the first, predictions are filled.
+    """
+    runs = list(images[0].predictions)
+    with style.settings():
+        figure, cells = _grid(style, len(images), 2 + len(runs))
+        for row, one in zip(cells, images, strict=True):
+            for axes in row:
+                _show(axes, one.shown.image)
+            _outline(row[1], one.shown.truth)
+            for axes, run in zip(row[2:], runs, strict=True):
+                mask, dice = one.predictions[run]
+                _fill(axes, mask, plotting.PREDICTION_RGB)
+                _outline(axes, one.shown.truth)
+                axes.set_xlabel(f"Dice {dice:.3f}")
+            row[1].set_xlabel(_size_text(one.shown.truth))
+        _head(cells[0], ("radiograph", "truth", *(figures.wrapped(run, 22) for run in runs)))
+    return figure
+
+
+def read(output: Path, cache_size: int, image_id: str) -> Radiograph:
+    """One prepared training image. Raises BadInput where a cached file is damaged or missing."""
+    image = png.read(artifacts.cached_image(output, cache_size, image_id))
+    path = artifacts.cached_mask(output, cache_size, image_id)
+    truth = (
+        (png.read(path) > 0).astype(np.uint8) if path.exists() else np.zeros_like(image)
+    )  # positives have one
+    return Radiograph(image, truth)
+
+
+def read_compared(
+    output: Path,
+    cache_size: int,
+    image_id: str,
+    shape: tuple[int, int],
+    images: Mapping[str, pd.DataFrame],
+) -> Compared:
+    """One image with every run's out-of-fold mask.
+
+    Args:
+        shape: (H, W) of the labels.
+        images: {run: artifacts.out_of_fold rows}, each with the image.
+    """
+    predictions = {}
+    for run, table in images.items():
+        row = table[table["image_id"] == image_id].iloc[0]
+        mask = png.shrink_mask(rle.decode(str(row["rle"]), shape), cache_size)
+        predictions[run] = mask, float(row["dice"])
+    return Compared(read(output, cache_size, image_id), predictions)
+
+
+def choose_sample(manifest: pd.DataFrame, n: int = 4) -> list[str]:
+    """Ids for `data_sample`: positives from a small to a large mask (10 % to 90 % of them), then one negative.
+
+    Args:
+        manifest: training rows of the manifest.
+    """
+    ordered = manifest.sort_values(["mask_pixels", "image_id"])
+    positives = ordered.loc[ordered["positive"] == 1, "image_id"].tolist()
+    negatives = ordered.loc[ordered["positive"] == 0, "image_id"].tolist()
+    return [*_spread(positives, n - 1 if negatives else n), *negatives[:1]]
+
+
+def choose_compared(images: Mapping[str, pd.DataFrame], n: int = 5) -> list[str]:
+    """Ids for `comparison`: positives from a small to a large mask, then the largest false alarm if there is one.
+
+    Chosen by the truth, whatever the Dice: not the rows that flatter a run.
+
+    Args:
+        images: {run: artifacts.out_of_fold rows}; only images that every run has are chosen.
+    """
+    tables = list(images.values())
+    common = set.intersection(*(set(table["image_id"]) for table in tables))
+    rows = pd.concat([table[table["image_id"].isin(common)] for table in tables])
+    rows = rows.groupby("image_id", as_index=False)[["true_px", "predicted_px"]].max()
+    alarms = rows[(rows["true_px"] == 0) & (rows["predicted_px"] > 0)]
+    alarms = alarms.sort_values(["predicted_px", "image_id"], ascending=[False, True])
+    alarm = alarms["image_id"].tolist()[:1]
+    positives = rows[rows["true_px"] > 0].sort_values(["true_px", "image_id"])["image_id"].tolist()
+    return [*_spread(positives, n - len(alarm)), *alarm]
+
+
+def _spread(ordered: list[str], n: int) -> list[str]:
+    """Up to n, evenly from the 10 % place to the 90 % place."""
+    if len(ordered) <= n:
+        return ordered
+    places = np.linspace(0.1, 0.9, n) if n > 1 else np.array([0.5])
+    return [ordered[at] for at in np.unique((places * (len(ordered) - 1)).round().astype(int))]
+
+
+def _grid(style: Style, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure with (rows, columns) empty cells without ticks."""
+    figure = plotting.new(style, CELL * columns, (CELL + 0.28) * rows + 0.3)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    cells = figure.subplots(rows, columns, squeeze=False)
+    for axes in cells.ravel():
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+    return figure, cells
+
+
+def _head(row: np.ndarray, titles: Sequence[str]) -> None:
+    for axes, title in zip(row, titles, strict=True):
+        axes.set_title(title)
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+
+
+def _fill(axes: Axes, mask: np.ndarray, rgb: tuple[int, int, int]) -> None:
+    """The mask, half transparent, over what is shown."""
+    tint = np.zeros((*mask.shape, 4))
+    tint[mask > 0] = (*(value / 255 for value in rgb), 0.45)
+    axes.imshow(tint, interpolation="nearest")
+
+
+def _outline(axes: Axes, mask: np.ndarray) -> None:
+    """The mask's border, in the report's colour of the truth; a frame of 0 closes it at the image's edge."""
+    if mask.any():
+        size = mask.shape[0]
+        places = np.arange(-1, size + 1)
+        colour = tuple(value / 255 for value in plotting.TRUTH_RGB)
+        axes.contour(places, places, np.pad(mask, 1), levels=[0.5], colors=[colour], linewidths=1.0)
+        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+
+
+def _size_text(truth: np.ndarray) -> str:
+    share = float(truth.mean())
+    return f"{100 * share:.2f} % of the image" if share else "no pneumothorax"

@@ -1,0 +1,1 @@
+"""Scores with intervals: per image, bootstrap over patients, comparisons, strata, curves."""

@@ -1,0 +1,1 @@
+"""Training one fold (stage 02)."""

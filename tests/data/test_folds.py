@@ -1,0 +1,313 @@
+"""Stage 01: nobody in two folds, every fold alike, and the same folds from the same manifest."""
+
+import gzip
+import hashlib
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumothorax.data import folds
+from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts
+from tests.helpers.stages import run_stage, tiny_input, write_lines
+
+STAGE = "01_make_folds.py"
+
+
+def training(patients, areas, *, pixels=None, side=1024):
+    """Manifest rows of training images, one per patient id in the list."""
+    n = len(patients)
+    return pd.DataFrame(
+        {
+            "image_id": [f"i{number:05d}" for number in range(n)],
+            "patient_id": patients,
+            "positive": (np.asarray(areas) > 0).astype(int),
+            "mask_pixels": areas,
+            "height": side,
+            "width": side,
+            "sha256": pixels or [f"p{number}" for number in range(n)],
+        }
+    )
+
+
+def random_training(n=400, seed=0):
+    rng = np.random.default_rng(seed)
+    areas = np.where(rng.random(n) < 0.3, rng.integers(100, 50_000, n), 0)
+    return training([f"patient {number}" for number in rng.integers(0, n // 2, n)], areas)
+
+
+@pytest.fixture(scope="module")
+def real_training(real_data):
+    """All 12,047 labelled images as manifest rows, with their real patients; areas from the label text alone."""
+    areas = {}
+    with gzip.open(real_data / "labels" / "stage_2_train.csv.gz", "rt") as file:
+        for line in list(file)[1:]:
+            image_id, text = (cell.strip() for cell in line.split(","))
+            areas[image_id] = areas.get(image_id, 0) + (
+                sum(map(int, text.split()[1::2])) if text != "-1" else 0
+            )
+    patients = pd.read_csv(real_data / "labels" / "nih_patients.csv", dtype=str).set_index(
+        "ImageId"
+    )["PatientId"]
+    frame = training([patients[image_id] for image_id in areas], list(areas.values()))
+    return frame.assign(image_id=list(areas))
+
+
+@pytest.fixture(scope="module")
+def real_folds(real_training):
+    start = time.monotonic()
+    table = folds.assign(real_training, n_folds=5, seed=42)
+    return table, time.monotonic() - start
+
+
+def test_no_real_patient_is_in_two_folds_and_it_takes_less_than_10_seconds(
+    real_training, real_folds
+):
+    table, seconds = real_folds
+    assert len(table) == 12047
+    assert seconds < 10
+    seen = {}
+    for patient, fold in zip(real_training["patient_id"], table["fold"], strict=True):
+        assert seen.setdefault(patient, fold) == fold
+    assert len(seen) == 6171
+    assert set(seen.values()) == {0, 1, 2, 3, 4}
+    assert folds.leaks(real_training, table) == {
+        "patients_in_several_folds": 0,
+        "identical_images_in_several_folds": 0,
+    }
+
+
+def test_every_real_stratum_has_its_share_in_every_fold_within_half_a_point(real_folds):
+    table, _ = real_folds
+    assert set(table["stratum"]) == {"negative", "area 1", "area 2", "area 3", "area 4"}
+    for stratum in set(table["stratum"]):
+        share = (table["stratum"] == stratum).mean()
+        for fold in range(5):
+            found = (table.loc[table["fold"] == fold, "stratum"] == stratum).mean()
+            assert abs(found - share) <= 0.005, (stratum, fold)
+    # FACTS.md: 22.15 % positive; quartiles hold a quarter each.
+    assert (table["stratum"] == "negative").sum() == 9378
+    for quartile in "1234":
+        assert (table["stratum"] == f"area {quartile}").sum() == pytest.approx(2669 / 4, abs=3)
+
+
+def test_strata_are_quartiles_of_the_masks_share_of_the_image():
+    frame = training(list("abcdefgh"), [0, 0, 0, 0, 10, 20, 30, 40])
+    frame.loc[7, ["height", "width"]] = 4096  # 40 of 16 times as many pixels: the smallest share
+    # Shares in units of 10 / 2**20: 1, 2, 3, 0.25; sorted 0.25, 1, 2, 3, one per quartile.
+    assert folds.strata(frame).tolist() == ["negative"] * 4 + [
+        "area 2",
+        "area 3",
+        "area 4",
+        "area 1",
+    ]
+
+
+def test_identical_pixels_share_a_fold_even_through_a_chain_of_patients():
+    # 0 and 1 are one patient; 1 and 2 show the same pixels; 2 and 3 are one patient: all four hang together.
+    frame = training(
+        ["a", "a", "b", "b", "c", "", ""], [0] * 7, pixels=["p", "q", "q", "r", "s", "t", "u"]
+    )
+    found = folds.groups(frame)
+    assert len(set(found[:4])) == 1
+    assert len(set(found)) == 4  # {0, 1, 2, 3}, {4}, {5}, {6}: an unknown patient is nobody else
+
+
+def test_identical_pixels_never_end_in_two_folds():
+    frame = random_training()
+    frame["sha256"] = [f"p{number // 2 if number < 60 else number}" for number in range(len(frame))]
+    table = folds.assign(frame, n_folds=5, seed=1)
+    assert folds.leaks(frame, table) == {
+        "patients_in_several_folds": 0,
+        "identical_images_in_several_folds": 0,
+    }
+    assert (table.groupby(frame["sha256"])["fold"].nunique() == 1).all()
+
+
+def test_the_same_seed_gives_the_same_folds_and_another_seed_others():
+    frame = random_training()
+    first, again, other = (folds.assign(frame, n_folds=5, seed=seed) for seed in (42, 42, 43))
+    pd.testing.assert_frame_equal(first, again)
+    assert (first["fold"] != other["fold"]).mean() > 0.3
+
+
+def test_a_planted_leak_is_found():
+    frame = random_training()
+    table = folds.assign(frame, n_folds=5, seed=42)
+    busy = frame["patient_id"].value_counts().index[0]
+    row = frame.index[frame["patient_id"] == busy][0]
+    leaky = table.copy()
+    leaky.loc[row, "fold"] = (leaky.loc[row, "fold"] + 1) % 5
+    assert folds.leaks(frame, leaky)["patients_in_several_folds"] == 1
+    twin = table.index[table["fold"] != table.loc[row, "fold"]][0]
+    frame.loc[twin, "sha256"] = frame.loc[row, "sha256"]
+    assert folds.leaks(frame, table) == {
+        "patients_in_several_folds": 0,
+        "identical_images_in_several_folds": 1,
+    }
+
+
+def test_unknown_patients_are_no_leak():
+    frame = training([""] * 20, [5, 0] * 10)
+    table = folds.assign(frame, n_folds=5, seed=0)
+    assert folds.leaks(frame, table)["patients_in_several_folds"] == 0
+
+
+def test_too_few_patients_or_positives_are_bad_input():
+    with pytest.raises(BadInput, match="2 patients cannot fill 3 folds"):
+        folds.assign(training(["a", "a", "b", "b"], [1, 0, 1, 0]), n_folds=3, seed=0)
+    with pytest.raises(BadInput, match=r"no positive image \(1 in all\)"):
+        folds.assign(training(list("abcdefgh"), [9, 0, 0, 0, 0, 0, 0, 0]), n_folds=4, seed=0)
+    with pytest.raises(BadInput, match="no positive image"):
+        folds.assign(training(list("abcdefgh"), [0] * 8), n_folds=2, seed=0)
+    with pytest.raises(BadInput, match="0 patients"):
+        folds.assign(training([], []), n_folds=2, seed=0)
+
+
+def test_an_empty_fold_is_bad_input():
+    table = pd.DataFrame({"fold": [0, 0, 2, 2], "stratum": ["area 1", "negative"] * 2})
+    with pytest.raises(BadInput, match="fold 1 is empty"):
+        folds._check(table, 3)
+
+
+def test_an_image_without_an_entry_in_the_patients_file_is_named():
+    frame = training(["", ""], [1, 0])
+    assert folds.with_patients(frame, {"i00000": "x", "i00001": "x"})["patient_id"].tolist() == [
+        "x",
+        "x",
+    ]
+    with pytest.raises(BadInput, match="1 training images are not in the patients file\n  i00001"):
+        folds.with_patients(frame, {"i00000": "x"})
+
+
+# The stage
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Stage 00's output of a tiny input, and that input."""
+    tiny = tiny_input(tmp_path / "input", train=10, test=1)
+    run_stage(
+        "00_prepare_data.py",
+        "--input",
+        tiny.folder,
+        "--output",
+        tmp_path / "out",
+        "--size",
+        32,
+        "--workers",
+        1,
+    )
+    return tmp_path / "out", tiny
+
+
+def folded(output):
+    return artifacts.read_table(output, artifacts.FOLDS)
+
+
+def test_missing_manifest_names_the_stage_to_run(tmp_path):
+    with pytest.raises(BadInput, match=r"00_prepare_data\.py"):
+        run_stage(STAGE, "--output", tmp_path)
+
+
+def test_the_stage_writes_training_images_alone_with_hashed_patients(output):
+    out, tiny = output
+    run_stage(STAGE, "--output", out, "--folds", 3)
+    table = folded(out)
+    assert sorted(table["image_id"]) == sorted(tiny.masks)
+    assert set(table["fold"]) == {0, 1, 2}
+    assert not any(patient in (out / "folds.csv").read_text() for patient in tiny.patients.values())
+    by_patient = (
+        table.assign(person=table["image_id"].map(tiny.patients))
+        .groupby("person")["fold"]
+        .nunique()
+    )
+    assert (by_patient == 1).all()
+    record = json.loads((out / "folds.json").read_text())
+    assert record["leaks"] == {
+        "patients_in_several_folds": 0,
+        "identical_images_in_several_folds": 0,
+    }
+    assert record["settings"] == {"folds": 3, "seed": 42, "patients": "PatientID"}
+    assert (
+        record["outputs"]["folds.csv"]
+        == hashlib.sha256((out / "folds.csv").read_bytes()).hexdigest()
+    )
+    assert sum(counts["images"] for counts in record["counts"].values()) == 10
+
+
+def test_the_stage_again_is_a_no_op_until_manifest_seed_or_folds_change(output, capsys):
+    out, _ = output
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    times = [(out / name).stat().st_mtime_ns for name in ("folds.csv", "folds.json")]
+    capsys.readouterr()
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    assert "up to date" in capsys.readouterr().out
+    assert [(out / name).stat().st_mtime_ns for name in ("folds.csv", "folds.json")] == times
+    for flags in (["--seed", 7], ["--folds", 3], ["--folds", 2, "--overwrite"]):
+        before = (out / "folds.json").stat().st_mtime_ns
+        run_stage(
+            STAGE, "--output", out, *(["--folds", 2] if "--folds" not in flags else []), *flags
+        )
+        assert (out / "folds.json").stat().st_mtime_ns != before
+    before = (out / "folds.csv").read_bytes()
+    (out / "folds.csv").write_bytes(before[:-5])
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    assert (out / "folds.csv").read_bytes() == before
+
+
+def test_a_changed_manifest_gives_new_folds_and_an_edited_one_is_refused(output):
+    out, tiny = output
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    before = folded(out)
+    lines = (tiny.folder / "train-rle.csv").read_text().splitlines()
+    gone = next(iter(tiny.masks))
+    write_lines(
+        tiny.folder / "train-rle.csv", [line for line in lines if not line.startswith(f"{gone},")]
+    )
+    run_stage(
+        "00_prepare_data.py", "--input", tiny.folder, "--output", out, "--size", 32, "--workers", 1
+    )
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    assert set(before["image_id"]) - set(folded(out)["image_id"]) == {gone}
+    manifest = (out / "manifest.csv").read_text()
+    (out / "manifest.csv").write_text(manifest.replace(",train,", ",test,", 1))
+    with pytest.raises(BadInput, match=r"manifest\.csv is not what 00_prepare_data\.py wrote"):
+        run_stage(STAGE, "--output", out, "--folds", 2)
+
+
+def test_a_patients_file_decides_over_the_patient_id(output, tmp_path):
+    out, tiny = output
+    ids = list(tiny.masks)
+    # Six people: neither of them a patient of the DICOM files, none of them the image's neighbour.
+    people = {image_id: f"person {number % 6}" for number, image_id in enumerate(ids)}
+    path = write_lines(
+        tmp_path / "patients.csv", ["ImageId,PatientId", *(f"{i},{p}" for i, p in people.items())]
+    )
+    run_stage(STAGE, "--output", out, "--folds", 2, "--patients", path)
+    table = folded(out)
+    assert (
+        table.assign(person=table["image_id"].map(people)).groupby("person")["fold"].nunique() == 1
+    ).all()
+    assert "person" not in (out / "folds.csv").read_text()
+    write_lines(path, ["ImageId,PatientId", f"{ids[0]},x"])
+    with pytest.raises(BadInput, match="9 training images are not in the patients file"):
+        run_stage(STAGE, "--output", out, "--folds", 2, "--patients", path)
+
+
+def test_a_leak_stops_the_stage_before_anything_is_written(output, monkeypatch):
+    out, _ = output
+    monkeypatch.setattr(folds, "leaks", lambda train, table: {"patients_in_several_folds": 1})
+    with pytest.raises(BadInput, match="the folds leak"):
+        run_stage(STAGE, "--output", out, "--folds", 2)
+    assert not (out / "folds.csv").exists()
+
+
+def test_one_fold_is_a_usage_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_stage(STAGE, "--output", tmp_path, "--folds", 1)
+    assert caught.value.code == 2
+    assert "at least 2" in capsys.readouterr().err

@@ -1,0 +1,50 @@
+"""Small files that ask for gigabytes of memory when they are read."""
+
+import struct
+import zlib
+
+import numpy as np
+from pydicom.encaps import encapsulate
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
+
+from tests.helpers.dicoms import encode_jpeg, write_dicom
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def jpeg(side):
+    """A grey JPEG whose header says side x side, around the data of a small one."""
+    data = bytearray(encode_jpeg(RAMP))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", side, side)
+    return bytes(data)
+
+
+def deflated(path, *, group_length):
+    """A deflated DICOM whose data set inflates to 1.5 GiB of zeros; a few MB on disk."""
+    plain = write_dicom(path, RAMP, syntax=DeflatedExplicitVRLittleEndian)
+    data = plain.read_bytes()
+    start = 144 + int.from_bytes(data[140:144], "little")
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    inner = zlib.decompress(data[start:], -zlib.MAX_WBITS)
+    header = inner[: inner.index(b"\xe0\x7f\x10\x00")]
+    megabyte = bytes(1 << 20)
+    parts = [packer.compress(header + b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", 1536 << 20))]
+    parts += [packer.compress(megabyte) for _ in range(1536)]
+    meta = data[:start] if group_length else data[:132] + data[144:start]
+    path.write_bytes(meta + b"".join([*parts, packer.flush()]))
+    return path
+
+
+def all_in(folder):
+    """The paths of one of each kind."""
+    data = jpeg(20000)
+    return [
+        deflated(folder / "deflated.dcm", group_length=True),
+        deflated(folder / "deflated-without-length.dcm", group_length=False),
+        write_dicom(
+            folder / "jpeg.dcm", RAMP, syntax=JPEGBaseline8Bit, pixel_data=encapsulate([data])
+        ),
+        write_dicom(folder / "header.dcm", RAMP, Rows=65535, Columns=65535),
+        write_dicom(folder / "jpeg-header.dcm", RAMP, jpeg=True, Rows=65535, Columns=65535),
+    ]

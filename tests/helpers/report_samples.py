@@ -1,0 +1,180 @@
+"""A small report to show: rectangles as lesions, and two runs whose masks overlap them by known shares."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pneumothorax import png
+from pneumothorax.pipeline import artifacts, atomic
+from pneumothorax.report import page
+from tests.helpers.images import noise, plain_encode
+
+SIZE = 64
+IMAGES = 30
+
+
+@dataclass
+class Sample:
+    """What `sample` wrote: an output folder with images and labels, and the tables that describe two runs."""
+
+    output: Path
+    manifest: pd.DataFrame
+    runs: dict[str, pd.DataFrame]
+    masks: dict[tuple[str, str], np.ndarray]  # (image id, "truth" or the run's name)
+
+
+def image_id(number):
+    return f"1.2.276.{number:03d}"
+
+
+def block(left, width=20, top=10, height=20):
+    """(SIZE, SIZE) uint8 of 0 and 1: a rectangle."""
+    mask = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    mask[top : top + height, left : left + width] = 1
+    return mask
+
+
+def masks_of(number):
+    """The truth and the predictions of runs `steady` and `other` for image `number`, by number modulo 5.
+
+    0: found by both, the prediction `number / 5` (other: twice as many) of 20 columns beside the truth
+    1: missed by steady, found exactly by other    2: a false positive of steady    3, 4: nothing anywhere
+    """
+    kind, shift = number % 5, number // 5
+    empty = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    truth = block(5) if kind < 2 else empty
+    steady = {0: block(5 + shift), 2: block(30, width=10)}.get(kind, empty)
+    other = {0: block(5 + 2 * shift), 1: truth}.get(kind, empty)
+    return {"truth": truth, "steady": steady, "other": other}
+
+
+def dice_of(number, run):
+    """Worked out from `masks_of`: columns in common of 20; both empty = 1, one empty = 0."""
+    kind, shift = number % 5, number // 5
+    found = {"steady": (20 - shift) / 20, "other": (20 - 2 * shift) / 20}
+    return {
+        0: found[run],
+        1: 0.0 if run == "steady" else 1.0,
+        2: 0.0 if run == "steady" else 1.0,
+    }.get(kind, 1.0)
+
+
+def sample(output, *, images=IMAGES):
+    masks = {(image_id(n), name): mask for n in range(images) for name, mask in masks_of(n).items()}
+    manifest = pd.DataFrame(
+        {
+            "image_id": [image_id(n) for n in range(images)],
+            "split": artifacts.TRAIN,
+            "view": ["PA" if n % 2 else "AP" for n in range(images)],
+            "sex": ["FM"[n % 2] if n % 7 else "" for n in range(images)],
+            "height": SIZE,
+            "width": SIZE,
+        }
+    )
+    labels = [
+        (image_id(n), plain_encode(masks[image_id(n), "truth"])) for n in range(images) if n % 5 < 2
+    ]
+    artifacts.write_table(
+        output, artifacts.LABELS, pd.DataFrame(labels, columns=["image_id", "rle"])
+    )
+    for n in range(images):
+        atomic.write_bytes(
+            artifacts.cached_image(output, SIZE, image_id(n)),
+            png.encode(noise(n, SIZE)),
+            sync=False,
+        )
+    runs = {
+        run: pd.DataFrame([row(n, run, masks) for n in range(images)])
+        for run in ("steady", "other")
+    }
+    return Sample(output, manifest, runs, masks)
+
+
+def row(number, run, masks):
+    truth, predicted = (masks[image_id(number), name] for name in ("truth", run))
+    return {
+        "image_id": image_id(number),
+        "fold": number % 3,
+        "true_px": int(truth.sum()),
+        "predicted_px": int(predicted.sum()),
+        "dice": dice_of(number, run),
+        "rle": plain_encode(predicted),
+    }
+
+
+THRESHOLDS = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0}
+THRESHOLDS |= {"fill_holes": 1.0, "min_probability": 0.1}
+
+
+def run(name, start, **more):
+    """A run whose scores are start, start + 0.01, ... in the order of the columns, the same in every row but `all`."""
+    names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", artifacts.NOTHING]
+    names += [f"{artifacts.NOTHING}, fold 0", f"{artifacts.NOTHING}, fold 1"]
+    rows = []
+    for place, line in enumerate(names):
+        scores = {
+            score: start + place / 10000 + column / 100
+            for column, score in enumerate(artifacts.SCORE_COLUMNS)
+        }
+        if line.startswith(artifacts.NOTHING):
+            scores = dict.fromkeys(artifacts.SCORE_COLUMNS, 0.0) | {
+                "siim_dice": 0.6 + place / 10000
+            }
+        if line == "final thresholds":
+            scores = dict.fromkeys(artifacts.SCORE_COLUMNS, float("nan"))
+        scored = line.startswith(("fold", "mean", "all"))
+        rows.append(
+            {
+                **{
+                    "row": line,
+                    "images": 15 if "fold " in line else 30,
+                    "positives": 6 if "fold " in line else 12,
+                },
+                **scores,
+                "naive_siim_dice": scores["siim_dice"] + 0.02 if scored else float("nan"),
+                **dict.fromkeys(page.THRESHOLDS, float("nan")),
+                **(THRESHOLDS if line.startswith(("fold", "final")) else {}),
+            }
+        )
+    intervals = pd.DataFrame(
+        {"score": ["siim_dice"], "value": [start], "low": [start - 0.05], "high": [start + 0.05]}
+    )
+    return page.Run(
+        name, pd.DataFrame(rows), **{"intervals": intervals, "strata": strata(start), **more}
+    )
+
+
+def strata(start):
+    scores = {"siim_dice": start, "siim_dice_low": start - 0.1, "siim_dice_high": start + 0.1}
+    scores |= {"positive_dice": 0.5, "positive_dice_low": 0.4, "positive_dice_high": 0.6}
+    scores |= {"sensitivity": 0.75, "specificity": float("nan"), "nothing_predicted": 0.6}
+    levels = [
+        ("mask size", "negative"),
+        ("mask size", "1st quarter"),
+        ("view", "PA"),
+        ("sex", "unknown"),
+    ]
+    return pd.DataFrame(
+        [
+            {"stratum": stratum, "level": level, "images": 10, "positives": 4, **scores}
+            for stratum, level in levels
+        ]
+    )
+
+
+def differences(first, second):
+    row = {"first": first, "second": second, "score": "siim_dice"}
+    return pd.DataFrame(
+        [{**row, "difference": -0.0123, "low": -0.03, "high": 0.004, "p": 0.0004, "p_holm": 0.04}]
+    )
+
+
+EVALUATED = page.Evaluated(
+    images=12047,
+    positives=2669,
+    patients=6171,
+    folds=5,
+    grouping="patients as given in the file passed to stage 01",
+)

@@ -1,0 +1,74 @@
+"""Masks like pneumothoraces, files of them, and a prepared output folder, for the tests of submissions."""
+
+import runpy
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from pneumothorax.pipeline import artifacts, records, stage
+from tests.helpers.stages import ROOT, write_lines
+
+SIZE = 1024
+
+
+def drawn(rng, size=SIZE):
+    """(size, size) uint8: an upright crescent beside the chest wall, high up, as most pneumothoraces are."""
+    mask = np.zeros((size, size), np.uint8)
+    side = rng.choice([-1, 1])
+    row, column = rng.uniform(0.2, 0.35), 0.5 + side * rng.uniform(0.22, 0.3)
+    axes = int(rng.uniform(0.015, 0.03) * size), int(rng.uniform(0.08, 0.16) * size)
+    cv2.ellipse(
+        mask, (int(column * size), int(row * size)), axes, side * rng.uniform(0, 15), 0, 360, 1, -1
+    )
+    return mask
+
+
+def edges(mask):
+    """Starts and ends of the runs down the columns, counted from 0: from the flat mask alone."""
+    flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(int)
+    return np.flatnonzero(np.diff(flat) == 1), np.flatnonzero(np.diff(flat) == -1)
+
+
+def absolute(mask, first=0):
+    starts, ends = edges(mask)
+    return " ".join(
+        f"{start + first} {end - start}" for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def shrunk(mask, size):
+    return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
+
+
+def prepared(folder, training, test_shapes):
+    """An output folder as stage 00 leaves it: `training` rows of run lengths at 1024 x 1024, "-1" for a negative."""
+    ids = [f"train{number}" for number in range(len(training))]
+    shapes = [(SIZE, SIZE)] * len(ids) + list(test_shapes.values())
+    manifest = pd.DataFrame("", index=range(len(shapes)), columns=list(artifacts.MANIFEST.columns))
+    manifest["image_id"] = [*ids, *test_shapes]
+    manifest["split"] = [artifacts.TRAIN] * len(ids) + [artifacts.TEST] * len(test_shapes)
+    manifest[["height", "width"]] = shapes
+    manifest["positive"] = [int(text != "-1") for text in training] + [0] * len(test_shapes)
+    manifest[["mask_pixels", "mask_rows"]] = 0
+    positive = [
+        (image_id, text) for image_id, text in zip(ids, training, strict=True) if text != "-1"
+    ]
+    artifacts.write_table(folder, artifacts.MANIFEST, manifest)
+    artifacts.write_table(
+        folder, artifacts.LABELS, pd.DataFrame(positive, columns=list(artifacts.LABELS.columns))
+    )
+    write_lines(
+        folder / artifacts.SAMPLE_SUBMISSION,
+        ["ImageId,EncodedPixels", *(f"{i},-1" for i in test_shapes)],
+    )
+    facts = {artifacts.TRAINING_IMAGES: "a", artifacts.TEST_IMAGES: "b"}
+    sealed = [artifacts.MANIFEST.path, artifacts.LABELS.path, artifacts.SAMPLE_SUBMISSION]
+    records.write(folder, artifacts.PREPARED, settings={}, inputs={}, outputs=sealed, **facts)
+    return folder
+
+
+def called(*args):
+    """Stage 04's exit code."""
+    main = runpy.run_path(str(ROOT / "04_submit.py"), run_name="stage")["main"]
+    return stage.exit_code(lambda: main([str(argument) for argument in args]))

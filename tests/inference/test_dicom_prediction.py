@@ -1,0 +1,696 @@
+"""`03_predict.py --dicom`: any DICOM in, the same mask out that the competition's pipeline would give."""
+
+import json
+import runpy
+import shutil
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import torch
+
+from pneumothorax import dicom, png, rle
+from pneumothorax.compute import precision
+from pneumothorax.data import discovery
+from pneumothorax.data.dataset import RadiographDataset
+from pneumothorax.errors import BadInput, OutputLocked
+from pneumothorax.inference import predicting, reading
+from pneumothorax.masks import postprocess
+from pneumothorax.masks.calibration import Calibration
+from pneumothorax.pipeline import artifacts, journal, lineage, records, stage
+from pneumothorax.prediction import probability_maps
+from tests.helpers.dicoms import write_dicom
+from tests.helpers.images import noise
+from tests.helpers.stages import ROOT, TINY, run_stage, tiny_input
+from tests.stages.test_stages import run_all
+
+ODD_SHAPE = (90, 150)
+
+CPU = torch.device("cpu")
+BF16 = precision.computes_in_bf16(CPU)  # as stage 03 decides
+
+
+def resealed(body):
+    """A record with other contents, as if stage 04 had written it."""
+    body = {name: value for name, value in body.items() if name != "seal"}
+    return {**body, "seal": records.seal(body)}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """(input, output) of a run whose final thresholds were lowered until it finds something in its first test image.
+
+    The second test image is not square, the third has 12 bits.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    made = tiny_input(folder / "input")
+    _, odd, deep = (
+        folder / "input" / "stage_2_images" / f"{image_id}.dcm" for image_id in made.test_ids
+    )
+    write_dicom(odd, np.ascontiguousarray(noise(7, 150)[: ODD_SHAPE[0]]), jpeg=True, PatientID="")
+    write_dicom(deep, noise(8).astype(np.uint16) * 16, BitsStored=12, PatientID="")
+    config = folder / "tiny.yaml"
+    config.write_text(TINY)
+    smaller = (
+        "--set",
+        "epochs=1",
+        "--set",
+        "model=unet",
+        "--set",
+        "model_settings={base_channels: 4}",
+    )
+    output = folder / "output"
+    run_all(made.folder, output, config, *smaller, stages=range(5))
+    first = png.read(artifacts.probability_map(output, "tiny", artifacts.TEST, made.test_ids[0]))
+    threshold = float(np.quantile(first, 0.9)) / 255 - 0.002
+    path = output / artifacts.submitted("tiny").path
+    body = json.loads(path.read_text("utf-8"))
+    body["final"] = {"top": threshold, "min_area": 0, "bottom": threshold, "min_component": 100}
+    path.write_text(json.dumps(resealed(body)), "utf-8")
+    return made, output
+
+
+@pytest.fixture(scope="module")
+def networks(tiny):
+    _, output = tiny
+    load = runpy.run_path(str(ROOT / "03_predict.py"), run_name="stage")["load"]
+    args = SimpleNamespace(output=output, run="tiny")
+    return [load(args, fold, CPU) for fold in (0, 1)]
+
+
+def predict(output, path, folder, *more):
+    run_stage(
+        "03_predict.py", "--dicom", path, "--run", "tiny", "--to", folder, "--output", output, *more
+    )
+
+
+def rows_of(folder):
+    return artifacts.read_table(folder, artifacts.DICOM_PREDICTIONS).set_index("image_id")
+
+
+def rejected_of(folder):
+    return dict(
+        artifacts.read_table(folder, artifacts.REJECTED)[["source", "code"]].itertuples(index=False)
+    )
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and ".locks" not in path.parts and path.name != "dicom-journal.jsonl"
+    }
+
+
+def results(folder):
+    return {name: data for name, (data, _) in contents(folder).items()}
+
+
+def film(folder, name, seed=1, **tags):
+    return write_dicom(folder / f"{name}.dcm", noise(seed), **tags)
+
+
+# The same image, map and mask as by way of stages 00, 03 and 04
+
+
+def test_a_prepared_test_image_gives_the_map_that_stage_03_stored(tiny, networks):
+    made, output = tiny
+    images = [
+        dicom.read(made.folder / "stage_2_images" / f"{image_id}.dcm").image
+        for image_id in made.test_ids
+    ]
+    assert images[1].shape == ODD_SHAPE
+    maps, scores = predicting.stored_maps(images, networks, 64, CPU, bf16=BF16)
+    table = artifacts.read_table(output, artifacts.predictions("tiny")).set_index("image_id")
+    for image_id, stored, p in zip(made.test_ids, maps, scores, strict=True):
+        path = artifacts.probability_map(output, "tiny", artifacts.TEST, image_id)
+        np.testing.assert_array_equal(stored, png.read(path))
+        assert p == pytest.approx(table.at[image_id, "p_max"], abs=1e-12)
+
+
+class Watching:
+    """A network that is certain of nothing and keeps what it was shown."""
+
+    def __init__(self, presence=None, value=0.0):
+        self.seen, self.presence, self.value = [], presence, value
+
+    def outputs(self, images):
+        self.seen.append(images.clone())
+        presence = None if self.presence is None else torch.full((len(images),), self.presence)
+        return torch.full_like(images, self.value), presence
+
+
+@pytest.mark.parametrize("image_size", [32, 64])
+def test_the_network_sees_what_it_would_see_from_the_cache(tiny, image_size):
+    made, output = tiny
+    manifest = (
+        artifacts.read_table(output, artifacts.MANIFEST)
+        .set_index("image_id")
+        .loc[made.test_ids]
+        .reset_index()
+    )
+    cached = RadiographDataset(output, manifest, cache_size=64, image_size=image_size)
+    images = [dicom.read(made.folder / manifest.at[n, "source"]).image for n in range(3)]
+    network = Watching()
+    one = probability_maps.Predictor(network, image_size)
+    predicting.stored_maps(images, [one], 64, CPU, bf16=False)
+    shown, mirrored = network.seen
+    for number in range(3):
+        expected = torch.from_numpy(cached.read(number)[0]) / 255
+        assert torch.equal(shown[number, 0], expected)
+        assert torch.equal(mirrored[number, 0], expected.flip(1))
+
+
+def test_the_score_is_the_presence_heads_where_the_network_has_one():
+    image = [noise(1, 64)]
+    for presence, expected in (
+        (2.0, 1 / (1 + np.exp(-2))),
+        (None, 0.5),
+    ):  # sigmoid(2); the map is sigmoid(0)
+        one = probability_maps.Predictor(Watching(presence), 64)
+        maps, [p] = predicting.stored_maps(image, [one], 64, CPU, bf16=False)
+        assert p == pytest.approx(expected)
+        assert (maps == 128).all()  # 0.5 * 255 = 127.5, rounded to even
+
+
+def test_maps_that_are_no_numbers_are_refused():
+    one = probability_maps.Predictor(Watching(value=float("nan")), 64)
+    with pytest.raises(BadInput, match="train the run again"):
+        predicting.stored_maps([noise(1, 64)], [one], 64, CPU, bf16=False)
+
+
+def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, tmp_path, capsys):
+    made, output = tiny
+    predict(output, made.folder / "stage_2_images", tmp_path / "to")
+    rows = rows_of(tmp_path / "to")
+    assert list(rows.index) == made.test_ids
+    body = records.read(output, artifacts.submitted("tiny"))
+    final, calibrated = (
+        postprocess.Triplet(**body["final"]),
+        Calibration(**body["calibration"]["final"]),
+    )
+    scores = artifacts.read_table(output, artifacts.predictions("tiny")).set_index("image_id")
+    for image_id, shape in zip(made.test_ids, [(128, 128), ODD_SHAPE, (128, 128)], strict=True):
+        stored = png.read(artifacts.probability_map(output, "tiny", artifacts.TEST, image_id))
+        mask = postprocess.mask(stored, final, shape)
+        row = rows.loc[image_id]
+        assert row["p_positive"] == pytest.approx(float(calibrated(scores.at[image_id, "p_max"])))
+        assert (row["height"], row["width"]) == shape
+        np.testing.assert_array_equal(rle.decode(row["rle"], shape), mask)
+        drawn = cv2.imread(
+            str(tmp_path / "to" / artifacts.dicom_mask(image_id)), cv2.IMREAD_UNCHANGED
+        )
+        np.testing.assert_array_equal(drawn, mask * 255)
+        assert row["area_px"] == mask.sum()
+        assert cv2.imread(str(tmp_path / "to" / artifacts.dicom_overlay(image_id))).shape == (
+            *shape,
+            3,
+        )
+    assert rows["area_px"].iloc[0] > 0
+    assert rejected_of(tmp_path / "to") == {}
+    printed = capsys.readouterr().out
+    assert f"3 images, {(rows['area_px'] > 0).sum()} with a predicted pneumothorax" in printed
+    assert "not a medical device" in printed
+    assert "trained on" not in printed
+
+
+def test_films_that_the_networks_were_trained_on_are_counted(tiny, tmp_path, capsys):
+    made, output = tiny
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for image_id in [*list(made.masks)[:2], made.test_ids[0]]:
+        shutil.copy(next(made.folder.rglob(f"{image_id}.dcm")), folder)
+    predict(output, folder, tmp_path / "to")
+    assert "note: the networks were trained on 2 of these images" in capsys.readouterr().out
+
+
+def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, tmp_path):
+    made, output = tiny
+    image = dicom.read(made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm").image
+    write_dicom(tmp_path / "in" / "light.dcm", image, SOPInstanceUID="1.2.1")
+    dark = {"SOPInstanceUID": "1.2.2", "PhotometricInterpretation": "MONOCHROME1"}
+    write_dicom(tmp_path / "in" / "deep" / "IM1", 255 - image, **dark)
+    (tmp_path / "in" / "notes.txt").write_text("no DICOM")
+    shutil.copy(tmp_path / "in" / "light.dcm", tmp_path / "in" / "DICOMDIR")
+    predict(output, tmp_path / "in", tmp_path / "to", "--dicom-seg")
+    rows = rows_of(tmp_path / "to")
+    assert rows["source"].to_dict() == {"1.2.2": "deep/IM1", "1.2.1": "light.dcm"}
+    assert rows["area_px"].min() > 0
+    assert rows["rle"].nunique() == 1
+    for image_id in rows.index:
+        seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation(image_id))
+        np.testing.assert_array_equal(
+            seg.pixel_array, rle.decode(rows.at["1.2.1", "rle"], (128, 128))
+        )
+        reference = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
+        assert reference.ReferencedSOPInstanceUID == image_id
+
+
+def test_a_large_16_bit_film_gets_a_mask_of_its_own_size(tiny, tmp_path):
+    _, output = tiny
+    large = cv2.resize(noise(3), (2000, 2400)).astype(np.uint16) * 257
+    path = write_dicom(tmp_path / "large.dcm", large)
+    predict(output, path, tmp_path / "to", "--dicom-seg")
+    mask = cv2.imread(str(tmp_path / "to" / artifacts.dicom_mask("large")), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (2400, 2000)
+    row = rows_of(tmp_path / "to").loc["large"]
+    np.testing.assert_array_equal(rle.decode(row["rle"], (2400, 2000)) * 255, mask)
+    assert row["source"] == "large.dcm"
+    seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation("large"))
+    np.testing.assert_array_equal(seg.pixel_array * 255, mask)
+
+
+def test_the_area_in_square_millimetres_says_where_the_spacing_comes_from(tiny, tmp_path):
+    made, output = tiny
+    image = dicom.read(made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm").image
+    spacings = {
+        "patient": {"PixelSpacing": [0.5, 0.25], "ImagerPixelSpacing": [1, 1]},
+        "detector": {"ImagerPixelSpacing": [2, 2]},
+        "none": {},
+        "empty": {"PixelSpacing": ""},
+        "odd": {"PixelSpacing": [0, -1]},
+    }
+    for name, tags in spacings.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image, **tags)
+    predict(output, tmp_path / "in", tmp_path / "to")
+    rows = rows_of(tmp_path / "to")
+    area = rows.at["none", "area_px"]
+    assert area > 0
+    assert rows.at["patient", "area_mm2"] == pytest.approx(area / 8, abs=0.01)  # 0.5 * 0.25
+    assert rows.at["detector", "area_mm2"] == pytest.approx(area * 4, abs=0.01)  # 2 * 2
+    assert rows["spacing"].to_dict() == {
+        "patient": "PixelSpacing",
+        "detector": "ImagerPixelSpacing",
+        **dict.fromkeys(("none", "empty", "odd"), ""),
+    }
+    assert rows.loc[["none", "empty", "odd"], "area_mm2"].isna().all()
+
+
+# Bad files, twins, repetition
+
+
+def test_bad_files_are_listed_after_the_good_ones_are_done_and_no_name_is_told(
+    tiny, tmp_path, capsys
+):
+    _, output = tiny
+    folder = tmp_path / "in"
+    person = {"PatientName": "Doe^Jane", "PatientID": "MRN4711", "PatientBirthDate": "19500102"}
+    film(folder, "good", **person)
+    film(folder, "nowhere", 2, SOPClassUID=None, **person)
+    film(folder, "cut", 3, jpeg=True, **person)
+    data = (folder / "cut.dcm").read_bytes()
+    (folder / "cut.dcm").write_bytes(data[: len(data) - 200])
+    (folder / "text.dcm").write_text("no DICOM")
+    film(folder, "evil", 4, SOPInstanceUID="../../evil", **person)
+    with pytest.raises(BadInput, match=r"text\.dcm: NOT_DICOM") as caught:
+        predict(output, folder, tmp_path / "to", "--dicom-seg")
+    codes = {
+        "cut.dcm": "TRUNCATED",
+        "text.dcm": "NOT_DICOM",
+        "evil.dcm": "BAD_ID",
+        "nowhere.dcm": "BAD_HEADER",
+    }
+    assert rejected_of(tmp_path / "to") == codes
+    assert list(rows_of(tmp_path / "to").index) == ["good", "nowhere"]
+    assert (tmp_path / "to" / artifacts.dicom_segmentation("good")).exists()
+    assert not (tmp_path / "to" / artifacts.dicom_segmentation("nowhere")).exists()
+    assert "nowhere.dcm: BAD_HEADER: no segmentation object: the file has no SOPClassUID" in str(
+        caught.value
+    )
+    assert not list(tmp_path.rglob("evil.png"))
+    printed = "".join(capsys.readouterr()) + str(caught.value)
+    for path in (tmp_path / "to").rglob("*"):
+        if path.is_file() and path.suffix != ".dcm":
+            printed += path.read_bytes().decode("latin-1")
+    assert not [word for word in ("Doe", "Jane", "MRN4711", "19500102") if word in printed]
+
+
+def test_an_id_that_comes_twice_is_predicted_once_or_not_at_all(tiny, tmp_path, capsys):
+    _, output = tiny
+    folder = tmp_path / "in"
+    film(folder, "same")
+    shutil.copy(folder / "same.dcm", folder / "copy.dcm")
+    film(folder, "one", 2, SOPInstanceUID="twice")
+    film(folder, "two", 3, SOPInstanceUID="twice")
+    film(folder, "a", 4, SOPInstanceUID="case")
+    film(folder, "b", 5, SOPInstanceUID="CASE")
+    with pytest.raises(BadInput, match="twice comes 2 times with different contents"):
+        predict(output, folder, tmp_path / "to")
+    expected = {
+        "one.dcm": "DUPLICATE_ID",
+        "two.dcm": "DUPLICATE_ID",
+        "a.dcm": "BAD_ID",
+        "b.dcm": "BAD_ID",
+    }
+    assert rejected_of(tmp_path / "to") == expected
+    assert list(rows_of(tmp_path / "to").index) == ["same"]
+    assert "1 files are copies" in capsys.readouterr().out
+
+
+def test_files_that_vanish_change_or_cannot_be_read_on_the_way_are_listed(
+    tiny, networks, tmp_path, monkeypatch
+):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # it may be one: reading it tells
+    replaced = reading.Listed(files=[reading.DicomFile(path, "b.dcm", "b", "hash")])
+    settled = predicting.settled(output, "tiny")
+    task = predicting.Task(tmp_path / "to", settled, False, 2, CPU, BF16)
+    assert predicting.predict(replaced, task, lambda: networks).empty
+    assert replaced.rejected == [
+        {"source": "b.dcm", "code": "IO", "message": "the file changed while it was read"}
+    ]
+
+    def vanished(path):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(records, "sha256", vanished)
+    listed = reading.search(tmp_path / "in")
+    assert [entry["code"] for entry in listed.rejected] == ["IO"]
+    assert listed.files == []
+
+
+def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(
+    tiny, tmp_path, monkeypatch
+):
+    made, output = tiny
+    command = (
+        output,
+        made.folder / "stage_2_images",
+        tmp_path / "to",
+        "--dicom-seg",
+        "--batch-size",
+        2,
+    )
+    predict(*command)
+    before = contents(tmp_path / "to")
+    monkeypatch.setattr(probability_maps, "probabilities", None)
+    predict(*command)
+    after = contents(tmp_path / "to")
+    rewritten = {name for name in after if after[name] != before.get(name)}
+    assert rewritten == {"predictions.csv", "rejected.csv"}
+    assert results(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
+
+
+def test_a_film_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_that_can_does(
+    tiny, tmp_path, monkeypatch
+):
+    _, output = tiny
+    folder = tmp_path / "in"
+    film(folder, "a", 1)
+    film(folder, "b", 2, PhotometricInterpretation="HSV")
+    with pytest.raises(BadInput, match="1 of 2 files rejected"):
+        predict(output, folder, tmp_path / "to")
+    with monkeypatch.context() as asleep:
+        asleep.setattr(probability_maps, "probabilities", None)
+        with pytest.raises(BadInput, match="1 of 2 files rejected"):
+            predict(output, folder, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a"]
+    film(folder, "b", 2)
+    predict(output, folder, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
+
+
+def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
+    made, output = tiny
+    command = (
+        output,
+        made.folder / "stage_2_images",
+        tmp_path / "to",
+        "--dicom-seg",
+        "--batch-size",
+        2,
+    )
+    predict(*command)
+    undisturbed = results(tmp_path / "to")
+    predict(*command, "--overwrite")  # from nothing, SEG objects and all
+    assert results(tmp_path / "to") == undisturbed
+
+    journal = artifacts.dicom_journal(tmp_path / "to")
+    journal.write_text("".join(journal.read_text("utf-8").splitlines(keepends=True)[:2]), "utf-8")
+    for kind in (artifacts.dicom_mask, artifacts.dicom_overlay):  # of the second batch
+        (tmp_path / "to" / kind(made.test_ids[2])).write_bytes(b"half")
+    (tmp_path / "to" / artifacts.dicom_segmentation(made.test_ids[2])).unlink()
+    (tmp_path / "to" / artifacts.dicom_mask(made.test_ids[0])).write_bytes(b"damaged since")
+    (tmp_path / "to" / "predictions.csv").unlink()
+    (tmp_path / "to" / "masks" / ".x.png.0.tmp").write_bytes(b"half")
+    predict(*command)
+    assert results(tmp_path / "to") == undisturbed
+
+
+def test_results_are_made_again_when_anything_that_they_are_made_from_changes(
+    tiny, tmp_path, monkeypatch
+):
+    _, output = tiny
+    settled = predicting.settled(output, "tiny")
+    task = predicting.Task(tmp_path, settled, False, 2, CPU, False)
+    file = reading.DicomFile(tmp_path / "a", "a", "a", "hash")
+    keys = {
+        task.key(file),
+        task.key(replace(file, source="b/a")),
+        task.key(replace(file, sha256="other")),
+        replace(task, bf16=True).key(file),
+        replace(task, with_segmentation=True).key(file),
+        replace(task, settled=replace(settled, version="other")).key(file),
+    }
+    assert len(keys) == 6
+    assert replace(task, batch_size=3).key(file) in keys
+
+    body, prepared = lineage.submitted(output, "tiny"), lineage.prepared(output)
+    predicted = records.read(output, artifacts.predicted("tiny"))
+    monkeypatch.setattr(lineage, "submitted", lambda *_: body)
+    monkeypatch.setattr(lineage, "prepared", lambda *_: prepared)
+    read = records.read
+    monkeypatch.setattr(
+        records,
+        "read",
+        lambda *at: predicted if at[1].path.endswith("predictions.json") else read(*at),
+    )
+    assert predicting.settled(output, "tiny").version == settled.version
+    versions = {settled.version}
+    for change in (
+        {"body": {**body, "final": {**body["final"], "top": 0.987, "bottom": 0.1}}},
+        {"body": {**body, "calibration": {"final": {"slope": 9.0, "intercept": 1.0}}}},
+        {"prepared": {**prepared, "settings": {"size": 77}}},
+        {"predicted": {**predicted, "inputs": dict.fromkeys(predicted["inputs"], "other")}},
+    ):
+        monkeypatch.setattr(lineage, "submitted", lambda *_, now=change: now.get("body", body))
+        monkeypatch.setattr(
+            lineage, "prepared", lambda *_, now=change: now.get("prepared", prepared)
+        )
+        stored = change.get("predicted", predicted)
+        monkeypatch.setattr(
+            records,
+            "read",
+            lambda *at, now=stored: now if at[1].path.endswith("predictions.json") else read(*at),
+        )
+        versions.add(predicting.settled(output, "tiny").version)
+    assert len(versions) == 5
+
+
+def test_without_the_flag_no_object_of_an_earlier_result_is_left(tiny, tmp_path):
+    made, output = tiny
+    path = made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm"
+    predict(output, path, tmp_path / "to", "--dicom-seg")
+    assert (tmp_path / "to" / artifacts.dicom_segmentation(made.test_ids[0])).exists()
+    predict(output, path, tmp_path / "to")
+    assert not list((tmp_path / "to" / "segmentations").iterdir())
+
+
+def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_ever(
+    tiny, tmp_path, capsys
+):
+    _, output = tiny
+    first, second = film(tmp_path / "in", "first"), film(tmp_path / "in", "second", 2)
+    folder = tmp_path / "to"
+    predict(output, first, folder)
+    (folder / "masks" / "mine.png").write_bytes(b"mine")
+    predict(output, second, folder)
+    assert "also holds 1 images of earlier calls" in capsys.readouterr().out
+    assert list(rows_of(folder).index) == ["second"]
+    assert (folder / artifacts.dicom_mask("first")).exists()
+    predict(output, second, folder, "--overwrite")
+    assert {path.name for path in (folder / "masks").iterdir()} == {"second.png", "mine.png"}
+
+
+def test_overwriting_deletes_nothing_outside_the_folder_whatever_the_journal_says(tiny, tmp_path):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    predict(output, path, tmp_path / "to")
+    (tmp_path / "mine.txt").write_text("mine")
+    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as entries:
+        entries.append(
+            "b",
+            {**entries.entries["a"], "files": {"../mine.txt": "", str(tmp_path / "mine.txt"): ""}},
+        )
+    predict(output, path, tmp_path / "to", "--overwrite")
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(
+    tiny, tmp_path, monkeypatch
+):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    monkeypatch.setattr(rle, "encode", lambda mask: "0 1")
+    with pytest.raises(RuntimeError, match="do not decode to the mask"):
+        predict(output, path, tmp_path / "to")
+    assert not (tmp_path / "to" / artifacts.DICOM_PREDICTIONS.path).exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)])
+@pytest.mark.parametrize(
+    "entry", [{}, {"key": "another version's"}, {"files": {"../outside": "", "masks/old.png": ""}}]
+)
+def test_a_journal_of_another_version_is_no_hindrance_and_removes_nothing_outside(
+    tiny, tmp_path, entry, flags
+):
+    made, output = tiny
+    (tmp_path / "outside").write_text("not ours")
+    (tmp_path / "to" / "masks").mkdir(parents=True)
+    (tmp_path / "to" / "masks" / "old.png").write_text("an earlier result")
+    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as earlier:
+        earlier.append(made.test_ids[0], entry)
+    predict(
+        output, made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm", tmp_path / "to", *flags
+    )
+    assert list(rows_of(tmp_path / "to").index) == [made.test_ids[0]]
+    assert (tmp_path / "outside").exists()
+    assert (tmp_path / "to" / "masks" / "old.png").exists() == ("files" not in entry)
+
+
+def test_a_folder_in_use_is_left_alone(tiny, tmp_path):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    with stage.lock(tmp_path / "to", "03_predict-dicom"), pytest.raises(OutputLocked):
+        predict(output, path, tmp_path / "to")
+
+
+# What cannot be done
+
+
+def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
+    _, output = tiny
+    path = film(tmp_path / "in", "a")
+    with pytest.raises(BadInput, match=r"python 04_submit\.py --run other"):
+        predict(output, path, tmp_path / "to", "--run", "other")
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"final": {"top": 0.1, "min_area": 0, "bottom": 0.5}}, "is damaged"),
+        ({"final": None}, "is damaged"),
+        ({"settings": {"runs": {"elsewhere": None}}}, "the thresholds of elsewhere"),
+        ({"inputs": {}}, "changed since"),
+    ],
+)
+def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path, change, message):
+    made, output = tiny
+    path = output / artifacts.submitted("tiny").path
+    good = path.read_text("utf-8")
+    try:
+        path.write_text(json.dumps(resealed({**json.loads(good), **change})), "utf-8")
+        with pytest.raises(BadInput, match=message) as caught:
+            predict(output, made.folder / "stage_2_images", tmp_path / "to")
+    finally:
+        path.write_text(good, "utf-8")
+    assert "04_submit.py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path, to, message",
+    [
+        ("absent", "to", "does not exist"),
+        ("empty", "to", "holds no DICOM file"),
+        ("films", "films", "only read"),
+        ("films", "films/deep/to", "only read"),
+        ("films/a.dcm", "films", "only read"),
+        ("films", ".", "only read"),
+        ("films", "raw/to", "only read"),
+        ("films", "output", "own files"),
+        ("films", "output/runs/tiny/oof", "own files"),
+        ("films", "output/cache/64", "own files"),
+        ("films", "output/submissions/tiny", "own files"),
+    ],
+)
+def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message):
+    _, output = tiny
+    film(tmp_path / "films", "a")
+    (tmp_path / "empty").mkdir()
+    where = (
+        tmp_path / to
+        if not to.startswith("output")
+        else output / to.removeprefix("output").lstrip("/")
+    )
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadInput, match=message):
+        predict(output, tmp_path / path, where, "--input", tmp_path / "raw")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dicom", "films"], "go together"),
+        (["--to", "films"], "go together"),
+        (["--dicom-seg"], "goes with --dicom"),
+        (["--dicom", "films", "--to", "there", "--fold", "0"], "--fold and --split"),
+        (["--dicom", "films", "--to", "there", "--split", "oof"], "--fold and --split"),
+        (["--dicom", "films", "--to", ""], "--to: is empty"),
+        (["--dicom", "", "--to", "there"], "--dicom: is empty"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(capsys, flags, message):
+    with pytest.raises(SystemExit) as caught:
+        run_stage("03_predict.py", *flags)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_highdicom_objects_are_refused_with_the_install_command_and_all_else_works(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    made, output = tiny
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    path = made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm"
+    with pytest.raises(SystemExit) as caught:
+        predict(output, path, tmp_path / "to", "--dicom-seg")
+    assert caught.value.code == 2
+    assert "python -m pip install -r requirements-extra.txt" in capsys.readouterr().err
+    predict(output, path, tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == [made.test_ids[0]]
+
+
+def test_real_stage_2_films_get_masks_and_objects_of_their_own_ids(tiny, tmp_path, real_data):
+    _, output = tiny
+    films = sorted((real_data / "siim" / "stage_2_images").rglob("*.dcm"))[:3]
+    (tmp_path / "in").mkdir()
+    for path in films:
+        shutil.copy(path, tmp_path / "in")
+    predict(output, tmp_path / "in", tmp_path / "to", "--dicom-seg")
+    rows = rows_of(tmp_path / "to")
+    assert list(rows.index) == [path.stem for path in films]
+    assert (rows["spacing"] == "PixelSpacing").all()
+    for path in films:
+        with pydicom.config.disable_value_validation():
+            source = pydicom.dcmread(path)
+            seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation(path.stem))
+            [image] = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+            assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID == path.stem
+            assert image.ReferencedSOPClassUID == source.SOPClassUID
+        spacing = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+        assert spacing == pytest.approx([float(value) for value in source.PixelSpacing])
+        mask = rle.decode(rows.at[path.stem, "rle"], (1024, 1024))
+        np.testing.assert_array_equal(seg.pixel_array, mask)
+        row_mm, column_mm = (float(value) for value in source.PixelSpacing)
+        assert rows.at[path.stem, "area_mm2"] == pytest.approx(
+            mask.sum() * row_mm * column_mm, abs=0.01
+        )
+        assert pd.notna(rows.at[path.stem, "p_positive"])

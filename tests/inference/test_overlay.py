@@ -1,0 +1,53 @@
+"""The overlay shows film and finding, and hides neither."""
+
+import numpy as np
+
+from pneumothorax.inference import overlay
+from tests.helpers.images import disc, noise
+
+
+def test_without_a_finding_the_overlay_is_the_film():
+    film = noise(1, 64)
+    drawn = overlay.draw(film, np.zeros_like(film))
+    np.testing.assert_array_equal(drawn, np.stack([film] * 3, axis=2))
+
+
+def test_the_outline_lies_outside_the_mask_and_all_else_is_the_film():
+    film, mask = noise(1, 64), disc(64, 30, 30, 10)
+    drawn = overlay.draw(film, mask)
+    outline = (drawn == overlay.COLOUR_BGR).all(axis=2)
+    assert outline.any()
+    assert not (outline & (mask == 1)).any()
+    # A pixel of the outline has one of the mask's among its four neighbours: at 64 pixels it is 1 wide.
+    grown = mask.copy()
+    for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+        grown |= np.roll(mask, shift, axis=(0, 1))
+    np.testing.assert_array_equal(outline, (grown == 1) & (mask == 0))
+    rest = (mask == 0) & ~outline
+    np.testing.assert_array_equal(drawn[rest], np.stack([film[rest]] * 3, axis=1))
+
+
+def test_the_fill_leaves_three_quarters_of_the_films_contrast():
+    film, mask = np.full((64, 64), 100, np.uint8), disc(64, 30, 30, 10)
+    film[30, 30] = 200
+    drawn = overlay.draw(film, mask).astype(int)
+    assert drawn[25, 30].tolist() == [75, 119, 139]  # 0.75 * 100 + 0.25 * (0, 176, 255), rounded
+    assert (drawn[30, 30] - drawn[25, 30]).tolist() == [75, 75, 75]
+
+
+def test_the_outline_is_wider_in_a_larger_image():
+    def outline_px(size):
+        mask = disc(size, size // 2, size // 2, size // 4)
+        drawn = overlay.draw(np.zeros((size, size), np.uint8), mask)
+        return int((drawn[size // 2] == overlay.COLOUR_BGR).all(axis=1).sum())
+
+    assert outline_px(256) == 2  # 1 on either side
+    assert outline_px(2048) == 8  # 4 on either side
+
+
+def test_a_mask_at_the_edge_of_the_film_is_drawn():
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 60:] = 1
+    drawn = overlay.draw(np.zeros((64, 64), np.uint8), mask)
+    assert (drawn[:, 59] == overlay.COLOUR_BGR).all()
+    assert (drawn[:, 63] == drawn[:, 60]).all()

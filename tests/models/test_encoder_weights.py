@@ -1,0 +1,231 @@
+"""Encoder weights from files: what fits is loaded, what does not is listed, nothing is executed."""
+
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import models
+from models import encoder_weights, smp_library, torchvision_ops
+from models.encoder_weights import WeightsError
+
+
+def grey_encoder(seed=0):
+    torch.manual_seed(seed)
+    return smp_library.load().encoders.get_encoder("resnet18", in_channels=1, weights=None)
+
+
+def torchvision_state():
+    """A state with torchvision's names: three input channels and the classifier."""
+    torch.manual_seed(1)
+    encoder = smp_library.load().encoders.get_encoder("resnet18", in_channels=3, weights=None)
+    return {
+        **encoder.state_dict(),
+        "fc.weight": torch.zeros(1000, 512),
+        "fc.bias": torch.zeros(1000),
+    }
+
+
+def write(path, state):
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_both_layouts_in_both_formats_fill_the_encoder(tmp_path, suffix, prefix):
+    state = torchvision_state()
+    path = write(
+        tmp_path / f"weights{suffix}", {prefix + name: value for name, value in state.items()}
+    )
+    encoder = grey_encoder()
+    encoder_weights.load(encoder, path, name="resnet18")
+    loaded = encoder.state_dict()
+    red, green, blue = state.pop("conv1.weight").unbind(1)
+    torch.testing.assert_close(loaded.pop("conv1.weight")[:, 0], red + green + blue)
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    "name, first, in_torchvision",
+    [
+        ("mobilenet_v2", "features.0.0.weight", True),
+        (
+            "mobileone_s0",
+            "stage0.rbr_conv.0.conv.weight",
+            False,
+        ),  # several first convolutions, side by side
+    ],
+)
+def test_encoders_other_than_resnets_are_filled_too(tmp_path, name, first, in_torchvision):
+    torch.manual_seed(1)
+    if in_torchvision:
+        state = getattr(torchvision_ops.load().models, name)(num_classes=3).state_dict()
+    else:
+        state = (
+            smp_library.load().encoders.get_encoder(name, in_channels=3, weights=None).state_dict()
+        )
+        state["last_linear.weight"] = torch.zeros(3, 1024)
+    encoder = smp_library.load().encoders.get_encoder(name, in_channels=1, weights=None)
+    encoder_weights.load(encoder, write(tmp_path / "weights.pth", state), name=name)
+    loaded = encoder.state_dict()
+    torch.testing.assert_close(loaded[first], state[first].sum(1, keepdim=True))
+    same = [key for key in loaded if loaded[key].shape == state[key].shape]
+    assert len(same) > 0.9 * len(loaded)
+    assert all(torch.equal(loaded[key], state[key]) for key in same)
+
+
+def test_names_that_an_encoder_leaves_out_are_no_difference(tmp_path):
+    layer1, state = grey_encoder().layer1, torchvision_state()
+    path = write(
+        tmp_path / "layer1.pth",
+        {name: value for name, value in state.items() if "layer" not in name},
+    )
+    later = {
+        name.removeprefix("layer1."): value
+        for name, value in state.items()
+        if name.startswith("layer1.")
+    }
+    write(
+        path, {**later, "conv1.weight": state["conv1.weight"], "stem.weight": state["conv1.weight"]}
+    )
+    with pytest.raises(WeightsError, match=r"unexpected: conv1.weight, stem.weight"):
+        encoder_weights.load(layer1, path, name="resnet18")
+    encoder_weights.load(layer1, path, name="resnet18", unused=("conv1.", "stem."))
+    assert torch.equal(layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+
+
+def test_one_input_channel_is_taken_as_it_is(tmp_path):
+    source, target = grey_encoder(seed=1), grey_encoder(seed=2)
+    encoder_weights.load(
+        target, str(write(tmp_path / "grey.pth", source.state_dict())), name="resnet18"
+    )
+    assert torch.equal(target.conv1.weight, source.conv1.weight)
+
+
+def test_a_file_without_batch_counters_fits(tmp_path):
+    state = {
+        name: value for name, value in torchvision_state().items() if "num_batches" not in name
+    }
+    encoder_weights.load(grey_encoder(), write(tmp_path / "old.pth", state), name="resnet18")
+
+
+def test_none_leaves_the_encoder_as_built():
+    encoder = grey_encoder()
+    before = encoder.conv1.weight.clone()
+    encoder_weights.load(encoder, "none", name="resnet18")
+    assert torch.equal(encoder.conv1.weight, before)
+
+
+def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
+    state = torchvision_state()
+    del state["bn1.bias"]
+    state["layer5.weight"] = torch.zeros(1)
+    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
+    encoder = grey_encoder()
+    before = encoder.layer4[0].conv1.weight.clone()
+    with pytest.raises(WeightsError) as caught:
+        encoder_weights.load(encoder, write(tmp_path / "other.pth", state), name="resnet18")
+    message = str(caught.value)
+    assert "missing: bn1.bias" in message
+    assert "unexpected: layer5.weight" in message
+    assert "layer1.0.conv1.weight is (64, 64, 1, 1), needs (64, 64, 3, 3)" in message
+    assert torch.equal(encoder.layer4[0].conv1.weight, before)
+
+
+class Malicious:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("writer", ["torch.save", "pickle"])
+def test_a_malicious_pickle_does_nothing(tmp_path, writer):
+    path, trace = tmp_path / "evil.pth", tmp_path / "trace"
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps({"conv1.weight": Malicious(trace)}))
+    else:
+        torch.save({"conv1.weight": Malicious(trace)}, path)
+    with pytest.raises(WeightsError, match="plain tensors"):
+        encoder_weights.load(grey_encoder(), path, name="resnet18")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("empty.pth", b""),
+        ("text.pth", b"no weights at all"),
+        ("half.pth", b"PK\x03\x04 and nothing more"),
+        ("empty.safetensors", b""),
+        ("text.safetensors", b"no weights at all"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        encoder_weights.load(grey_encoder(), tmp_path / name, name="resnet18")
+
+
+def test_a_training_checkpoint_is_refused_with_its_keys(tmp_path):
+    path = write(tmp_path / "last.pth", {"model": {"conv1.weight": torch.zeros(1)}, "epoch": 3})
+    with pytest.raises(WeightsError, match="model, epoch"):
+        encoder_weights.load(grey_encoder(), path, name="resnet18")
+
+
+@pytest.mark.parametrize(
+    "weights, message", [("nowhere.pth", "no such file"), ("weights.bin", "end in .pth or .safe")]
+)
+def test_a_wrong_path_says_what_is_possible(tmp_path, weights, message):
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(WeightsError, match=message):
+        encoder_weights.load(grey_encoder(), tmp_path / weights, name="resnet18")
+
+
+def test_without_a_network_the_error_says_how_to_go_on(monkeypatch):
+    smp = smp_library.load()
+    real = smp.encoders.get_encoder
+
+    def offline(name, *args, weights=None, **settings):
+        if weights is not None:
+            raise OSError("Name or service not known")
+        return real(name, *args, weights=weights, **settings)
+
+    monkeypatch.setattr(smp.encoders, "get_encoder", offline)
+    with pytest.raises(
+        WeightsError, match=r"no network.*weights=none.*\.pth or \.safetensors.*not known"
+    ):
+        models.build("ica_resunet", encoder="resnet18")
+
+
+@pytest.mark.parametrize("name, asked", [("resnet18", "imagenet"), ("tu-resnet18", True)])
+def test_downloaded_weights_fill_the_network(monkeypatch, name, asked):
+    encoders = smp_library.load().encoders
+    torch.manual_seed(1)
+    published = encoders.get_encoder(name, in_channels=1, weights=None)
+    calls = []
+
+    def hub(name, *, in_channels, depth, weights):
+        calls.append((name, in_channels, depth, weights))
+        return published
+
+    monkeypatch.setattr(encoders, "get_encoder", hub)
+    network = models.build("smp/Linknet", encoder=name, encoder_weights="imagenet")
+    assert calls == [(name, 1, 5, asked)]
+    loaded = network.network.encoder.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in published.state_dict().items())
+
+
+def test_an_encoder_without_published_weights_says_so():
+    with pytest.raises(WeightsError, match="no ImageNet weights for resnext101_32x48d"):
+        encoder_weights.load(grey_encoder(), "imagenet", name="resnext101_32x48d")

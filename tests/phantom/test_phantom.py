@@ -1,0 +1,259 @@
+"""The built-in demo data: what is drawn is what is labelled, and the files are like the competition's."""
+
+import csv
+import hashlib
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import JPEGBaseline8Bit
+
+from pneumothorax import rle
+from pneumothorax.errors import BadInput
+from pneumothorax.phantom import __main__, radiograph, writing
+
+SIZE = 128
+N_TRAIN, N_TEST, N_UNLABELLED = 30, 8, 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small data set, written once for this file."""
+    target = tmp_path_factory.mktemp("phantom") / "demo"
+    write(target, workers=1)
+    return target
+
+
+def write(target, *, workers):
+    return writing.write_dataset(
+        target,
+        train_images=N_TRAIN,
+        test_images=N_TEST,
+        unlabelled_images=N_UNLABELLED,
+        seed=7,
+        size=SIZE,
+        workers=workers,
+    )
+
+
+def read_dicoms(folder, pattern):
+    """{file stem: dataset}; the test files' ID_... is no legal UID, which pydicom remarks on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {path.stem: pydicom.dcmread(path) for path in sorted(folder.glob(pattern))}
+
+
+def read_labels(folder):
+    """(header, [(image id, encoded pixels)]), untrimmed."""
+    with open(folder / "train-rle.csv", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    return header, [tuple(row) for row in rows]
+
+
+def hashes(folder):
+    """{relative path: sha256} of every file."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_same_arguments_draw_the_same_film():
+    first = radiograph.draw(3, pneumothorax=True, size=SIZE)
+    again = radiograph.draw(3, pneumothorax=True, size=SIZE)
+    assert np.array_equal(first.image, again.image)
+    assert [part.tobytes() for part in first.parts] == [part.tobytes() for part in again.parts]
+    assert not np.array_equal(first.image, radiograph.draw(4, pneumothorax=True, size=SIZE).image)
+
+
+def test_film_is_grey_bytes_of_the_asked_size():
+    film = radiograph.draw(0, pneumothorax=False)
+    assert film.image.shape == (1024, 1024) and film.image.dtype == np.uint8
+    assert film.image.max() > 200 and film.image.min() < 60
+
+
+def test_without_pneumothorax_there_is_no_mask():
+    assert radiograph.draw(3, pneumothorax=False, size=SIZE).parts == []
+
+
+def test_masks_are_zero_and_one_and_cover_a_thousandth_to_seven_hundredths():
+    sides, n_parts = set(), Counter()
+    for seed in range(60):
+        parts = radiograph.draw(seed, pneumothorax=True, size=SIZE).parts
+        assert all(
+            part.shape == (SIZE, SIZE) and part.dtype == np.uint8 and part.max() == 1
+            for part in parts
+        )
+        truth = np.maximum.reduce(parts)
+        assert 0.001 <= truth.mean() <= 0.07, seed
+        n_parts[len(parts)] += 1
+        sides.add((bool(truth[:, : SIZE // 2].any()), bool(truth[:, SIZE // 2 :].any())))
+    assert n_parts[1] > n_parts[2] > 0
+    assert sides == {(True, False), (False, True), (True, True)}
+
+
+def test_the_mask_is_where_the_film_with_pneumothorax_differs():
+    """Drawn with and without: beyond 5 pixels (pleural line, soft edges) from the mask nothing may differ.
+
+    Where a pneumothorax brings a chest tube, the films differ along it too; most of them bring none.
+    """
+    elsewhere, darker = [], []
+    for seed in range(12):
+        ill, healthy = (
+            radiograph.draw(seed, pneumothorax=state, size=256) for state in (True, False)
+        )
+        truth = np.maximum.reduce(ill.parts)
+        near = cv2.dilate(truth, np.ones((11, 11), np.uint8)).astype(bool)
+        change = ill.image.astype(int) - healthy.image
+        elsewhere.append(int(np.count_nonzero(change[~near])))
+        darker.append(
+            float(change[cv2.erode(truth, np.ones((3, 3), np.uint8)).astype(bool)].mean())
+        )
+    assert elsewhere.count(0) >= 6
+    assert np.mean(darker) < -3
+
+
+def test_films_of_one_patient_share_the_chest():
+    """Shapes correlate more within a patient than between patients, although pose and exposure differ."""
+    same, other = [], []
+    for seed in range(6):
+        film = radiograph.draw(seed, pneumothorax=False, size=SIZE, patient=1).image.ravel()
+        for patient, correlations in ((1, same), (seed + 2, other)):
+            second = radiograph.draw(
+                seed + 50, pneumothorax=False, size=SIZE, patient=patient
+            ).image.ravel()
+            correlations.append(np.corrcoef(film, second)[0, 1])
+    assert np.mean(same) > np.mean(other)
+
+
+def test_files_are_jpeg_baseline_with_the_siim_tags(folder):
+    dicoms = read_dicoms(folder, "dicom-images-train/*/*/*.dcm")
+    assert len(dicoms) == N_TRAIN + N_UNLABELLED
+    for path in folder.glob("dicom-images-train/*/*/*.dcm"):
+        dataset = dicoms[path.stem]
+        assert (dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID) == (
+            path.parts[-3],
+            path.parts[-2],
+            path.stem,
+        )
+        assert dataset.file_meta.TransferSyntaxUID == JPEGBaseline8Bit
+        assert dataset.PhotometricInterpretation == "MONOCHROME2"
+        assert (dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit) == (8, 8, 7)
+        assert dataset.Modality == "CR" and dataset.ViewPosition in ("PA", "AP")
+        assert dataset.PatientName == dataset.PatientID != ""
+        assert dataset.PatientSex in ("M", "F") and 18 <= int(dataset.PatientAge) < 88
+        assert len(dataset.PixelSpacing) == 2 and dataset.LossyImageCompression == "01"
+        assert dataset.pixel_array.shape == (SIZE, SIZE) and dataset.pixel_array.std() > 10
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_test_files_carry_an_id_and_no_patient(folder):
+    dicoms = read_dicoms(folder, "stage_2_images/*.dcm")
+    assert len(dicoms) == N_TEST
+    for image_id, dataset in dicoms.items():
+        assert dataset.SOPInstanceUID == image_id
+        assert image_id.startswith("ID_") and len(image_id) == 12
+        assert dataset.PatientID == "" and dataset.PatientName == ""
+
+
+def test_images_of_a_patient_share_the_patient_id(folder):
+    dicoms = read_dicoms(folder, "dicom-images-train/*/*/*.dcm")
+    labelled = {image_id for image_id, _ in read_labels(folder)[1]}
+    counts = Counter(dicoms[image_id].PatientID for image_id in labelled)
+    assert max(counts.values()) > 1 and max(counts.values()) <= 4
+    assert 1 < len(counts) < N_TRAIN
+
+
+def test_label_file_has_the_leading_spaces_of_kaggle(folder):
+    header, rows = read_labels(folder)
+    assert header == ["ImageId", " EncodedPixels"]
+    assert all(
+        len(row) == 2 and row[1].startswith(" ") and not row[1].startswith("  ") for row in rows
+    )
+    assert b"\r" not in (folder / "train-rle.csv").read_bytes()
+
+
+def test_three_in_ten_are_positive_and_every_labelled_image_is_there(folder):
+    rows = read_labels(folder)[1]
+    positive = {image_id for image_id, text in rows if text.strip() != rle.EMPTY}
+    negative = {image_id for image_id, text in rows if text.strip() == rle.EMPTY}
+    assert len(positive) == 9 and len(positive | negative) == N_TRAIN  # 0.3 x 30
+    assert not positive & negative
+    assert (
+        len(set(read_dicoms(folder, "dicom-images-train/*/*/*.dcm")) - positive - negative)
+        == N_UNLABELLED
+    )
+
+
+def test_some_images_have_rows_that_overlap(folder):
+    by_image: dict[str, list[np.ndarray]] = {}
+    for image_id, text in read_labels(folder)[1]:
+        by_image.setdefault(image_id, []).append(rle.decode(text.strip(), (SIZE, SIZE)))
+    deepest = [int(np.sum(masks, axis=0).max()) for masks in by_image.values() if len(masks) > 1]
+    assert len(deepest) >= 2 and max(deepest) == 2
+
+
+def test_two_readings_overlap_and_together_are_the_part():
+    mask = np.zeros((20, 10), dtype=np.uint8)
+    mask[4:16, 3:6] = 1
+    rows = writing.label_rows([mask], np.random.default_rng(0), double_reading=True)
+    first, second = (rle.decode(row, mask.shape) for row in rows)
+    assert np.array_equal(first | second, mask)
+    assert (first & second).any() and not np.array_equal(first, second)
+
+
+def test_sample_submission_lists_exactly_the_test_files(folder):
+    lines = (folder / "stage_2_sample_submission.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "ImageId,EncodedPixels"
+    assert sorted(lines[1:]) == [
+        f"{path.stem},-1" for path in sorted((folder / "stage_2_images").iterdir())
+    ]
+
+
+def test_any_number_of_workers_writes_the_same_bytes(folder, tmp_path):
+    write(tmp_path / "again", workers=2)
+    assert hashes(tmp_path / "again") == hashes(folder)
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(folder):
+    before = hashes(folder)
+    with pytest.raises(BadInput, match="not empty"):
+        write(folder, workers=1)
+    assert hashes(folder) == before
+
+
+def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*_args, **_settings):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(writing, "dicom_bytes", broken)
+    with pytest.raises(OSError, match="disk full"):
+        writing.write_dataset(tmp_path / "demo", train_images=2, test_images=1, size=64, workers=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_what_it_wrote(tmp_path, capsys):
+    arguments = [
+        "--to",
+        tmp_path / "demo",
+        "--train",
+        4,
+        "--test",
+        2,
+        "--unlabelled",
+        1,
+        "--size",
+        64,
+        "--workers",
+        1,
+    ]
+    assert __main__.main([str(argument) for argument in arguments]) == 0
+    assert "4 training images" in capsys.readouterr().out
+    assert __main__.main([str(argument) for argument in arguments]) == 3
+    assert "not empty" in capsys.readouterr().err
+    assert Path(tmp_path / "demo" / "train-rle.csv").is_file()

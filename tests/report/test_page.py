@@ -1,0 +1,299 @@
+"""The report's page: every number it is given, named and in its place, and nothing from elsewhere."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from pneumothorax import metrics
+from pneumothorax.pipeline import artifacts
+from pneumothorax.report import page
+from tests.helpers import report_samples
+from tests.helpers.report_samples import EVALUATED
+
+
+class Tables(HTMLParser):
+    """The text of every table's cells, by the label of the region around it: {label: [[cell, ...], ...]}."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.label, self.cell = {}, None, None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        if given.get("role") == "region":
+            self.label = given["aria-label"]
+            self.found[self.label] = []
+        elif tag == "tr":
+            self.found[self.label].append([])
+        elif tag in ("th", "td"):
+            self.cell = ""
+        elif tag == "span" and self.cell is not None:
+            self.cell += " "
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self.found[self.label][-1].append(" ".join(self.cell.split()))
+            self.cell = None
+
+    def handle_data(self, data):
+        if self.cell is not None:
+            self.cell += data
+
+
+def content(**changes):
+    given = {
+        "evaluated": EVALUATED,
+        "runs": [
+            report_samples.run(
+                "ica", 0.8, cost=page.Cost(24436369, 31_200_000_000, 11520, 8090, "a card")
+            ),
+            report_samples.run("unet", 0.7),
+        ],
+        "differences": report_samples.differences("ica", "unet"),
+    }
+    return page.Content(**{**given, **changes})
+
+
+def tables(**changes):
+    return Tables(page.render(content(**changes))).found
+
+
+def row(table, name):
+    return next(cells for cells in table if cells[0] == name)
+
+
+def test_table_1_has_each_runs_scores_of_all_images_in_percent_by_averaging():
+    table = tables()["Networks compared"]
+    assert table[1] == [
+        "SIIM Dice",
+        "precision",
+        "recall",
+        "IoU",
+        "Dice",
+        "precision",
+        "recall",
+        "IoU",
+    ]
+    assert table[0][1:3] == ["mean over images", "pooled over all pixels"]
+    # report_samples.run: `all` is the fifth row (+0.0004), a column's score its place / 100 higher.
+    # In artifacts.SCORE_COLUMNS siim_dice is 0, pooled_* are 2 to 5, image_* 6 to 8.
+    assert row(table, "ica")[1:9] == [
+        *("80.04 75.00 to 85.00", "86.04", "87.04", "88.04"),
+        *("82.04", "83.04", "84.04", "85.04"),
+    ]
+
+
+def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows():
+    table = tables()["Networks compared"]
+    assert [cells[0] for cells in table[2:]] == [
+        *("nothing predicted", "ica", "unet"),
+        *(
+            "reported in the paper, averaging not named",
+            "U-Net",
+            "CheXLocNet",
+            "AlbuNet",
+            "ICA-ResUNet",
+        ),
+    ]
+    assert (
+        row(table, "nothing predicted")[1] == "60.06"
+    )  # its SIIM Dice in report_samples.run: 0.6 + 6 / 10000
+    assert row(table, "ICA-ResUNet")[1:5] == ["85.67", "92.42", "87.25", "81.37"]
+
+
+def test_costs_are_given_in_units_and_missing_ones_as_a_dash():
+    table = tables()["Networks compared"]
+    assert row(table, "ica")[9:] == [
+        "24.4 M",
+        "31.2 G",
+        "3 h 12 min",
+        "7.9 GiB",
+    ]  # 11520 s, 8090 MiB
+    assert row(table, "unet")[9:] == ["–"] * 4
+
+
+def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_its_interval_in_this_order():
+    table = tables()["Cross-validation of ica"]
+    assert [cells[0] for cells in table[1:]] == [
+        *(
+            "nothing predicted",
+            "fold 0",
+            "fold 1",
+            "mean of folds",
+            "standard deviation",
+            "all images",
+        ),
+        *("95 % interval", "thresholds for test images"),
+    ]
+    # images, positives, SIIM Dice, nothing, naive
+    assert row(table, "fold 1")[1:6] == ["15", "6", "0.8001", "0.6008", "0.8201"]
+    assert row(table, "all images")[1:6] == ["30", "12", "0.8004", "0.6006", "0.8204"]
+    assert row(table, "95 % interval")[3] == "0.7500 to 0.8500"
+    assert row(table, "fold 0")[-6:] == ["0.7", "1200", "0.35", "250", "filled", "0.1"]
+    assert row(table, "thresholds for test images")[-6:] == [
+        "0.7",
+        "1200",
+        "0.35",
+        "250",
+        "filled",
+        "0.1",
+    ]
+    assert len({len(cells) for cells in table}) == 1
+
+
+def test_nested_and_naive_thresholds_stand_side_by_side():
+    assert tables()["Nested and naive thresholds"][1:] == [
+        ["ica", "0.8004", "0.8204", "+0.0200"],
+        ["unet", "0.7004", "0.7204", "+0.0200"],
+    ]
+
+
+def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
+    weights = {"fold 0": {"ica": 0.25, "unet": 0.75}, artifacts.FINAL: {"ica": 1.0, "unet": 0.0}}
+    found = tables(
+        runs=[report_samples.run("mixed", 0.8, weights=weights), report_samples.run("unet", 0.7)]
+    )
+    assert found["Weights of mixed"] == [
+        *(["run", "fold 0", "test images"], ["ica", "0.25", "1"], ["unet", "0.75", "0"]),
+    ]
+    assert "Weights of unet" not in found
+
+
+def test_what_each_part_of_the_post_processing_adds_is_shown_by_run():
+    steps = [("threshold", 0.71, 0.72), ("triplet", 0.81234, 0.83)]
+    frame = pd.DataFrame(steps, columns=["step", "siim_dice", "naive_siim_dice"])
+    found = tables(
+        runs=[report_samples.run("ica", 0.8, steps=frame), report_samples.run("unet", 0.7)]
+    )
+    assert found["Post-processing, step by step"][1:] == [
+        *(["ica", "threshold", "0.7100", "0.7200"], ["triplet", "0.8123", "0.8300"]),
+    ]
+
+
+def test_differences_between_runs_have_their_interval_and_both_p_values():
+    assert tables()["Differences between runs"][1] == [
+        *("ica", "unet", "SIIM Dice", "−0.0123", "−0.0300 to +0.0040", "< 0.001", "0.040")
+    ]
+
+
+def test_a_levels_runs_stand_below_each_other():
+    found = tables()
+    assert {"Scores by mask size", "Scores by view", "Scores by sex"} <= set(found)
+    first, second = found["Scores by mask size"][1:3]
+    assert first[:7] == ["negative", "10", "4", "0.6000", "ica", "0.8000", "0.7000 to 0.9000"]
+    assert second == [
+        "unet",
+        "0.7000",
+        "0.6000 to 0.8000",
+        "0.5000",
+        "0.4000 to 0.6000",
+        "0.7500",
+        "–",
+    ]
+
+
+def test_what_was_evaluated_stands_at_the_top():
+    caution = "Only 12 of 30 images are positive"
+    text = page.render(
+        content(evaluated=page.Evaluated(12047, 2669, 6171, 5, "patients from a file", (caution,)))
+    )
+    top = text[text.index("<header>") : text.index("</header>")]
+    for part in ("12,047", "2,669", "22.2", "6,171", "patients from a file", caution):
+        assert part in top
+    assert "drawn chests" not in top
+    assert "drawn chests" in page.render(
+        content(evaluated=page.Evaluated(6, 3, 3, 2, "by tag", drawn=True))
+    )
+
+
+def test_every_score_is_labelled_and_defined():
+    assert set(page.LABELS) == set(metrics.DEFINITIONS) == set(artifacts.SCORE_COLUMNS)
+    text = page.render(content())
+    for definition in metrics.DEFINITIONS.values():
+        assert f"<dd>{definition}</dd>" in text
+
+
+def test_names_from_data_are_escaped():
+    hostile = '<script>alert("1")</script>'
+    runs = [report_samples.run(hostile, 0.8)]
+    differences = report_samples.differences(hostile, hostile)
+    figures = {
+        hostile: [page.Figure(hostile, hostile, f"{hostile}.png", hostile, f"{hostile}.png")]
+    }
+    text = page.render(content(runs=runs, differences=differences, figures=figures))
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(&#34;1&#34;)" in text
+
+
+def test_figures_have_a_picture_for_dark_screens_where_there_is_one():
+    figures = {
+        "Curves": [
+            page.Figure("ROC", "of two runs", "figures/roc.png", "rising", "figures/roc-dark.png")
+        ],
+        "Figures of the paper": [page.Figure("Sample", "of the data", "figures/a b.png", "a film")],
+        "None": [],
+    }
+    text = page.render(content(figures=figures))
+    assert '<source srcset="figures/roc-dark.png" media="(prefers-color-scheme: dark)">' in text
+    assert re.search(r'<img src="figures/roc.png" alt="rising"', text)
+    assert re.search(r'<img src="figures/a%20b.png" alt="a film"', text)
+    assert text.count("<source ") == 1
+    assert "<h2>None</h2>" not in text
+
+
+def test_the_page_asks_for_nothing_outside_its_folder():
+    text = page.render(
+        content(figures={"Curves": [page.Figure("ROC", "", "figures/roc.png", "rising")]})
+    )
+    addresses = re.findall(r'(?:src|href|srcset)="([^"]*)"', text)
+    assert "gallery.js" in addresses
+    assert not [each for each in addresses if re.match(r"[a-z]+:|/", each) and each != "data:,"]
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
+
+
+def test_parts_without_data_are_left_out():
+    runs = [page.Run("ica", report_samples.run("ica", 0.8).table)]
+    text = page.render(content(runs=runs, differences=pd.DataFrame(), has_gallery=False))
+    for part in (
+        'id="differences"',
+        'id="strata"',
+        "gallery.js",
+        'id="gallery"',
+        "95&nbsp;% interval</th>",
+        "<script",
+    ):
+        assert part not in text
+    assert "95 % interval" not in [
+        cells[0] for cells in Tables(text).found["Cross-validation of ica"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        (page.score, 0.85673, "0.8567"),
+        (page.score, math.nan, "–"),
+        (page.percent, 0.85673, "85.67"),
+        (page.percent, None, "–"),
+        (page.signed, -0.01234, "−0.0123"),
+        (page.signed, 0.5, "+0.5000"),
+        (page.p_value, 0.0009, "< 0.001"),
+        (page.p_value, 0.0404, "0.040"),
+        (page.p_value, math.nan, "–"),
+        (page.scaled, 31_031_745, "31.0 M"),
+        (page.scaled, 870, "870"),
+        (page.scaled, 1.2e12, "1,200.0 G"),
+        (page.duration, 42.4, "42 s"),
+        (page.duration, 3599, "1 h 0 min"),
+        (page.duration, 150, "2 min"),
+        (page.memory, 780, "780 MiB"),
+        (page.memory, math.nan, "–"),
+        (page.count, 12047, "12,047"),
+    ],
+)
+def test_numbers_are_written_for_reading(text, value, expected):
+    assert text(value) == expected

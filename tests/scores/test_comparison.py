@@ -1,0 +1,199 @@
+"""Differences between runs: the same images, the same resamples, a p-value that means what it says."""
+
+import numpy as np
+import pytest
+
+from pneumothorax import metrics
+from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts
+from pneumothorax.scores import bootstrap, comparison, per_image
+from tests.helpers.frames import frame, random_frame
+
+
+def run(patients=60, seed=0):
+    return random_frame(np.random.default_rng(seed), patients=patients)
+
+
+def scored(table, **columns):
+    table = table.assign(**columns)
+    known = table[list(artifacts.PER_IMAGE.columns[:10])]
+    return frame(*(table[name] for name in ("true_px", "predicted_px", "overlap_px")), **known)
+
+
+def better(table):
+    """Half of what was missed is found, and false alarms are gone."""
+    overlap = (table["overlap_px"] + table["true_px"]) // 2
+    return scored(
+        table, overlap_px=overlap, predicted_px=table["predicted_px"].where(table["true_px"] > 0, 0)
+    )
+
+
+def test_a_run_against_its_copy_differs_in_nothing_with_p_1():
+    table = run()
+    found = comparison.paired(table, table.sample(frac=1, random_state=0), repeats=500)
+    assert found["score"].tolist() == list(metrics.DEFINITIONS)
+    assert (found["difference"] == 0).all()
+    assert (found["low"] == 0).all()
+    assert (found["high"] == 0).all()
+    assert (found["p"] == 1).all()
+
+
+def test_a_clear_improvement_has_a_small_p_and_an_interval_above_0():
+    table = run()
+    found = comparison.paired(better(table), table, ["siim_dice", "positive_dice"], repeats=999)
+    assert (found["low"] > 0).all()
+    assert (
+        found["p"].tolist() == [2 / 1000] * 2
+    )  # no resample of 999 turns the sign: 2 * (0 + 1) / (999 + 1)
+
+
+def test_the_difference_is_first_minus_second_and_turns_with_the_order():
+    table = run()
+    one = comparison.paired(better(table), table, repeats=200).set_index("score")
+    other = comparison.paired(table, better(table), repeats=200).set_index("score")
+    expected = (
+        bootstrap.measured(better(table))["siim_dice"] - bootstrap.measured(table)["siim_dice"]
+    )
+    assert one.loc["siim_dice", "difference"] == pytest.approx(expected)
+    np.testing.assert_allclose(one["difference"], -other["difference"])
+    np.testing.assert_allclose(one["low"], -other["high"], atol=1e-9)
+    np.testing.assert_array_equal(one["p"], other["p"])
+
+
+def test_both_runs_are_scored_on_the_same_resamples():
+    # The second run scores 0.1 less on every image, so on every resample, though images range from 0.1 to 1: the
+    # interval of the difference has no width.
+    rng = np.random.default_rng(0)
+    overlap = rng.integers(10, 101, size=80)
+    first, second = (frame([100] * 80, [100] * 80, found) for found in (overlap, overlap - 10))
+    found = comparison.paired(first, second, ["siim_dice"], repeats=200).iloc[0]
+    assert (found["low"], found["high"]) == pytest.approx((0.1, 0.1))
+    assert bootstrap.intervals(first, ["siim_dice"], repeats=200).eval("high - low").item() > 0.05
+
+
+def test_p_value_by_hand():
+    assert comparison.p_value(np.array([-1.0, 1, 1, 1, 1, 1, 1, 1, 1])) == pytest.approx(
+        2 * (1 + 1) / (9 + 1)
+    )
+    assert comparison.p_value(np.array([-1.0, -1, -1, -1])) == pytest.approx(2 * (0 + 1) / (4 + 1))
+    assert comparison.p_value(np.array([0.0, 1, 1, np.nan])) == 1  # 2 * (1 + 1) / (3 + 1)
+    assert comparison.p_value(np.array([-1.0, 1])) == 1  # 2 * (1 + 1) / (2 + 1) is more than 1
+    assert np.isnan(comparison.p_value(np.array([np.nan])))
+
+
+def test_p_values_of_equally_good_runs_are_below_5_percent_about_that_often():
+    rng = np.random.default_rng(7)
+    patient = (
+        np.arange(200) // 2
+    )  # two images each: a run is good or bad at a patient, as often one as the other
+    ids = [f"patient{number}" for number in patient]
+    small = 0
+    for number in range(200):
+        first, second = (
+            frame([100] * 200, [100] * 200, rng.integers(20, 81, size=100)[patient], patient_id=ids)
+            for _ in range(2)
+        )
+        small += (
+            comparison.paired(first, second, ["siim_dice"], repeats=500, seed=number)["p"].item()
+            < 0.05
+        )
+    assert 0.02 <= small / 200 <= 0.09
+
+
+def test_the_interval_of_a_difference_holds_the_truth_in_95_percent_of_simulated_studies():
+    rng = np.random.default_rng(8)
+    patient = np.arange(400) // 2
+    ids = [f"patient{number}" for number in patient]
+    held = 0
+    for number in range(200):
+        second = rng.integers(20, 71, size=200)
+        first = second + rng.integers(
+            -10, 21, size=200
+        )  # by 5 of 100 pixels better on average: Dice by 0.05
+        tables = (
+            frame([100] * 400, [100] * 400, found[patient], patient_id=ids)
+            for found in (first, second)
+        )
+        row = comparison.paired(*tables, ["siim_dice"], repeats=1000, seed=number).iloc[0]
+        held += row["low"] <= 0.05 <= row["high"]
+    assert 0.93 <= held / 200 <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.iloc[1:], "1 images are in one of them only: image00000"),
+        (lambda table: table.assign(image_id=table["image_id"] + "x"), "in one of them only"),
+        (
+            lambda table: table.assign(fold=(table["fold"] + 1) % 5),
+            "other folds .*image00000, .*, \\.\\.\\.",
+        ),
+        (lambda table: table.assign(patient_id="one"), "other patients"),
+        (
+            lambda table: table.assign(true_px=table["true_px"].where(table.index > 0, 7)),
+            "1 images have other truths",
+        ),
+    ],
+)
+def test_runs_on_other_images_patients_folds_or_truths_are_refused(change, message):
+    table = run()
+    with pytest.raises(BadInput, match=f"first and second cannot be compared: .*{message}"):
+        comparison.paired(table, change(table))
+    with pytest.raises(BadInput, match="a and c cannot be compared"):
+        comparison.all_pairs({"a": table, "b": table, "c": change(table)})
+
+
+def test_an_image_that_comes_twice_is_refused():
+    table = run()
+    with pytest.raises(BadInput, match="run second has images more than once: image00003"):
+        comparison.paired(
+            table, table.assign(image_id=table["image_id"].replace("image00004", "image00003"))
+        )
+
+
+def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting_nothing_can_be_one():
+    table = run()
+    frames = {"new": better(table), "old": table, per_image.NOTHING: per_image.nothing(table)}
+    found = comparison.all_pairs(frames, ["siim_dice", "ppv"], repeats=200)
+    assert list(found.columns) == [
+        "first",
+        "second",
+        "score",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+    ]
+    pairs = [("new", "old"), ("new", per_image.NOTHING), ("old", per_image.NOTHING)]
+    assert list(zip(found["first"], found["second"], strict=True)) == [
+        pair for pair in pairs for _ in range(2)
+    ]
+    for first, second in pairs:
+        rows = found[(found["first"] == first) & (found["second"] == second)]
+        alone = comparison.paired(frames[first], frames[second], ["siim_dice", "ppv"], repeats=200)
+        np.testing.assert_array_equal(
+            rows[["difference", "low", "high", "p"]], alone[["difference", "low", "high", "p"]]
+        )
+    undefined = found[(found["score"] == "ppv") & (found["second"] == per_image.NOTHING)]
+    assert undefined[["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
+    one = found[
+        (found["score"] == "ppv") & (found["second"] == "old")
+    ]  # the only pair with a PPV: nothing to correct
+    assert one["p_holm"].item() == one["p"].item()
+
+
+def test_one_run_alone_has_no_pairs():
+    assert comparison.all_pairs({"only": run()}, repeats=10).empty
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1 = 0.04, 0.06, 0.06, 0.5; each at least the one before.
+    assert comparison.holm(np.array([0.5, 0.01, 0.03, 0.02])) == pytest.approx(
+        [0.5, 0.04, 0.06, 0.06]
+    )
+    assert comparison.holm(np.array([0.03, 0.02])) == pytest.approx([0.04, 0.04])
+    assert comparison.holm(np.array([0.6, 0.9])) == pytest.approx([1, 1])
+    assert comparison.holm(np.array([np.nan, 0.02, 0.01])) == pytest.approx(
+        [np.nan, 0.02, 0.02], nan_ok=True
+    )

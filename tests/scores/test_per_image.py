@@ -1,0 +1,88 @@
+"""The per-image table joins a run's results with the manifest and the folds, or says why it cannot."""
+
+import pandas as pd
+import pytest
+
+from pneumothorax import metrics
+from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts
+from pneumothorax.scores import per_image
+
+
+def parts():
+    """Out-of-fold rows, manifest rows (one test image more, in another order) and folds rows of three images."""
+    images = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c"],
+            "fold": [0, 1, 1],
+            "p_positive": [0.9, 0.4, 0.1],
+            "true_px": [10, 0, 0],
+            "predicted_px": [5, 0, 2],
+            "overlap_px": [4, 0, 0],
+            "dice": [8 / 15, 1, 0],
+            "rle": ["0 5", "", "7 2"],
+        }
+    )
+    manifest = pd.DataFrame(
+        {
+            "image_id": ["test", "c", "b", "a"],
+            "patient_id": ["from the DICOM"] * 4,
+            "view": ["PA", "", "PA", "AP"],
+            "sex": ["F", "M", "", "F"],
+            "age": ["", "51", "52", "53"],
+            "height": [8, 6, 4, 2],
+            "width": [9, 7, 5, 3],
+            "positive": [0, 0, 0, 1],
+        }
+    )
+    folds = pd.DataFrame(
+        {"image_id": ["b", "c", "a"], "patient_id": ["q", "", "p"], "fold": [1, 1, 0]}
+    )
+    return images, manifest, folds
+
+
+def test_table_by_hand():
+    table = per_image.table(*parts(), "unet")
+    assert table.columns.tolist() == list(artifacts.PER_IMAGE.columns)
+    scores = ["dice", "precision", "recall", "iou"]
+    assert table.drop(columns=scores).to_numpy().tolist() == [
+        ["unet", "a", "p", 0, "AP", "F", 2, 3, 1, 0.9, 10, 5, 4],
+        ["unet", "b", "q", 1, "PA", "", 4, 5, 0, 0.4, 0, 0, 0],
+        ["unet", "c", "", 1, "", "M", 6, 7, 0, 0.1, 0, 2, 0],
+    ]
+    # a: twice 4 of 10 + 5; precision 4/5, recall 4/10, union 10 + 5 - 4 = 11. b: both empty. c: a false alarm.
+    assert table[scores].to_numpy().tolist() == [
+        pytest.approx([8 / 15, 0.8, 0.4, 4 / 11]),
+        [1] * 4,
+        [0] * 4,
+    ]
+
+
+def test_nothing_keeps_the_images_and_scores_what_metrics_says():
+    table = per_image.nothing(per_image.table(*parts(), "unet"))
+    assert set(table["run"]) == {"nothing predicted"}
+    assert table["image_id"].tolist() == ["a", "b", "c"]
+    assert (table[["predicted_px", "overlap_px", "p_positive"]] == 0).all(axis=None)
+    for column in ("dice", "precision", "recall", "iou"):
+        assert table[column].tolist() == [0, 1, 1]
+    pixels = (table[column] for column in ("true_px", "predicted_px", "overlap_px", "p_positive"))
+    expected = metrics.nothing_predicted(table["true_px"])
+    assert metrics.scores(*pixels) == pytest.approx(expected, nan_ok=True)
+
+
+def test_images_missing_in_the_manifest_or_the_folds_are_named():
+    images, manifest, folds = parts()
+    with pytest.raises(BadInput, match=r"1 images of unet are not in the manifest(.|\n)*a"):
+        per_image.table(images, manifest.iloc[:3], folds, "unet")
+    with pytest.raises(BadInput, match=r"2 images of unet are not in the folds(.|\n)*b\n(.|\n)*c"):
+        per_image.table(images, manifest, folds.iloc[2:], "unet")
+
+
+def test_folds_and_labels_that_changed_since_the_run_are_refused():
+    images, manifest, folds = parts()
+    with pytest.raises(
+        BadInput, match=r"1 images of unet had another fold: run 04_submit.py --name unet\n  b"
+    ):
+        per_image.table(images, manifest, folds.assign(fold=[0, 1, 0]), "unet")
+    with pytest.raises(BadInput, match=r"1 images of unet had another label(.|\n)*c"):
+        per_image.table(images, manifest.assign(positive=[0, 1, 0, 1]), folds, "unet")

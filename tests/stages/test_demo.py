@@ -1,0 +1,185 @@
+"""What the README promises of its two commands, seen as a user sees it. Minutes long: ./test.sh --all."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from pneumothorax.pipeline import artifacts, records
+from tests.helpers.stages import ROOT, tiny_input
+
+pytestmark = pytest.mark.slow
+
+
+def demo(output, **environment):
+    """Run ./demo.sh; (seconds, what it printed)."""
+    started = time.monotonic()
+    variables = {
+        **os.environ,
+        "OUTPUT": str(output),
+        **{name: str(value) for name, value in environment.items()},
+    }
+    done = subprocess.run(
+        ["./demo.sh"], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return time.monotonic() - started, done.stdout
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "input"
+    subprocess.run(
+        [sys.executable, "-m", "pneumothorax.phantom", "--to", folder], cwd=ROOT, check=True
+    )
+    return folder
+
+
+def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do(
+    phantoms, tmp_path
+):
+    seconds, printed = demo(tmp_path, INPUT=phantoms)
+    assert seconds < 480
+    table = artifacts.read_table(tmp_path, artifacts.cross_validation("ica_resunet")).set_index(
+        "row"
+    )
+    gain = table.at["all", "siim_dice"] - table.at["nothing predicted", "siim_dice"]
+    assert gain >= 0.05
+    assert 0.5 <= table.at["all", "positive_dice"] < 0.95
+    assert "submission.csv" in printed
+    assert "index.html" in printed
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.csv")}
+    seconds, _ = demo(tmp_path, INPUT=phantoms)
+    assert seconds < 60
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
+
+
+def test_the_four_networks_of_table_1_beat_predicting_nothing_within_forty_minutes(
+    phantoms, tmp_path
+):
+    names = ("unet", "chexlocnet", "albunet", "ica_resunet")
+    seconds, printed = demo(
+        tmp_path, INPUT=phantoms, CONFIGS=" ".join(f"configs/demo/{name}.yaml" for name in names)
+    )
+    assert seconds < 2400
+    for name in names:
+        table = artifacts.read_table(tmp_path, artifacts.cross_validation(name)).set_index("row")
+        assert table.at["all", "siim_dice"] > table.at["nothing predicted", "siim_dice"]
+        assert name in printed.split("nothing predicted")[-1]
+
+
+def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
+    _, printed = demo(tmp_path, INPUT=real_data / "siim", CONFIGS="configs/demo/ica_resunet.yaml")
+    manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
+    train = manifest[manifest["split"] == artifacts.TRAIN]
+    assert (len(train), int(train["positive"].sum())) == (30, 8)
+    sample = pd.read_csv(real_data / "siim" / "stage_2_sample_submission.csv", dtype=str)
+    submission = pd.read_csv(artifacts.submission(tmp_path, "ica_resunet"), dtype=str)
+    assert list(submission.columns) == list(sample.columns)
+    assert submission["ImageId"].tolist() == sample["ImageId"].tolist()
+    assert "these scores say that the pipeline runs, not how good it is" in printed
+
+
+def test_the_demo_runs_on_real_files_without_a_test_set(real_data, tmp_path):
+    patients = real_data / "labels" / "nih_patients.csv"
+    demo(tmp_path, INPUT=real_data / "siim_502", PATIENTS=patients)
+    manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
+    assert (len(manifest), int(manifest["positive"].sum())) == (502, 160)
+    assert artifacts.read_table(tmp_path, artifacts.FOLDS)["patient_id"].nunique() == 404
+    assert not artifacts.submission(tmp_path, "ica_resunet").exists()
+    assert (tmp_path / artifacts.REPORT_PAGE).is_file()
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undisturbed_weights(
+    tmp_path, workers
+):
+    made = tiny_input(tmp_path / "input", train=80)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "model_settings:\n  encoder: resnet18\n  encoder_weights: none\n  decoder_channels: [16, 16, 8, 8, 8]\n"
+        "image_size: 64\nepochs: 6\nbatch_size: 4\nema_decay: 0.9\n"
+    )
+    prepared = tmp_path / "undisturbed"
+    for script, *more in (
+        ("00_prepare_data.py", "--input", made.folder, "--size", "64"),
+        ("01_make_folds.py", "--folds", "2"),
+    ):
+        subprocess.run([sys.executable, script, *more, "--output", prepared], cwd=ROOT, check=True)
+    killed = shutil.copytree(prepared, tmp_path / "killed")
+
+    def command(output):
+        more = [
+            "--fold",
+            "0",
+            "--output",
+            output,
+            "--workers",
+            str(workers),
+            "--save-minutes",
+            "0.001",
+        ]
+        return [sys.executable, "02_train.py", "--config", config, *more]
+
+    subprocess.run(command(prepared), cwd=ROOT, check=True)
+    moments = random.Random(5)
+    last = artifacts.fold_folder(killed, "tiny", 0) / "last.pt"
+    stands = []
+    for _ in range(5):
+        process = subprocess.Popen(command(killed), cwd=ROOT, start_new_session=True)
+        wait_for_saves(last, moments.randint(2, 14), process)
+        time.sleep(moments.uniform(0, 0.1))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        progress = torch.load(last, weights_only=True)["progress"]
+        stands.append((progress["epoch"], progress["step"]))
+    subprocess.run(command(killed), cwd=ROOT, check=True)
+    assert stands == sorted(stands)  # nothing that was saved is ever lost
+    assert sum(step > 0 for _, step in stands) >= 2
+    assert stands[-1][0] < 6
+    states = [
+        torch.load(artifacts.fold_folder(o, "tiny", 0) / "last.pt", weights_only=True)
+        for o in (prepared, killed)
+    ]
+    for first, second in (
+        [state["network"] for state in states],
+        [state["optimization"]["average"]["network"] for state in states],
+    ):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    times = ["seconds", "images_per_second"]
+    first, second = (
+        pd.read_csv(artifacts.fold_folder(o, "tiny", 0) / "history.csv").drop(columns=times)
+        for o in (prepared, killed)
+    )
+    pd.testing.assert_frame_equal(first, second)
+
+
+def wait_for_saves(path, n, process):
+    """Until the file was written `n` times, or the process ended."""
+    seen = set()
+    deadline = time.monotonic() + 300
+    while len(seen) < n and process.poll() is None and time.monotonic() < deadline:
+        if path.exists():
+            seen.add(path.stat().st_mtime_ns)
+        time.sleep(0.005)
+
+
+def test_the_first_places_recipe_runs_in_one_command_and_beats_predicting_nothing(
+    phantoms, tmp_path
+):
+    names = [f"first_place_{part}" for part in (1, 2, 3)]
+    demo(tmp_path, INPUT=phantoms, CONFIGS=" ".join(f"configs/demo/{name}.yaml" for name in names))
+    for fold in range(3):
+        record = records.read(tmp_path, artifacts.trained("first_place_3", fold))
+        assert artifacts.best_weights("first_place_2", fold) in record["inputs"]
+    table = artifacts.read_table(tmp_path, artifacts.cross_validation("first_place_3")).set_index(
+        "row"
+    )
+    assert table.at["all", "siim_dice"] > table.at["nothing predicted", "siim_dice"]

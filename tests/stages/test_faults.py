@@ -1,0 +1,265 @@
+"""Killed at any moment, no room, no right to write: the same results as an undisturbed run, or a message and no harm.
+
+Which test proves which fault is listed in tests/README.md.
+"""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pneumothorax.pipeline import artifacts
+from tests.helpers.stages import ROOT, TINY, tiny_input
+
+STAGES = (
+    "00_prepare_data.py",
+    "01_make_folds.py",
+    "02_train.py",
+    "03_predict.py",
+    "04_submit.py",
+    "05_report.py",
+)
+
+
+def some_slow(*stages):
+    """All stages as parameters; the tests of these take longer than they tell, and run with --all."""
+    return [
+        pytest.param(stage, marks=pytest.mark.slow) if stage in stages else stage
+        for stage in STAGES
+    ]
+
+
+def commands(made, output, config):
+    """One run of each stage, in order."""
+    more = {
+        STAGES[0]: ["--input", made.folder, "--size", "64"],
+        STAGES[1]: ["--folds", "2"],
+        STAGES[2]: [
+            "--config",
+            config,
+            "--set",
+            "epochs=3",
+            "--run",
+            "tiny",
+            "--save-minutes",
+            "0.001",
+        ],
+        STAGES[3]: ["--run", "tiny"],
+        STAGES[4]: ["--run", "tiny"],
+        STAGES[5]: [],
+    }
+    shared = ["--output", output, "--workers", "1"]
+    return {
+        stage: [str(word) for word in (sys.executable, stage, *more[stage], *shared)]
+        for stage in STAGES
+    }
+
+
+def run(command, **more):
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(input, config, output after all stages, seconds of each stage)."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    made = tiny_input(folder / "input", train=24)
+    config = folder / "small.yaml"
+    config.write_text(TINY)
+    seconds = {}
+    for stage, command in commands(made, folder / "output", config).items():
+        started = time.monotonic()
+        done = run(command)
+        assert done.returncode == 0, done.stderr
+        seconds[stage] = time.monotonic() - started
+    return made, config, folder / "output", seconds
+
+
+def results(output):
+    """{path: bytes} of everything that must not depend on interruptions: all but times, logs and journals' order."""
+    found = {}
+    for path in sorted(output.rglob("*")):
+        name = path.relative_to(output).as_posix()
+        if (
+            path.is_dir()
+            or ".locks" in path.parts
+            or path.suffix in (".jsonl", ".json", ".pt")
+            or "tensorboard" in name
+        ):
+            continue
+        if path.name == "history.csv":
+            times = ["seconds", "images_per_second"]
+            found[name] = pd.read_csv(path).drop(columns=times).to_csv().encode()
+        elif (
+            path.name not in ("progress.png", "index.html") and "figures" not in name
+        ):  # they show times
+            found[name] = path.read_bytes()
+    return found
+
+
+def weights(output):
+    return [
+        torch.load(output / artifacts.best_weights("tiny", fold), weights_only=True)["network"]
+        for fold in (0, 1)
+    ]
+
+
+def assert_same(output, expected):
+    one, other = results(output), results(expected)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name] != other[name]] == []
+    for first, second in zip(weights(output), weights(expected), strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes(
+    undisturbed, tmp_path
+):
+    """Of every stage five times: 30 moments in all."""
+    kills = 5
+    made, config, expected, seconds = undisturbed
+    output, moments = tmp_path / "output", random.Random(kills)
+    output.mkdir()
+    for stage, command in commands(made, output, config).items():
+        shutil.copytree(output, tmp_path / "before" / stage)
+        limit, killed = seconds[stage], 0
+        for _ in range(10 * kills):
+            # Imports take half of a short stage: later moments find it at work.
+            took = seconds_until_killed(command, limit * moments.uniform(0.3, 1.0))
+            if took is None:
+                killed += 1
+            else:  # it was done before: once more from its beginning, on a machine that has become faster
+                limit = min(limit, took)
+                shutil.rmtree(output)
+                shutil.copytree(tmp_path / "before" / stage, output)
+                killed = 0
+            if killed == kills:
+                break
+        assert killed == kills, stage
+        done = run(command)
+        assert done.returncode == 0, done.stderr
+    assert_same(output, expected)
+    leftovers = [path for path in output.rglob("*") if path.name.startswith(".") and path.is_file()]
+    assert not [path for path in leftovers if ".locks" not in path.parts]
+
+
+def seconds_until_killed(command, moment):
+    """Kill the command and all its processes after so many seconds; None, or what it took if it was done before."""
+    started = time.monotonic()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
+    try:
+        assert process.wait(timeout=moment) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("stage", some_slow(STAGES[0], STAGES[2], STAGES[4]))
+def test_a_full_disk_is_said_and_what_was_written_before_stays_whole(undisturbed, tmp_path, stage):
+    """A limit of 3,000 bytes on every file stands for the disk: no stage gets all of its files written."""
+    made, config, expected, _ = undisturbed
+    output = tmp_path / "output"
+    shutil.copytree(expected, output)
+    before = results(output)
+    # Without loader processes: the memory they share with this one counts as files, too.
+    command = [*commands(made, output, config)[stage], "--overwrite", "--workers", "0"]
+
+    def no_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+    done = run(command, preexec_fn=no_room)
+    if stage == STAGES[1]:
+        assert done.returncode == 0, done.stderr  # its files are smaller
+        return
+    assert done.returncode == 1, done.stderr
+    assert "error: a file grew too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    after = results(output)
+    changed = [name for name in after if after[name] != before.get(name)]
+    assert not [name for name in changed if not whole(output / name)]
+    assert run(commands(made, output, config)[stage]).returncode == 0
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        done = run(commands(made, output, config)[later])
+        assert done.returncode == 0, done.stderr
+    assert_same(output, expected)
+
+
+def whole(path):
+    """Whether a file that is there can be read to its end."""
+    if path.suffix == ".csv":
+        return path.read_text("utf-8").endswith("\n")
+    if path.suffix == ".png":
+        return path.read_bytes().endswith(b"IEND\xaeB`\x82")
+    return True
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or not shutil.which("setpriv"), reason="needs setpriv"
+)
+@pytest.mark.parametrize("stage", some_slow(STAGES[1], STAGES[3], STAGES[4]))
+def test_an_output_that_cannot_be_written_is_said_at_once(undisturbed, tmp_path, stage):
+    """As a user without the right to write; the tests may run as root, who has every right."""
+    made, config, expected, _ = undisturbed
+    output = tmp_path / "output"
+    shutil.copytree(expected, output)
+    for path in (output, *output.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    command = commands(made, output, config)[stage]
+    if os.geteuid() == 0:
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    before = results(output)
+    done = run(command)
+    assert done.returncode == 3, done.stderr
+    assert f"error: cannot write to {output}" in done.stderr
+    assert results(output) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.csv", "folds.csv", "cache", "best.pt", "predictions.csv", "oof map"]
+)
+def test_a_flipped_byte_is_noticed_by_the_stage_that_reads_it(undisturbed, tmp_path, name):
+    made, config, expected, _ = undisturbed
+    output = tmp_path / "output"
+    shutil.copytree(expected, output)
+    image_id = artifacts.training_rows(output)["image_id"].iloc[0]
+    path, stage, says = {
+        "manifest.csv": (output / artifacts.MANIFEST.path, STAGES[1], "00_prepare_data.py again"),
+        "folds.csv": (output / artifacts.FOLDS.path, STAGES[2], "01_make_folds.py again"),
+        "cache": (artifacts.cached_image(output, 64, image_id), STAGES[2], "00_prepare_data.py"),
+        "best.pt": (output / artifacts.best_weights("tiny", 0), STAGES[3], "02_train.py"),
+        "predictions.csv": (
+            output / artifacts.predictions("tiny").path,
+            STAGES[4],
+            "03_predict.py",
+        ),
+        "oof map": (
+            artifacts.probability_map(output, "tiny", "oof", image_id),
+            STAGES[4],
+            "03_predict.py",
+        ),
+    }[name]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    overwrite = ["--overwrite"] if stage in (STAGES[2], STAGES[4]) else []
+    done = run([*commands(made, output, config)[stage], *overwrite])
+    assert done.returncode == 3, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert np.asarray(data).size == path.stat().st_size  # what is damaged was not touched

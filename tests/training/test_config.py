@@ -1,0 +1,181 @@
+"""Experiments: the paper's values by default, strict about everything else."""
+
+import pytest
+import yaml
+
+from pneumothorax.errors import BadConfig
+from pneumothorax.training import config, schedules
+from tests.helpers.stages import ROOT
+
+
+def loaded(tmp_path, text="", *overrides, **fixed):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, list(overrides), **fixed)
+
+
+def refusal(tmp_path, text="", *overrides):
+    with pytest.raises(BadConfig) as caught:
+        loaded(tmp_path, text, *overrides)
+    return str(caught.value)
+
+
+def test_an_empty_file_is_the_papers_experiment(tmp_path):
+    found = loaded(tmp_path)
+    assert (found.model, found.image_size) == ("ica_resunet", 512)
+    assert found.sampling == "paper"
+    # positives to negatives 2:1 early, 1:1 in the middle and late stages
+    assert [ratio for _, ratio in schedules.STEPS["paper"]] == [2, 1]
+    assert found.augment_positive > found.augment_negative  # "more of them for positives"
+
+
+def test_file_then_overrides_then_fixed_values(tmp_path):
+    text = "epochs: 3\nbatch_size: 4\nseed: 1\nmodel_settings: {width: 8}\n"
+    found = loaded(
+        tmp_path,
+        text,
+        "batch_size=8",
+        "model_settings.weights=none",
+        "sampling=[[0, 1], [0.5, 2]]",
+        seed=7,
+        epochs=None,
+    )
+    assert (found.epochs, found.batch_size, found.seed) == (3, 8, 7)
+    assert found.model_settings == {"width": 8, "weights": "none"}
+    assert found.sampling == ((0, 1), (0.5, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("epoch: 3\n", []),
+        ("", ["learning-rate=1"]),
+        ("epochs: many\n", []),
+        ("epochs: 0\n", []),
+        ("image_size: 100\n", []),
+        ("image_size: 0\n", []),
+        ("batch_size: 1\n", []),
+        ("learning_rate: -1\n", []),
+        ("augment_positive: 1.5\n", []),
+        ("loss: hinge\n", []),
+        ("sampling: []\n", []),
+        ("sampling: [[0.1, 2]]\n", []),
+        ("sampling: [[0, 2], [0.5, 1], [0.3, 1]]\n", []),
+        ("sampling: [[0, 0]]\n", []),
+        ("sampling: [[0, 2], [1.0, 1]]\n", []),
+        ("sampling: unknown\n", []),
+        ("batch_size: 6\naccumulation_steps: 4\n", []),
+        ("batch_size: 6\naccumulation_steps: 6\n", []),
+        ("ema_decay: 1\n", []),
+        ("init_from: ../elsewhere\n", []),
+        ("patience: 0\n", []),
+    ],
+)
+def test_unknown_keys_and_impossible_values_are_refused_and_the_known_keys_listed(
+    tmp_path, text, overrides
+):
+    message = refusal(tmp_path, text, *overrides)
+    assert "experiment.yaml" in message
+    for known in ("learning_rate", "augment_positive", "sampling"):
+        assert known in message
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("- a\n- b\n", []),
+        ("a: [\n", []),
+        ("!!python/object/apply:os.system ['true']\n", []),
+        ("", ["epochs"]),
+        ("", ["epochs=["]),
+        ("", ["epochs.inner=1", "epochs.inner=2"]),
+        ("epochs: 3\n", ["epochs.inner=1"]),
+        ("1: 2\n", []),
+        ("", ["=3"]),
+    ],
+)
+def test_what_is_no_list_of_settings_is_refused_without_running_it(tmp_path, text, overrides):
+    assert refusal(tmp_path, text, *overrides)
+
+
+def test_no_setting_is_run_as_code(tmp_path):
+    code = f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"
+    for text, overrides in ((f"model: {code}\n", []), ("", [f"model={code}"])):
+        assert refusal(tmp_path, text, *overrides)
+        assert not (tmp_path / "made").exists()
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(BadConfig, match=r"none\.yaml"):
+        config.load(tmp_path / "none.yaml", [])
+
+
+def test_the_saved_config_alone_repeats_the_experiment(tmp_path):
+    found = loaded(
+        tmp_path,
+        "epochs: 5\nmodel_settings: {widths: [8, 16], deep: true, weights: null}\nfinal_learning_rate: 1.0e-7\n",
+    )
+    config.save(tmp_path / "saved.yaml", found)
+    assert config.load(tmp_path / "saved.yaml", []) == found
+    assert set(yaml.safe_load((tmp_path / "saved.yaml").read_text())) == set(
+        config.TrainConfig.model_fields
+    )
+
+
+def test_every_named_schedule_can_be_asked_for(tmp_path):
+    for name in schedules.NAMES:
+        assert loaded(tmp_path, f"sampling: {name}\n").sampling == name
+
+
+def test_differences_are_listed_one_by_one(tmp_path):
+    old, new = (
+        config.as_dict(loaded(tmp_path)),
+        config.as_dict(loaded(tmp_path, "epochs: 3\nseed: 1\n")),
+    )
+    assert config.differences(old, new) == ["epochs: 40 there, 3 now", "seed: 42 there, 1 now"]
+    assert config.differences(old, old) == []
+    assert config.differences({"gone": 1, "a": 2}, {"a": 2, "new": 3}) == [
+        "new: None there, 3 now",
+        "gone: 1 there, None now",
+    ]
+
+
+def test_a_config_cannot_be_changed_afterwards(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        loaded(tmp_path).epochs = 3
+
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_config_of_the_repository_holds_only_what_differs(path):
+    config.load(path, [])
+    written = yaml.safe_load(path.read_text("utf-8"))
+    defaults = config.as_dict(config.TrainConfig())
+    same = [key for key, value in written.items() if key != "model" and defaults[key] == value]
+    assert same == []
+
+
+def test_the_paper_networks_have_a_full_config_and_a_small_twin_of_the_same_network():
+    for name in ("unet", "chexlocnet", "albunet", "ica_resunet"):
+        full, small = (
+            config.load(ROOT / "configs" / folder / f"{name}.yaml", []) for folder in (".", "demo")
+        )
+        assert full.model == small.model == name
+        assert (full.image_size, small.image_size < 512) == (512, True)
+
+
+def test_the_ablation_differs_from_the_full_block_in_its_switches_alone():
+    full = config.as_dict(config.load(ROOT / "configs" / "demo" / "ica_resunet.yaml", []))
+    switches = {"attention", "pooling", "merge", "residual", "placement"}
+    found = []
+    for path in sorted((ROOT / "configs" / "ablation").glob("*.yaml")):
+        other = config.as_dict(config.load(path, []))
+        changed = {**other["model_settings"]}
+        own = {key: changed.pop(key) for key in switches & changed.keys()}
+        assert {**other, "model_settings": changed} == full
+        found.append(tuple(sorted(own.items())))
+    assert (
+        len(set(found)) == len(found) == 8
+    )  # none, published, three merges, residual, two other placements

@@ -1,0 +1,757 @@
+"""Training one fold: exact resuming wherever it stops, what is skipped, averaged, frozen and kept."""
+
+import math
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import models
+from pneumothorax.compute import interruption, precision
+from pneumothorax.compute.interruption import StopRequest
+from pneumothorax.errors import BadInput, Stopped
+from pneumothorax.pipeline import artifacts
+from pneumothorax.training import averaging, history, loop, validation
+from pneumothorax.training.config import TrainConfig
+from pneumothorax.training.validation import Scores
+
+TIMES = ["seconds", "images_per_second"]
+SMALL = {"image_size": 64, "epochs": 3, "batch_size": 4, "learning_rate": 0.01}
+
+
+@pytest.fixture
+def output(folded, tmp_path):
+    return Path(shutil.copytree(folded, tmp_path / "output"))
+
+
+class Small(nn.Module):
+    """Two convolutions with batch norm and dropout: the parts of a network whose state is easily forgotten."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2)
+        )
+        self.last = nn.Conv2d(4, 1, 3, padding=1)
+
+    def forward(self, images):
+        return self.last(self.first(images))
+
+    def training_loss(self, images, masks, criterion):
+        return {"loss": criterion(self(images), masks)}
+
+    def encoder_parameters(self):
+        return list(self.first.parameters())
+
+
+class StopAfter:
+    """A StopRequest that is due when it has been asked `n` times."""
+
+    def __init__(self, n=math.inf):
+        self.left = n
+
+    def is_due(self):
+        self.left -= 1
+        return self.left < 0
+
+    def leave(self):
+        raise Stopped(0)
+
+
+def fold_training(
+    output, *, network=None, stop=None, save_seconds=math.inf, workers=0, fold=0, **settings
+):
+    rows = artifacts.training_rows(output)
+    data = loop.FoldData(
+        output,
+        64,
+        rows[rows["fold"] != fold].reset_index(drop=True),
+        rows[rows["fold"] == fold].reset_index(drop=True),
+        artifacts.label_rows(output),
+        {"folds": "as they are"},
+        fold,
+    )
+    return loop.Training(
+        network or Small(),
+        data,
+        TrainConfig(**{**SMALL, **settings}),
+        folder=artifacts.fold_folder(output, "small", fold),
+        device=torch.device("cpu"),
+        workers=workers,
+        stop=stop or StopAfter(),
+        save_seconds=save_seconds,
+    )
+
+
+def trained(output, **settings):
+    """A training that ran to its end."""
+    found = fold_training(output, **settings)
+    found.resume()
+    found.run()
+    return found
+
+
+def same(first, second):
+    """Same weights to the last bit, and the same history apart from times."""
+    weights, others = (
+        first.optimization.result.state_dict(),
+        second.optimization.result.state_dict(),
+    )
+    histories = [pd.DataFrame(one.progress.history).drop(columns=TIMES) for one in (first, second)]
+    pd.testing.assert_frame_equal(*histories)
+    return all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def history_file(output):
+    return pd.read_csv(artifacts.fold_folder(output, "small", 0) / "history.csv")
+
+
+EVERYTHING = {
+    "ema_decay": 0.9,
+    "accumulation_steps": 2,
+    "clip_gradient_norm": 0.5,
+    "positive_repeat": 2,
+    "sampling": "linear",
+    "frozen_encoder_epochs": 1,
+    "mixed_precision": True,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize("every", [8, 9, 11])
+def test_stopped_again_and_again_a_training_ends_in_the_weights_of_an_undisturbed_one(
+    output, every, settings
+):
+    """Stopped after `every` questions: between steps, before and within validation (which asks up to seven)."""
+    undisturbed = trained(
+        Path(shutil.copytree(output, output.with_name("undisturbed"))), **settings
+    )
+    for sessions in range(1, 20):
+        disturbed = fold_training(output, network=Small(), stop=StopAfter(every), **settings)
+        if sessions > 1:
+            torch.manual_seed(sessions)  # dropout must not depend on what a new process begins with
+        disturbed.resume()
+        try:
+            disturbed.run()
+            break
+        except Stopped:
+            assert (artifacts.fold_folder(output, "small", 0) / "last.pt").is_file()
+    assert 1 < sessions < 19
+    assert same(disturbed, undisturbed)
+    written = history_file(output).drop(columns=TIMES)
+    pd.testing.assert_frame_equal(
+        written, history_file(output.with_name("undisturbed")).drop(columns=TIMES)
+    )
+
+
+def test_when_asked_to_stop_it_saves_the_steps_of_the_epoch_under_way(output):
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(0)).run()
+    saved = torch.load(artifacts.fold_folder(output, "small", 0) / "last.pt", weights_only=True)[
+        "progress"
+    ]
+    assert (saved["epoch"], saved["step"]) == (0, 1)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing is saved on the way out."""
+
+
+class KillAfter(StopAfter):
+    def is_due(self):
+        if super().is_due():
+            raise Killed
+        return False
+
+
+@pytest.mark.parametrize("moment", [1, 2, 5, 8])
+def test_killed_within_an_epoch_it_goes_on_from_the_last_step_saved(output, moment):
+    undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
+    with pytest.raises(Killed):
+        fold_training(output, stop=KillAfter(moment), save_seconds=0).run()
+    disturbed = fold_training(output)
+    disturbed.resume()
+    assert disturbed.progress.step + disturbed.progress.epoch > 0
+    disturbed.run()
+    assert same(disturbed, undisturbed)
+
+
+def test_the_number_of_workers_changes_nothing(output):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+    assert same(trained(output, workers=2), alone)
+
+
+class Bright(nn.Module):
+    """Finds what is brighter than grey 217, at probability 0.55, below the usual thresholds."""
+
+    def forward(self, images):
+        return torch.where(images > 0.85, 0.2, -9.0)
+
+
+def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(output):
+    loop = fold_training(output)
+    found = validation.validate(
+        Bright(),
+        loop._loaders()[1],
+        loop.data.validation,
+        loop.data.labels,
+        autocast=loop.optimization.autocast,
+        device=loop.device,
+        stop=StopAfter(),
+    )
+    scores, examples = found
+    assert scores.nothing_predicted == 0.5
+    assert scores.siim_dice > 0.8  # with a top threshold of 0.6 nothing would be found: 0.5
+    assert len(examples) == validation.MAX_EXAMPLES
+    assert all(
+        one.mask.any() and one.image.shape == one.probabilities.shape == (64, 64)
+        for one in examples
+    )
+
+
+def epoch_with(loop, score):
+    loop.progress.step, loop.progress.losses, loop.progress.images = 1, 0.5, 4
+    loop._finish_epoch(Scores(score, 0.1, 0.5), 1.0)
+
+
+def test_of_equally_good_epochs_the_last_one_is_kept(output):
+    loop = fold_training(output, epochs=5)
+    kept = []
+    for score in (0.5, 0.5, 0.4, math.nan, 0.6):
+        epoch_with(loop, score)
+        kept.append(torch.load(loop.checkpoints.best, weights_only=True)["epoch"])
+    assert kept == [1, 2, 2, 2, 5]
+
+
+def test_the_best_epochs_are_kept_to_be_averaged_and_others_deleted_only_once_no_state_needs_them(
+    output,
+):
+    loop = fold_training(output, epochs=6, average_best=2)
+    found = []
+    for score in (0.1, 0.3, 0.2, 0.4, 0.1, 0.1):
+        epoch_with(loop, score)
+        found.append(
+            sorted(int(path.stem[-4:]) for path in loop.checkpoints.kept(0).parent.iterdir())
+        )
+    # The state before the last one may be all that is left: what it names stays for one epoch more.
+    assert found == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 4], [2, 4]]
+    assert [epoch for _, epoch in loop.progress.kept] == [4, 2]
+
+
+def test_an_epoch_without_a_score_is_none_of_the_best(output):
+    loop = fold_training(output, epochs=6, average_best=2)
+    for score in (0.1, math.nan, 0.3):
+        epoch_with(loop, score)
+    assert loop.progress.kept == [(0.3, 3), (0.1, 1)]
+
+
+def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_own(output):
+    loop = trained(output, average_best=2, epochs=4)
+    best = torch.load(loop.checkpoints.best, weights_only=True)
+    states = [
+        torch.load(loop.checkpoints.kept(epoch), weights_only=True)["network"]
+        for epoch in best["averaged"]
+    ]
+    assert len(states) == 2
+    assert best["averaged"] == sorted(epoch for _, epoch in loop.progress.kept)
+    for name in ("first.0.weight", "last.bias"):
+        torch.testing.assert_close(best["network"][name], (states[0][name] + states[1][name]) / 2)
+    mean_of_statistics = (states[0]["first.1.running_mean"] + states[1]["first.1.running_mean"]) / 2
+    assert not torch.allclose(
+        best["network"]["first.1.running_mean"], mean_of_statistics, rtol=1e-3
+    )
+    assert best["score"] == loop.progress.best_score
+
+
+def test_a_damaged_copy_of_one_of_the_best_epochs_is_left_out_of_the_mean(output, capsys):
+    loop = trained(output, average_best=2, epochs=4)
+    first, second = (epoch for _, epoch in loop.progress.kept)
+    loop.checkpoints.kept(first).write_bytes(b"damaged")
+    again = trained(output, average_best=2, epochs=4)
+    assert torch.load(again.checkpoints.best, weights_only=True)["averaged"] == [second]
+    assert f"epoch{first:04d}.pt" in capsys.readouterr().out
+
+
+def test_frozen_batch_norms_stay_frozen_in_the_mean(output):
+    loop = trained(output, average_best=2, batch_norm="frozen")
+    best = torch.load(loop.checkpoints.best, weights_only=True)["network"]
+    assert best["first.1.running_mean"].abs().sum() == 0
+
+
+def test_a_worker_that_dies_during_averaging_is_replaced(output, tmp_path, monkeypatch):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))), average_best=2)
+    estimate = averaging.estimate_batch_norms
+
+    def with_a_death(network, images):
+        monkeypatch.setattr(averaging, "estimate_batch_norms", estimate)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(averaging, "estimate_batch_norms", with_a_death)
+    loop = trained(output, average_best=2)
+    ours, theirs = (
+        torch.load(one.checkpoints.best, weights_only=True)["network"] for one in (loop, alone)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_batch_norm_statistics_are_estimated_from_the_images_alone():
+    network = nn.Sequential(nn.BatchNorm2d(1))
+    batches = [torch.full((2, 1, 2, 2), value) for value in (1.0, 4.0)]
+    batches[0][0] = 3.0  # means 2 and 4
+    averaging.estimate_batch_norms(network, batches)
+    assert network[0].running_mean.item() == 3.0
+    assert network[0].momentum == 0.1
+
+
+def test_the_moving_average_by_hand():
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    average = averaging.MovingAverage(network, 0.15)
+    network.weight.data.fill_(1.0)
+    average.update(network)  # decay 1/10: 0.1 * 0 + 0.9 * 1
+    assert average.network.weight.item() == pytest.approx(0.9)
+    network.weight.data.fill_(2.0)
+    average.update(network)  # decay min(0.15, 2/11): 0.15 * 0.9 + 0.85 * 2
+    assert average.network.weight.item() == pytest.approx(1.835)
+
+
+def test_the_moving_average_is_what_is_validated_and_kept(output):
+    loop = trained(output, ema_decay=0.99, validate_every=3)  # the third epoch alone
+    best = torch.load(loop.checkpoints.best, weights_only=True)["network"]
+    last = torch.load(loop.checkpoints.last, weights_only=True)
+    average = last["optimization"]["average"]["network"]
+    assert all(torch.equal(best[name], average[name]) for name in best)
+    assert not torch.equal(last["network"]["last.weight"], average["last.weight"])
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(output):
+    start = Small().first[0].weight.detach().clone()
+    loop = fold_training(output, frozen_encoder_epochs=1, stop=StopAfter(4))
+    with pytest.raises(Stopped):
+        loop.run()
+    assert torch.equal(loop.network.first[0].weight, start)
+    assert not torch.equal(loop.network.last.weight, Small().last.weight)
+    loop = fold_training(output, frozen_encoder_epochs=1)
+    loop.resume()
+    loop.run()
+    assert not torch.equal(loop.network.first[0].weight, start)
+
+
+def test_frozen_batch_norms_keep_their_statistics(output):
+    loop = trained(output, batch_norm="frozen")
+    assert loop.network.first[1].running_mean.abs().sum() == 0
+    assert trained(output, fold=1).network.first[1].running_mean.abs().sum() > 0
+
+
+class WithoutNorm(nn.Conv2d):
+    def __init__(self):
+        torch.manual_seed(1)
+        super().__init__(1, 1, 3, padding=1)
+
+    def training_loss(self, images, masks, criterion):
+        return {"loss": criterion(self(images), masks)}
+
+    def encoder_parameters(self):
+        return []
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(output):
+    """For a loss that is a mean over images, in a network without batch norm: the same but for rounding."""
+    settings = {"loss": "focal", "epochs": 1, "batch_size": 6, "sampling": "natural"}
+    whole = trained(
+        Path(shutil.copytree(output, output.with_name("whole"))), network=WithoutNorm(), **settings
+    )
+    parts = trained(output, network=WithoutNorm(), accumulation_steps=3, **settings)
+    torch.testing.assert_close(parts.network.weight, whole.network.weight, rtol=1e-4, atol=1e-5)
+    assert parts.progress.history[0]["train_loss"] == pytest.approx(
+        whole.progress.history[0]["train_loss"], rel=1e-4
+    )
+
+
+def test_clipping_limits_the_step(output):
+    """SGD would show it in the step itself; Adam shows it in the first moment, which is 0.1 x the gradient."""
+    loop = fold_training(output, network=WithoutNorm(), clip_gradient_norm=1e-3, stop=StopAfter(0))
+    with pytest.raises(Stopped):
+        loop.run()
+    moments = [
+        loop.optimization.optimizer.state[parameter]["exp_avg"]
+        for parameter in loop.network.parameters()
+    ]
+    assert torch.cat([moment.flatten() for moment in moments]).norm().item() == pytest.approx(
+        1e-4, rel=1e-3
+    )
+
+
+class Broken(Small):
+    """Its loss is not a number in the steps listed, nor are its gradients; or infinite, with gradients as usual."""
+
+    def __init__(self, broken, value=math.nan):
+        super().__init__()
+        self.broken, self.value, self.calls = broken, value, 0
+
+    def training_loss(self, images, masks, criterion):
+        loss = super().training_loss(images, masks, criterion)["loss"]
+        self.calls += 1
+        broken = self.calls - 1 in self.broken
+        return {
+            "loss": (loss + self.value if math.isinf(self.value) else loss * self.value)
+            if broken
+            else loss
+        }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(output, value):
+    loop = trained(output, network=Broken({1, 3, 4}, value), epochs=2)
+    steps = [row["skipped_steps"] for row in loop.progress.history]
+    assert sum(steps) == 3
+    assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
+    assert all(math.isfinite(row["train_loss"]) for row in loop.progress.history)
+
+
+class Overflowing(Small):
+    """One forward pass overflows, and so do the statistics of its batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def training_loss(self, images, masks, criterion):
+        self.calls += 1
+        return super().training_loss(
+            images * math.inf if self.calls == 2 else images, masks, criterion
+        )
+
+
+def test_a_skipped_step_leaves_no_trace_in_batch_norm_statistics(output):
+    loop = trained(output, network=Overflowing())
+    assert sum(row["skipped_steps"] for row in loop.progress.history) == 1
+    assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
+    assert all(math.isfinite(row["siim_dice"]) for row in loop.progress.history)
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """As on a GPU without bf16: fp16 with loss scaling."""
+    monkeypatch.setattr(precision, "half", lambda device: torch.float16)
+
+
+def test_with_loss_scaling_too_a_broken_step_is_skipped_and_training_goes_on(output, fp16):
+    loop = trained(output, network=Broken({1}), mixed_precision=True)
+    assert loop.optimization.scaler.is_enabled()
+    assert sum(row["skipped_steps"] for row in loop.progress.history) >= 1
+    assert len(loop.progress.history) == 3
+
+
+class BrokenGradients(Small):
+    """A finite loss whose gradients are not."""
+
+    def training_loss(self, images, masks, criterion):
+        loss = super().training_loss(images, masks, criterion)["loss"]
+        return {
+            "loss": loss + (self.last.weight.sum() * 0).sqrt()
+        }  # the root's slope at 0 is infinite
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_gradients_that_are_never_finite_stop_the_run(output, fp16, mixed):
+    loop = fold_training(
+        output, network=BrokenGradients(), mixed_precision=mixed, epochs=10, ema_decay=0.9
+    )
+    with pytest.raises(BadInput, match="10 steps in a row are not finite"):
+        loop.run()
+    assert loop.optimization.average.steps == 0
+
+
+def test_a_night_begun_without_loss_scaling_goes_on_with_it_and_back(output, monkeypatch):
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(3), mixed_precision=True).run()
+    with monkeypatch.context() as patch:
+        patch.setattr(precision, "half", lambda device: torch.float16)
+        again = fold_training(output, stop=StopAfter(5), mixed_precision=True)
+        again.resume()
+        with pytest.raises(Stopped):
+            again.run()
+    assert len(trained(output, mixed_precision=True).progress.history) == 3
+
+
+def test_weights_that_diverged_are_not_saved_over_those_that_did_not(output):
+    loop = fold_training(output)
+    loop._save()
+    loop.network.last.weight.data.fill_(math.nan)
+    loop._save()
+    assert torch.isfinite(
+        torch.load(loop.checkpoints.last, weights_only=True)["network"]["last.weight"]
+    ).all()
+
+
+def test_ten_broken_steps_in_a_row_stop_the_run(output):
+    loop = fold_training(output, network=Broken(set(range(100))), epochs=10)
+    with pytest.raises(BadInput, match="10 steps in a row are not finite: lower learning_rate"):
+        loop.run()
+
+
+def test_broken_steps_with_good_ones_in_between_do_not_stop_the_run(output):
+    loop = trained(output, network=Broken(set(range(0, 100, 2))), epochs=8, validate_every=8)
+    assert sum(row["skipped_steps"] for row in loop.progress.history) > loop.MAX_BAD_STEPS
+
+
+def test_best_weights_are_never_other_than_finite_whatever_their_score(output):
+    loop = fold_training(output)
+    epoch_with(loop, 0.5)
+    loop.network.last.weight.data.fill_(math.nan)
+    epoch_with(loop, 0.9)
+    best = torch.load(loop.checkpoints.best, weights_only=True)
+    assert best["epoch"] == 1
+    assert torch.isfinite(best["network"]["last.weight"]).all()
+
+
+def test_maps_that_are_not_finite_give_no_score(output):
+    class Wild(nn.Module):
+        def forward(self, images):
+            return images * math.nan
+
+    loop = fold_training(output)
+    how = {"autocast": loop.optimization.autocast, "device": loop.device, "stop": StopAfter()}
+    found = validation.validate(
+        Wild(), loop._loaders()[1], loop.data.validation, loop.data.labels, **how
+    )
+    assert found is not None
+    assert math.isnan(found[0].siim_dice)
+    assert found[1] == []
+
+
+def test_a_last_state_that_is_not_finite_is_left_for_the_one_before_it(output, capsys):
+    loop = trained(output, epochs=2)
+    state = torch.load(loop.checkpoints.last, weights_only=True)
+    state["network"]["last.weight"].fill_(math.nan)
+    torch.save(state, loop.checkpoints.last)
+    again = fold_training(output, epochs=2)
+    again.resume()
+    assert again.progress.epoch == 1
+    assert "last.pt holds weights that are not finite; going on from" in capsys.readouterr().out
+
+
+def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_difference(output):
+    loop = trained(output, epochs=1)
+    with pytest.raises(BadInput, match=r"learning_rate: 0\.01 there, 0\.02 now"):
+        fold_training(output, epochs=1, learning_rate=0.02).resume()
+    other = fold_training(output, epochs=1)
+    other.checkpoints.identity["inputs"] = {"folds": "others"}
+    with pytest.raises(BadInput, match="folds changed since"):
+        other.resume()
+    shutil.copytree(loop.checkpoints.folder, artifacts.fold_folder(output, "small", 1))
+    with pytest.raises(BadInput, match="fold: 0 there, 1 now"):
+        fold_training(output, epochs=1, fold=1).resume()
+    larger = Small()
+    larger.more = nn.Conv2d(4, 4, 1)
+    with pytest.raises(BadInput, match="belongs to another network: 2 weights differ"):
+        fold_training(output, epochs=1, network=larger).resume()
+
+
+def test_images_without_a_positive_are_no_training_set(output):
+    rows = artifacts.training_rows(output)
+    (output / "folds.csv").write_text(
+        rows.assign(fold=1 - rows["positive"], stratum="")[
+            ["image_id", "patient_id", "fold", "stratum"]
+        ].to_csv(index=False)
+    )
+    with pytest.raises(BadInput, match="fold 0: 12 training images, 0 positive: too few"):
+        fold_training(output)
+
+
+def test_training_ends_early_when_nothing_gets_better():
+    def rows(*scores):
+        return [{"siim_dice": score} for score in scores]
+
+    assert not history.has_stalled(rows(0.5, 0.6, 0.6), patience=2)  # one validation after the best
+    assert history.has_stalled(rows(0.5, 0.6, 0.6, 0.1), patience=2)
+    assert history.has_stalled(
+        rows(0.6, math.nan, 0.5, math.nan, 0.4), patience=2
+    )  # validated epochs count
+    assert not history.has_stalled(rows(math.nan, math.nan), patience=1)
+    assert not history.has_stalled(rows(*[0.5] * 40), patience=None)
+
+
+def test_a_fold_that_stopped_early_is_finished(output):
+    loop = trained(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
+    assert len(loop.progress.history) < 30
+    again = fold_training(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
+    again.resume()
+    again.run()
+    assert len(again.progress.history) == len(loop.progress.history)
+
+
+def let_workers_die(monkeypatch, marker, *, times):
+    """The first `times` workers that read position 3 die there; each leaves a file in `marker`."""
+    marker.mkdir()
+    dataset = loop.RadiographDataset
+    read = dataset.read
+
+    def dying(self, position):
+        deaths = len(list(marker.glob("*")))
+        if position == 3 and deaths < times and torch.utils.data.get_worker_info() is not None:
+            (marker / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, position)
+
+    monkeypatch.setattr(dataset, "read", dying)
+
+
+def test_a_worker_that_dies_is_replaced_once_and_changes_nothing(
+    output, tmp_path, monkeypatch, capsys
+):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+    let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
+    assert same(trained(output, workers=1), alone)
+    assert "tried once more" in capsys.readouterr().out
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(output, monkeypatch):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+    step, calls = loop.Optimization.step, []
+
+    def dying(self, *args):
+        result = step(self, *args)
+        calls.append(args)
+        if len(calls) == 2:  # the weights have changed, the step is not counted yet
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+        return result
+
+    monkeypatch.setattr(loop.Optimization, "step", dying)
+    assert same(trained(output), alone)
+
+
+def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(
+    output, tmp_path, monkeypatch
+):
+    undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(8)).run()
+    let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
+    again = fold_training(output, workers=1)
+    again.resume()
+    finished = again.progress.epoch
+    epochs = []
+    monkeypatch.setattr(again, "_line", lambda row: epochs.append(row["epoch"]) or "")
+    again.run()
+    assert epochs == list(range(finished + 1, 4))
+    assert finished > 0
+    assert same(again, undisturbed)
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch):
+    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+    monkeypatch.setattr(loop, "WORKER_PATIENCE", 3)
+    marker, read = tmp_path / "hung", loop.RadiographDataset.read
+
+    def hanging(self, position):
+        if position == 3 and not marker.exists():
+            marker.write_text(str(os.getpid()))
+            time.sleep(1000)
+        if position == 3 and is_alive(int(marker.read_text())):
+            (tmp_path / "beside-it").touch()
+        return read(self, position)
+
+    monkeypatch.setattr(loop.RadiographDataset, "read", hanging)
+    assert same(trained(output, workers=1), alone)
+    assert not is_alive(int(marker.read_text()))
+    assert not (tmp_path / "beside-it").exists()
+
+
+def test_workers_that_die_twice_end_the_run_with_what_to_do(output, tmp_path, monkeypatch):
+    let_workers_die(monkeypatch, tmp_path / "deaths", times=99)
+    with pytest.raises(BadInput, match=r"failed twice .*fewer --workers"):
+        trained(output, workers=1)
+
+
+def test_a_signal_is_noted_and_a_second_one_ends_the_process():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        assert not stop.is_due()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_due()
+        with pytest.raises(Stopped) as stopped:
+            stop.leave()
+        assert stopped.value.code == 128 + signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher hands on what the group has got already
+        stop.noted -= interruption.REPEATED_S
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_end_of_the_time_is_a_reason_to_stop_with_exit_code_0():
+    with StopRequest(max_seconds=0) as stop:
+        assert stop.is_due()
+        with pytest.raises(Stopped) as stopped:
+            stop.leave()
+    assert stopped.value.code == 0
+    with StopRequest(max_seconds=1000) as stop:
+        assert not stop.is_due()
+
+
+def test_scores_by_hand():
+    """A positive image found in full, one missed, two negatives of which one has a false alarm."""
+    empty, full = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    full[:32] = 1
+    found = np.where(full == 1, 255, 0).astype(np.uint8)
+    pairs = [
+        (found, full),
+        (np.zeros_like(found), full),
+        (np.zeros_like(found), empty),
+        (found, empty),
+    ]
+    profiles = [
+        validation.thresholds.profile(stored, truth, validation.SELECTION_GRID)
+        for stored, truth in pairs
+    ]
+    scores = validation.scores(profiles)
+    assert scores.nothing_predicted == 0.5
+    assert scores.positive_dice == 0.5
+    assert scores.siim_dice == 0.5
+
+
+@pytest.mark.parametrize("name", ["ica_resunet", "unetpp_msof", "unet"])
+def test_training_runs_what_was_compiled_with_the_same_result(name, output, monkeypatch):
+    settings = {"unet": {"base_channels": 4}, "unetpp_msof": {"base_channels": 2}}
+    settings["ica_resunet"] = {
+        "encoder": "resnet18",
+        "decoder_channels": [8] * 5,
+        "presence_weight": 0.5,
+    }
+
+    def network():
+        torch.manual_seed(0)
+        return models.build_untrained(name, **settings[name])
+
+    eager = trained(
+        Path(shutil.copytree(output, output.with_name("eager"))), network=network(), epochs=1
+    )
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_(self, backend=backend))
+    compiled = trained(output, network=network(), epochs=1, compile=True)
+    assert graphs
+    assert same(compiled, eager)
