@@ -24,7 +24,7 @@ from typing import Any
 from pneumothorax import rle
 from pneumothorax.data import discovery, doctor, labels, prepare
 from pneumothorax.errors import BadInput, bad_list
-from pneumothorax.pipeline import artifacts, records, stage
+from pneumothorax.pipeline import artifacts, locks, records, stage
 from pneumothorax.pipeline.engine import Engine
 from pneumothorax.submission import writing
 
@@ -94,8 +94,8 @@ def main(argv=None):
         finish(args, outcome, files)
         print(f"{files} files checked, nothing written")
         return
-    with stage.lock(args.output, "00_prepare_data") as holder:
-        stage.check_room(args.output, prepare.bytes_needed(found, job, args.output))
+    with locks.lock(args.output, "00_prepare_data") as holder:
+        locks.check_room(args.output, prepare.bytes_needed(found, job, args.output))
         (args.output / artifacts.PREPARED.path).unlink(
             missing_ok=True
         )  # no later stage runs until all is well
@@ -106,7 +106,7 @@ def main(argv=None):
         inputs = {"label file": records.sha256(job.labels)}
         if job.sample:
             inputs["sample submission"] = records.sha256(job.sample)
-        facts["drawn"] = (args.input / discovery.DRAWN_NOTE).is_file()
+        facts["drawn"] = (args.input / discovery.PHANTOM_NOTE).is_file()
         records.write(
             args.output,
             artifacts.PREPARED,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pneumothorax.data import folds, labels, prepare
 from pneumothorax.errors import BadInput
-from pneumothorax.pipeline import artifacts, lineage, records, stage
+from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
 
 
 def parse_args(argv=None):
@@ -39,7 +39,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    with stage.lock(args.output, "01_make_folds"):
+    with locks.lock(args.output, "01_make_folds"):
         inputs = lineage.fold_inputs(args.output)
         settings = {
             "folds": args.folds,

@@ -33,7 +33,7 @@ from pneumothorax.compute import checkpoint, distributed, network_cost, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data import cache
 from pneumothorax.errors import BadConfig, BadInput
-from pneumothorax.pipeline import artifacts, atomic, lineage, records, stage
+from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, stage
 from pneumothorax.training import config, loop
 from pneumothorax.training.config import TrainConfig
 
@@ -81,7 +81,7 @@ def parse_args(argv=None):
     args.run = args.run or (args.config or DEFAULT_CONFIG).stem
     stage.check_name(parser, "--run", args.run)
     if args.config is None:
-        saved = artifacts.run_config(args.output, args.run)
+        saved = args.output / artifacts.Run(args.run).config
         args.config = saved if saved.exists() else DEFAULT_CONFIG
     return args
 
@@ -116,7 +116,7 @@ def main(argv=None):
             with distributed.lock(
                 args.output, lock_name(args.run, fold), patience_s=FOLD_PATIENCE_S
             ):
-                record = artifacts.trained(args.run, fold)
+                record = artifacts.Run(args.run).fold(fold).trained
                 same = {
                     "settings": config.as_dict(settings),
                     "inputs": {**inputs, **start_inputs(args, settings, fold)},
@@ -133,14 +133,14 @@ def main(argv=None):
                 data = fold_data(args.output, rows, cache_size, fold, same["inputs"])
                 facts = train_fold(args, settings, data, device=device, stop=stop)
                 outputs = [
-                    artifacts.best_weights(args.run, fold),
-                    artifacts.history(args.run, fold),
+                    artifacts.Run(args.run).fold(fold).best_weights,
+                    artifacts.Run(args.run).fold(fold).history.path,
                 ]
-                outputs.append(artifacts.network_facts(args.run))
+                outputs.append(artifacts.Run(args.run).network_facts)
                 distributed.on_main(
                     records.write, args.output, record, **same, outputs=outputs, **facts
                 )
-        distributed.say(f"wrote {artifacts.run_folder(args.output, args.run)}")
+        distributed.say(f"wrote {args.output / artifacts.Run(args.run).folder}")
         distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")
 
 
@@ -151,8 +151,8 @@ def start_inputs(args: argparse.Namespace, settings: TrainConfig, fold: int) -> 
     run = settings.init_from.removeprefix("runs/")
     if run == args.run:
         raise BadConfig(f"init_from: run {run} cannot start from itself")
-    path = artifacts.best_weights(run, fold)
-    record = artifacts.trained(args.run, fold)
+    path = artifacts.Run(run).fold(fold).best_weights
+    record = artifacts.Run(args.run).fold(fold).trained
     if not (args.output / path).is_file() and (args.output / record.path).is_file():
         known = records.read(args.output, record)[
             "inputs"
@@ -182,12 +182,12 @@ def build(settings: TrainConfig, *, fetch: bool):
 def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) -> None:
     """Save the resolved config with the run, or check that the run was made with the same one."""
     folder, path = (
-        artifacts.run_folder(args.output, args.run),
-        artifacts.run_config(args.output, args.run),
+        args.output / artifacts.Run(args.run).folder,
+        args.output / artifacts.Run(args.run).config,
     )
     with run_lock(args):
-        started = any(folder.glob(f"fold*/{artifacts.LAST_CHECKPOINT}"))
-        busy = any(stage.is_held(args.output, lock_name(args.run, fold)) for fold in range(n_folds))
+        started = any(folder.glob("fold*/last.pt"))
+        busy = any(locks.is_held(args.output, lock_name(args.run, fold)) for fold in range(n_folds))
         if started or (busy and path.exists()):  # before the first save nothing is bound
             differences = config.differences(config.saved(path), config.as_dict(settings))
             if not differences:
@@ -201,7 +201,7 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) 
                 raise BadInput("\n  ".join([headline, *differences]))
             with contextlib.ExitStack() as locks:  # nobody is training any of its folds
                 for fold in range(n_folds):
-                    locks.enter_context(stage.lock(args.output, lock_name(args.run, fold)))
+                    locks.enter_context(locks.lock(args.output, lock_name(args.run, fold)))
                 print(f"starting {folder} anew: its settings change")
                 shutil.rmtree(folder)
         config.save(path, settings)
@@ -211,21 +211,21 @@ def describe(args: argparse.Namespace, network, settings: TrainConfig) -> None:
     """Save what the network is made of and costs, for the report: the same bytes for every fold."""
     with run_lock(args):
         atomic.write_json(
-            args.output / artifacts.network_facts(args.run),
+            args.output / artifacts.Run(args.run).network_facts,
             network_cost.trace(network, settings.image_size),
         )
 
 
 def run_lock(args: argparse.Namespace):
     """On what the folds of a run share; they may be started at the same moment, on several machines."""
-    return stage.lock(args.output, f"02_train-{args.run}", patience_s=CLAIM_PATIENCE_S)
+    return locks.lock(args.output, f"02_train-{args.run}", patience_s=CLAIM_PATIENCE_S)
 
 
 def clear_folds(args: argparse.Namespace, chosen: list[int]) -> None:
     """Start them anew."""
     for fold in chosen:
-        with stage.lock(args.output, lock_name(args.run, fold)):
-            folder = artifacts.fold_folder(args.output, args.run, fold)
+        with locks.lock(args.output, lock_name(args.run, fold)):
+            folder = args.output / artifacts.Run(args.run).fold(fold).folder
             if folder.exists():
                 shutil.rmtree(folder)
 
@@ -259,13 +259,13 @@ def train_fold(
         network,
         data,
         settings,
-        folder=artifacts.fold_folder(args.output, args.run, data.fold),
+        run=args.run,
         device=device,
         workers=args.workers,
         stop=stop,
         save_seconds=60 * args.save_minutes,
     )
-    stage.check_room(args.output, state.bytes_needed())
+    locks.check_room(args.output, state.bytes_needed())
     state.resume()
     now = state.progress
     if now.epoch or now.step:
@@ -301,7 +301,10 @@ def starting_network(args, settings: TrainConfig, fold: int):
     if settings.init_from is None:
         return build(settings, fetch=True)
     network = build(settings, fetch=False)
-    path = args.output / artifacts.best_weights(settings.init_from.removeprefix("runs/"), fold)
+    path = (
+        args.output
+        / artifacts.Run(settings.init_from.removeprefix("runs/")).fold(fold).best_weights
+    )
     checkpoint.load_weights(network, checkpoint.load(path)["network"], path)
     return network
 

@@ -21,7 +21,7 @@ With --dicom it predicts DICOM files that no stage has prepared, with all the ru
 of stage 04, into a folder of their own: overlays/<id>.png, masks/<id>.png, predictions.csv, rejected.csv and, with
 --dicom-seg, segmentations/<id>.dcm. These carry the patient's identifiers, as DICOM requires; nothing else does.
 
-    python 03_predict.py --dicom films/ --run ica_resunet --to findings --dicom-seg
+    python 03_predict.py --dicom radiographs/ --run ica_resunet --to findings --dicom-seg
 """
 
 import pandas as pd
@@ -120,10 +120,10 @@ def main(argv=None):
         source = probability_maps.Source(
             args.output, args.run, cache_size, args.batch_size, args.workers, device, bf16
         )
-        keys = [inputs[artifacts.best_weights(args.run, fold)] for fold in folds]
+        keys = [inputs[artifacts.Run(args.run).fold(fold).best_weights] for fold in folds]
         if args.backend == ONNXRUNTIME:
             distributed.on_main(export, args, folds, train, or_more=True)
-            networks = onnx_runtime.load(args.output / artifacts.onnx_file(args.run), folds)
+            networks = onnx_runtime.load(args.output / artifacts.Run(args.run).onnx, folds)
             keys = [f"{key} {ONNXRUNTIME}" for key in keys]
         else:
             networks = [load(args, fold, device) for fold in folds]
@@ -133,7 +133,7 @@ def main(argv=None):
         distributed.on_main(seal, args, frame, same)
         counts = ", ".join(f"{len(rows[split])} {split}" for split in splits)
         distributed.say(f"{len(frame)} maps in {'bf16' if bf16 else 'fp32'}: {counts}")
-        path = args.output / artifacts.predictions(args.run).path
+        path = args.output / artifacts.Run(args.run).predictions.path
         distributed.say(f"wrote {path} and {path.parent}/{{{','.join(splits)}}}")
         distributed.say(f"next: python 04_submit.py --run {args.run} --output {args.output}")
 
@@ -141,24 +141,24 @@ def main(argv=None):
 def is_up_to_date(args, same: dict) -> bool:
     """Whether there is nothing to do; --overwrite forgets what was done."""
     if args.overwrite and not distributed.is_restart():
-        for path in artifacts.prediction_journals(args.output, args.run):
+        for path in artifacts.Run(args.run).prediction_journals(args.output):
             path.unlink()
         return False
-    current = records.is_current(args.output, artifacts.predicted(args.run), **same)
+    current = records.is_current(args.output, artifacts.Run(args.run).predicted, **same)
     return current and probability_maps.maps_are_whole(args.output, args.run)
 
 
 def seal(args, frame: pd.DataFrame, same: dict) -> None:
     """Write the table of maps, and the record that it was made from these networks and images."""
-    table = artifacts.predictions(args.run)
+    table = artifacts.Run(args.run).predictions
     artifacts.write_table(args.output, table, frame)
-    records.write(args.output, artifacts.predicted(args.run), **same, outputs=[table.path])
+    records.write(args.output, artifacts.Run(args.run).predicted, **same, outputs=[table.path])
 
 
 def export(args, folds: list[int], train: pd.DataFrame, *, or_more: bool = False) -> None:
     """Write the networks of these folds to the run's ONNX file, unless it holds them (`or_more`: and others)."""
     weights = lineage.weights(args.output, args.run, folds)
-    path = args.output / artifacts.onnx_file(args.run)
+    path = args.output / artifacts.Run(args.run).onnx
     again = args.overwrite and not distributed.is_restart()
     if not again and onnx_export.is_current(args.output, args.run, folds, weights, or_more=or_more):
         distributed.say(f"{path} is up to date")
@@ -166,7 +166,7 @@ def export(args, folds: list[int], train: pd.DataFrame, *, or_more: bool = False
     networks = {fold: load(args, fold, torch.device("cpu")) for fold in folds}
     cache_size = cache.size(args.output, 32)
     images = [
-        artifacts.cached_image(args.output, cache_size, image_id) for image_id in train["image_id"]
+        args.output / artifacts.Cache(cache_size).image(image_id) for image_id in train["image_id"]
     ]
     difference = onnx_export.write(args.output, args.run, networks, weights=weights, images=images)
     held = (
@@ -181,7 +181,7 @@ def export(args, folds: list[int], train: pd.DataFrame, *, or_more: bool = False
 
 def load(args, fold: int, device):
     """The network of a fold's best checkpoint, from the checkpoint alone, and the size of its images."""
-    path = args.output / artifacts.best_weights(args.run, fold)
+    path = args.output / artifacts.Run(args.run).fold(fold).best_weights
     state = checkpoint.load(path)
     network = models.build_untrained(state["config"]["model"], **state["config"]["model_settings"])
     checkpoint.load_weights(network, state["network"], path)

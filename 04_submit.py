@@ -2,7 +2,7 @@
 
 Reads   output/runs/<run>/predictions.csv and maps (stage 03), labels.csv, the folds, the sample submission
 Writes  output/submissions/<name>/postprocess.json   what was fitted, and how it scores
-        output/submissions/<name>/cv.csv             every score per fold and overall, beside predicting nothing
+        output/submissions/<name>/cv.csv             every score per fold and overall, beside the all-empty baseline
         output/submissions/<name>/steps.csv          what each part of the post-processing adds
         output/submissions/<name>/oof.csv            each training image's out-of-fold mask, Dice and probability
         output/submissions/<name>/surface.csv        SIIM Dice of every triplet of thresholds tried
@@ -125,11 +125,11 @@ def main(argv=None):
         return checking.run(args.output, args.check, args.sample_submission)
     if args.diff:
         return comparing.run(args.output, *args.diff)
-    record = artifacts.submitted(args.name)
-    with ExitStack() as locks:
-        holder = locks.enter_context(stage.lock(args.output, f"04_submit-{args.name}"))
+    record = artifacts.Submission(args.name).record
+    with ExitStack() as held:
+        holder = held.enter_context(locks.lock(args.output, f"04_submit-{args.name}"))
         for run in args.runs:
-            locks.enter_context(stage.lock(args.output, f"03_predict-{run}"))
+            held.enter_context(locks.lock(args.output, f"03_predict-{run}"))
         grid = Grid(
             min_components=args.min_component,
             fill_holes=(False, True) if args.fill_holes else (False,),
@@ -178,14 +178,16 @@ def make(
     blend, singles = evaluation.evaluate(oof, grid, engine=engine, given=given)
 
     tables = {
-        artifacts.out_of_fold(args.name): blend.images,
-        artifacts.cross_validation(args.name): evaluation.cross_validation(
+        artifacts.Submission(args.name).out_of_fold: blend.images,
+        artifacts.Submission(args.name).cross_validation: evaluation.cross_validation(
             blend.images, blend.fitted
         ),
-        artifacts.threshold_surface(args.name): evaluation.threshold_surface(blend.fitted, grid),
-        artifacts.postprocessing_steps(args.name): evaluation.postprocessing_steps(blend.fitted),
+        artifacts.Submission(args.name).threshold_surface: evaluation.threshold_surface(
+            blend.fitted, grid
+        ),
+        artifacts.Submission(args.name).steps: evaluation.postprocessing_steps(blend.fitted),
     }
-    artifacts.submission(args.output, args.name).unlink(
+    (args.output / artifacts.Submission(args.name).csv).unlink(
         missing_ok=True
     )  # an earlier one is out of date
     for table, frame in tables.items():
@@ -203,7 +205,7 @@ def make(
         facts["gain"] = gain.over_best_single(blend.images, alone, manifest, folds, seed=args.seed)
     records.write(
         args.output,
-        artifacts.submitted(args.name),
+        artifacts.Submission(args.name).record,
         settings=settings,
         inputs=inputs,
         outputs=outputs,
@@ -224,7 +226,7 @@ def write_submission(
         evaluation.mask_row, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission"
     )
     rows = {image.image_id: text for image, text in zip(tested.images, texts, strict=True)}
-    path = artifacts.submission(args.output, args.name)
+    path = args.output / artifacts.Submission(args.name).csv
     writing.write(path, read_sample(args), rows)
     for warning in writing.warnings(rows, float((blend.images["true_px"] > 0).mean())):
         print(warning)
@@ -233,15 +235,15 @@ def write_submission(
 
 def report(args: argparse.Namespace, grid: Grid) -> None:
     """The numbers to check and what to do next."""
-    by_row = artifacts.read_table(args.output, artifacts.cross_validation(args.name)).set_index(
-        "row"
-    )
-    record = records.read(args.output, artifacts.submitted(args.name))
-    both, nothing = by_row.loc["all"], by_row.loc[artifacts.NOTHING]
+    by_row = artifacts.read_table(
+        args.output, artifacts.Submission(args.name).cross_validation
+    ).set_index("row")
+    record = records.read(args.output, artifacts.Submission(args.name).record)
+    both, nothing = by_row.loc["all"], by_row.loc[artifacts.ALL_EMPTY]
     if len(args.runs) > 1:
         print(*blending.told(list(args.runs), record["weights"]), sep="\n")
     print(
-        f"SIIM Dice {both['siim_dice']:.4f} out of fold; predicting nothing scores {nothing['siim_dice']:.4f}"
+        f"SIIM Dice {both['siim_dice']:.4f} out of fold; the all-empty baseline scores {nothing['siim_dice']:.4f}"
     )
     if "gain" in record:
         print(gain.sentence(record["gain"]))
@@ -252,7 +254,7 @@ def report(args: argparse.Namespace, grid: Grid) -> None:
     print(
         f"thresholds fitted on the scored images would claim {both['naive_siim_dice']:.4f} ({optimism:+.4f})"
     )
-    steps = artifacts.read_table(args.output, artifacts.postprocessing_steps(args.name))
+    steps = artifacts.read_table(args.output, artifacts.Submission(args.name).steps)
     print(
         "step by step: "
         + ", ".join(f"{row.step} {row.siim_dice:.4f}" for row in steps.itertuples())
@@ -264,7 +266,7 @@ def report(args: argparse.Namespace, grid: Grid) -> None:
     print(f"final thresholds: {final.described()}")
     for edge in thresholds.on_the_edge(final, grid):
         print(f"note: the best {edge} is the last one tried")
-    path = artifacts.submission(args.output, args.name)
+    path = args.output / artifacts.Submission(args.name).csv
     print(f"wrote {path.parent}")
     if path.exists():
         competition = "siim-acr-pneumothorax-segmentation"

@@ -2,7 +2,7 @@
 
 Reads   output/submissions/<name>/ (stage 04), output/runs/<run>/ (02), the manifest, labels, folds and cache
 Writes  output/report/index.html      the page; opens from the folder, needs no network
-        output/report/table.csv       every score per run and fold, beside predicting nothing
+        output/report/table.csv       every score per run and fold, beside the all-empty baseline
         output/report/per_image.csv   one row per image and run with every per-image score
         output/report/summary.json    every number of the page
         output/report/figures/        the page's figures
@@ -18,7 +18,7 @@ import pandas as pd
 
 from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
-from pneumothorax.pipeline import artifacts, atomic, lineage, records, stage
+from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, stage
 from pneumothorax.report import contents, gallery, illustrations, page
 
 DEFAULT_SEED = 42
@@ -38,7 +38,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    with stage.lock(args.output, "05_report"):
+    with locks.lock(args.output, "05_report"):
         names = list(dict.fromkeys(args.names.split(","))) if args.names else found_names(args)
         for name in names:
             lineage.submitted(
@@ -64,7 +64,7 @@ def main(argv=None):
             print(caution)
     print(f"{'up to date: ' if current else 'wrote '}{args.output / artifacts.REPORT_TABLE.path}")
     for name in names:
-        path = artifacts.submission(args.output, name)
+        path = args.output / artifacts.Submission(name).csv
         if path.exists():
             print(f"submission: {path}")
     print(f"report: {args.output / artifacts.REPORT_PAGE}")

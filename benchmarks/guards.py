@@ -61,10 +61,10 @@ def manifest_row(path: Path, job: prepare.Job, folder: Path) -> dict[str, Any]:
         mask = rle.union(rows, image.shape)
         mask_pixels, mask_png = (
             int(np.count_nonzero(mask)),
-            png.encode_mask(png.shrink_mask(mask, job.size)),
+            png.encode_mask(png.downsample_mask(mask, job.size)),
         )
         (folder / "masks" / f"{image_id}.png").write_bytes(mask_png)
-    image_png = png.encode(png.shrink(image, job.size))
+    image_png = png.encode(png.downsample(image, job.size))
     (folder / "images" / f"{image_id}.png").write_bytes(image_png)
     return {
         "image_id": image_id,

@@ -26,7 +26,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     timing.machine("albumentations", "opencv-python-headless", "torch")
     with timing.material(args) as (paths, _), tempfile.TemporaryDirectory() as temporary:
-        images = [png.shrink(dicom.read(path).image, 512) for path in paths]
+        images = [png.downsample(dicom.read(path).image, 512) for path in paths]
         for number, image in enumerate(images):
             Path(temporary, f"{number}.png").write_bytes(png.encode(image))
             cv2.imwrite(

@@ -87,19 +87,19 @@ def write_run(output: Path) -> None:
 
     settings = config.TrainConfig(**SETTINGS)
     inputs = lineage.train_inputs(output)
-    config.save(artifacts.run_config(output, "random"), settings)
+    config.save(output / artifacts.Run("random").config, settings)
     for fold in range(2):
         network = models.build(settings.model, **settings.model_settings)
-        path = artifacts.best_weights("random", fold)
+        path = artifacts.Run("random").fold(fold).best_weights
         checkpoint.save(
             output / path, {"config": config.as_dict(settings), "network": network.state_dict()}
         )
         history = pd.DataFrame([dict.fromkeys(artifacts.HISTORY_COLUMNS, 1)])
-        artifacts.write_table(output, artifacts.history_table("random", fold), history)
+        artifacts.write_table(output, artifacts.Run("random").fold(fold).history, history)
         same = {"settings": config.as_dict(settings), "inputs": inputs}
-        outputs = [path, artifacts.history("random", fold)]
+        outputs = [path, artifacts.Run("random").fold(fold).history.path]
         records.write(
-            output, artifacts.trained("random", fold), **same, outputs=outputs, seconds=0.0
+            output, artifacts.Run("random").fold(fold).trained, **same, outputs=outputs, seconds=0.0
         )
 
 

@@ -1,9 +1,9 @@
-"""Stage 04: a probability map -> its row of the submission: enlarge to 1024, triplet, components, run lengths.
+"""Stage 04: a probability map -> its row of the submission: upsample to 1024, triplet, components, run lengths.
 
 Goal: at least 100 times the naive way. The maps are label masks, shrunk to 512 and blurred, and empty ones in the
 competition's proportion (78 %).
 
-naive   enlarge as float, thresholds, one loop over the labelled parts, run lengths pixel by pixel
+naive   upsample as float, thresholds, one loop over the labelled parts, run lengths pixel by pixel
 
     python -m benchmarks.submission_rows --input DIR
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def soft_map(mask: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(png.shrink(mask * np.uint8(255), 512), (0, 0), 3)
+    return cv2.GaussianBlur(png.downsample(mask * np.uint8(255), 512), (0, 0), 3)
 
 
 def ours(stored: np.ndarray) -> str:

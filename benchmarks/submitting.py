@@ -65,10 +65,10 @@ def write_output(output: Path, n_train: int, n_test: int) -> None:
     for number, run in enumerate(RUNS):
         rows = []
         for split, folder in ((artifacts.TRAIN, artifacts.OOF), (artifacts.TEST, artifacts.TEST)):
-            artifacts.probability_map(output, run, folder, "x").parent.mkdir(parents=True)
+            (output / artifacts.Run(run).probability_map(folder, "x")).parent.mkdir(parents=True)
             for place, image_id in enumerate(ids[split]):
                 data = png.encode_small(with_noise(soft[place % KINDS][number], rng))
-                path = artifacts.probability_map(output, run, folder, image_id)
+                path = output / artifacts.Run(run).probability_map(folder, image_id)
                 path.write_bytes(data)
                 fold = place % FOLDS if split == artifacts.TRAIN else ""
                 p_max = float(png.decode(data, path).max()) / 255
@@ -77,7 +77,7 @@ def write_output(output: Path, n_train: int, n_test: int) -> None:
                     "split": folder,
                     "fold": fold,
                     "p_max": p_max,
-                    "p_presence": "",
+                    "p_classification": "",
                 }
                 rows.append({**row, "sha256": records.sha256(path)})
         write_run(output, run, pd.DataFrame(rows))
@@ -151,18 +151,22 @@ def write_run(output: Path, run: str, predictions: pd.DataFrame) -> None:
     """The records of stages 02 and 03: the weights are empty files."""
     trained = lineage.train_inputs(output)
     for fold in range(FOLDS):
-        path = artifacts.best_weights(run, fold)
+        path = artifacts.Run(run).fold(fold).best_weights
         atomic.write_bytes(output / path, b"")
         records.write(
-            output, artifacts.trained(run, fold), settings={}, inputs=trained, outputs=[path]
+            output,
+            artifacts.Run(run).fold(fold).trained,
+            settings={},
+            inputs=trained,
+            outputs=[path],
         )
-    artifacts.write_table(output, artifacts.predictions(run), predictions)
+    artifacts.write_table(output, artifacts.Run(run).predictions, predictions)
     splits, folds = [artifacts.OOF, artifacts.TEST], list(range(FOLDS))
     inputs = lineage.predict_inputs(output, run, folds, splits)
     settings = {"splits": splits, "folds": folds}
-    table = artifacts.predictions(run).path
+    table = artifacts.Run(run).predictions.path
     records.write(
-        output, artifacts.predicted(run), settings=settings, inputs=inputs, outputs=[table]
+        output, artifacts.Run(run).predicted, settings=settings, inputs=inputs, outputs=[table]
     )
 
 

@@ -15,17 +15,17 @@ from torch.nn import functional as F
 
 from models import encoder_weights as weights_of
 from models import smp_library
-from models.presence import NetworkWithPresence
+from models.classification import NetworkWithClassification
 
 ENCODERS = ("resnet18", "resnet34")
 
 
-class AlbuNet(NetworkWithPresence):
+class AlbuNet(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
     Follows the class AlbuNet that the authors published (models.py of ternaus/robot-surgery-segmentation and of
     ternaus/angiodysplasia-segmentation): the pool after the first convolution is 2x2, conv1 is no skip, and another
-    pool stands before the center, at stride 64. Decoder blocks enlarge by bilinear interpolation, that class's default
+    pool stands before the center, at stride 64. Decoder blocks upsample by bilinear interpolation, that class's default
     (is_deconv=False; the other choice there is a 4x4 transposed convolution). No batch norm in the decoder.
 
     Departures: where H/32 or W/32 is odd, that last pool keeps the border (the authors' sizes are multiples of 64) and
@@ -35,7 +35,7 @@ class AlbuNet(NetworkWithPresence):
         encoder: "resnet34", or "resnet18" for a smaller twin: both end in 512 channels.
         encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
         filters: the decoder's narrowest width.
-        presence_weight: of the loss of a presence head on conv5 (models/presence.py); 0 is no head.
+        classification_weight: of the loss of a classification head on conv5 (models/classification.py); 0 is no head.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class AlbuNet(NetworkWithPresence):
         encoder: str = "resnet34",
         encoder_weights: str | Path = "imagenet",
         filters: int = 32,
-        presence_weight: float = 0.0,
+        classification_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if encoder not in ENCODERS:
@@ -63,7 +63,7 @@ class AlbuNet(NetworkWithPresence):
         self.dec1 = decoder_block(f * 4, f * 4, f)
         self.dec0 = convolution(f, f)
         self.final = nn.Conv2d(f, 1, 1)
-        self.add_presence_head(512, presence_weight)
+        self.add_classification_head(512, classification_weight)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         encoder = self.encoder
@@ -82,7 +82,7 @@ class AlbuNet(NetworkWithPresence):
         dec4 = self.dec4(torch.cat([dec5, conv4], dim=1))
         dec3 = self.dec3(torch.cat([dec4, conv3], dim=1))
         dec2 = self.dec2(torch.cat([dec3, conv2], dim=1))
-        return self.final(self.dec0(self.dec1(dec2))), self.presence(conv5)
+        return self.final(self.dec0(self.dec1(dec2))), self.classification(conv5)
 
 
 def decoder_block(in_channels: int, middle_channels: int, out_channels: int) -> nn.Sequential:

@@ -16,13 +16,13 @@ from torch import nn
 
 from models import encoder_weights as weights_of
 from models import smp_library
+from models.classification import NetworkWithClassification
 from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
-from models.presence import NetworkWithPresence
 
 PLACEMENTS = ("stages", "skips", "decoder")
 
 
-class IcaResUNet(NetworkWithPresence):
+class IcaResUNet(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
     Args:
@@ -33,7 +33,7 @@ class IcaResUNet(NetworkWithPresence):
         placement: "stages", after layer1 to layer4, seen by the skip and by the next stage (the paper's figure 1);
             "skips", the same features, seen by the decoder alone; "decoder", after the four coarse decoder levels.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.
-        presence_weight: of the loss of a presence head on layer4's features (models/presence.py); 0 is no head.
+        classification_weight: of the loss of a classification head on layer4's features (models/classification.py); 0 is no head.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class IcaResUNet(NetworkWithPresence):
         pooling: str = "avg+max",
         residual: bool = True,
         reduction: int = 32,
-        presence_weight: float = 0.0,
+        classification_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if encoder not in _encoder_names():
@@ -84,12 +84,12 @@ class IcaResUNet(NetworkWithPresence):
             levels = self.decoder.blocks
             for number, channels in enumerate(decoder_channels[:4]):
                 levels[number] = AttendedLevel(levels[number], block(channels))
-        self.add_presence_head(self.encoder.out_channels[-1], presence_weight)
+        self.add_classification_head(self.encoder.out_channels[-1], classification_weight)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         features = self.encode(self.prepare(images))
         pixels = self.decoder(features)
-        return self.segmentation_head(pixels), self.presence(features[-1])
+        return self.segmentation_head(pixels), self.classification(features[-1])
 
     def encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Normalised pixels (N, 1, H, W) -> features at strides 1 (the pixels), 2, 4, 8, 16, 32."""

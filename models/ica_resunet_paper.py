@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from models import encoder_weights as weights_of
 from models import torchvision_ops
+from models.classification import NetworkWithClassification
 from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
-from models.presence import NetworkWithPresence
 from models.unet import double_convolution
 
 MODULES = (3, 4, 6, 3)  # residual modules in levels 2 to 5
 
 
-class IcaResUNetPaper(NetworkWithPresence):
+class IcaResUNetPaper(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
     The paper gives: level 1 of two 3x3 convolutions at full resolution, levels 2 to 5 of 3, 4, 6, 3 bottleneck modules,
@@ -38,7 +38,7 @@ class IcaResUNetPaper(NetworkWithPresence):
         width: channels of level 1; levels 2 to 5 have 4, 8, 16 and 32 times as many.
         decoder_channels: of the four decoder levels, coarse to fine.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.
-        presence_weight: of the loss of a presence head on level 5 (models/presence.py); 0 is no head.
+        classification_weight: of the loss of a classification head on level 5 (models/classification.py); 0 is no head.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class IcaResUNetPaper(NetworkWithPresence):
         pooling: str = "avg+max",
         residual: bool = True,
         reduction: int = 32,
-        presence_weight: float = 0.0,
+        classification_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if width < 1:
@@ -89,14 +89,14 @@ class IcaResUNetPaper(NetworkWithPresence):
             for skip, here in zip(skips, decoder_channels, strict=True)
         )
         self.mask_head = nn.Conv2d(decoder_channels[-1], 1, 1)
-        self.add_presence_head(channels[-1], presence_weight)
+        self.add_classification_head(channels[-1], classification_weight)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         *skips, x = self.encode(self.prepare(images))
-        presence = self.presence(x)
+        classification = self.classification(x)
         for up, fuse, skip in zip(self.up, self.fuse, reversed(skips), strict=True):
             x = fuse(torch.cat([skip, up(x)], dim=1))
-        return self.mask_head(x), presence
+        return self.mask_head(x), classification
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         return list(self.levels.parameters())

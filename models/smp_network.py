@@ -12,7 +12,7 @@ from torch import nn
 
 from models import encoder_weights as weights_of
 from models import smp_library
-from models.presence import NetworkWithPresence, checked
+from models.classification import NetworkWithClassification, checked
 
 # What the contract fixes: one grey channel in, one logit out. `encoder` and `encoder_weights` are ours.
 FIXED = {
@@ -29,7 +29,7 @@ ENCODER_SETTINGS = {"DPT": {"dynamic_img_size": True}}
 MAX_MATCHES = 5
 
 
-class SmpNetwork(NetworkWithPresence):
+class SmpNetwork(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
     Tested: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus and UPerNet with convolutional
@@ -40,7 +40,7 @@ class SmpNetwork(NetworkWithPresence):
         architecture: smp's name, e.g. "FPN".
         encoder: smp's name, e.g. "resnet34", or "tu-" and a name of timm. None is the architecture's default.
         encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
-        presence_weight: of the loss of a presence head on the encoder's last features; 0 is no head.
+        classification_weight: of the loss of a classification head on the encoder's last features; 0 is no head.
         settings: further arguments of the architecture, see `settings_of`.
     """
 
@@ -52,11 +52,11 @@ class SmpNetwork(NetworkWithPresence):
         *,
         encoder: str | None = None,
         encoder_weights: str | Path = "imagenet",
-        presence_weight: float = 0.0,
+        classification_weight: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.presence_weight = checked(presence_weight)
+        self.classification_weight = checked(classification_weight)
         constructor = _constructor(architecture)
         if encoder is None:
             encoder = inspect.signature(constructor).parameters["encoder_name"].default
@@ -68,8 +68,8 @@ class SmpNetwork(NetworkWithPresence):
                 in_channels=1,
                 classes=1,
                 aux_params={"classes": 1}
-                if self.presence_weight
-                else None,  # smp's own presence head
+                if self.classification_weight
+                else None,  # smp's own classification head
                 **settings,
                 **ENCODER_SETTINGS.get(architecture, {}),
             )
@@ -85,13 +85,13 @@ class SmpNetwork(NetworkWithPresence):
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         found = self.network(self.prepare(images))
-        logits, presence = found if self.presence_weight else (found, None)
+        logits, classification = found if self.classification_weight else (found, None)
         if logits.shape != images.shape:
             raise ValueError(
                 f"the logits are {tuple(logits.shape)}, the images {tuple(images.shape)}: "
                 "encoder_depth and upsampling do not go together"
             )
-        return logits, None if presence is None else presence.squeeze(1)
+        return logits, None if classification is None else classification.squeeze(1)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         return list(self.network.encoder.parameters())
@@ -104,7 +104,7 @@ def settings_of(architecture: str) -> list[str]:
         for name in inspect.signature(_constructor(architecture)).parameters
         if name not in FIXED
     ]
-    return ["encoder", "encoder_weights", "presence_weight", *own]
+    return ["encoder", "encoder_weights", "classification_weight", *own]
 
 
 def check_encoder(name: str) -> None:

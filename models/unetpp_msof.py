@@ -21,7 +21,7 @@ LOSS_WEIGHTS = (0.5, 0.5, 0.75, 0.5, 1.0)
 class UNetPlusPlusMsof(SegmentationNetwork):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W) of the fused output; H and W multiples of 32.
 
-    Node X(i,j) sees, at stride 2^i, all earlier nodes of its row and X(i+1,j-1) enlarged. How the outputs are fused and
+    Node X(i,j) sees, at stride 2^i, all earlier nodes of its row and X(i+1,j-1) upsampled. How the outputs are fused and
     weighted we take from the code published by Peng et al. (daifeng2016/End-to-end-CD-for-VHR-satellite-image): the
     fused output is one 1x1 convolution over the features of X(0,1) to X(0,4), not over their logits, and units are
     residual, but for the first, with SELU before the batch norm. That Li et al. use the same units is our reading.
@@ -63,9 +63,9 @@ class UNetPlusPlusMsof(SegmentationNetwork):
             x = F.max_pool2d(x, 2)
         for column in range(1, DEPTH):
             for row in range(DEPTH - column):
-                enlarged = self.up[_name(row, column)](rows[row + 1][column - 1])
+                upsampled = self.up[_name(row, column)](rows[row + 1][column - 1])
                 rows[row].append(
-                    self.nodes[_name(row, column)](torch.cat([enlarged, *rows[row]], dim=1))
+                    self.nodes[_name(row, column)](torch.cat([upsampled, *rows[row]], dim=1))
                 )
         return rows[0][1:]
 

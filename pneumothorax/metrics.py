@@ -112,7 +112,7 @@ def scores(
     return {name: found[name] for name in DEFINITIONS}
 
 
-def nothing_predicted(true_px: np.ndarray) -> dict[str, float]:
+def all_empty(true_px: np.ndarray) -> dict[str, float]:
     """What an empty prediction for every image scores: the line to beat."""
     zeros = np.zeros(len(true_px), dtype=np.int64)
     return scores(true_px, zeros, zeros, zeros)

@@ -56,8 +56,8 @@ def read(path: Path) -> np.ndarray:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) uint8 -> (size, size) by area averaging; an image smaller than that is enlarged bilinearly."""
+def downsample(image: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) uint8 -> (size, size) by area averaging; an image smaller than that is upsampled bilinearly."""
     if image.shape == (size, size):
         return image
     smaller = size <= image.shape[0] and size <= image.shape[1]
@@ -66,13 +66,13 @@ def shrink(image: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def shrink_mask(mask: np.ndarray, size: int) -> np.ndarray:
+def downsample_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """(H, W) uint8 of 0 and 1 -> (size, size) uint8 of 0 and 1: pixels at least half covered.
 
     A mask too thin to half-cover any pixel keeps the pixels it covers most, so that a positive stays positive.
     """
-    covered = shrink(mask * np.uint8(255), size)
+    covered = downsample(mask * np.uint8(255), size)
     if not covered.any() and mask.any():  # less than 1/510 of a pixel: rounded away
-        covered = shrink(mask.astype(np.float32), size)
+        covered = downsample(mask.astype(np.float32), size)
     most = covered.max()
     return ((covered >= min(128, most)) & (covered > 0)).astype(np.uint8)

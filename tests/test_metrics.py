@@ -103,7 +103,7 @@ def test_pixel_counts_of_a_narrow_type_are_added_without_overflow():
 
 
 def test_predicting_nothing_scores_the_share_of_negatives():
-    found = metrics.nothing_predicted(np.array([0, 0, 0, 5]))
+    found = metrics.all_empty(np.array([0, 0, 0, 5]))
     assert found["siim_dice"] == 0.75
     assert found["positive_dice"] == 0
     assert found["image_iou"] == found["image_precision"] == found["image_recall"] == 0.75
@@ -117,12 +117,12 @@ def test_predicting_nothing_scores_the_share_of_negatives():
 
 def test_nothing_predicted_on_the_real_labels_scores_what_is_published():
     # FACTS.md: 12,047 images, 2,669 positive; stage-1 test: 1,372 images, 290 positive.
-    assert metrics.nothing_predicted(np.r_[np.zeros(9378), np.ones(2669)])[
-        "siim_dice"
-    ] == pytest.approx(0.7785, abs=5e-5)
-    assert metrics.nothing_predicted(np.r_[np.zeros(1082), np.ones(290)])[
-        "siim_dice"
-    ] == pytest.approx(1082 / 1372)
+    assert metrics.all_empty(np.r_[np.zeros(9378), np.ones(2669)])["siim_dice"] == pytest.approx(
+        0.7785, abs=5e-5
+    )
+    assert metrics.all_empty(np.r_[np.zeros(1082), np.ones(290)])["siim_dice"] == pytest.approx(
+        1082 / 1372
+    )
 
 
 def test_scores_that_are_undefined_are_nan_and_never_an_error():

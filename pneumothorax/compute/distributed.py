@@ -14,7 +14,7 @@ import torch
 from torch import distributed as dist
 
 from pneumothorax.compute import runtime
-from pneumothorax.pipeline import stage
+from pneumothorax.pipeline import locks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,7 +92,7 @@ def on_main(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) 
 @contextmanager
 def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[None]:
     """stage.lock, held by the process that writes."""
-    with stage.lock(output, name, patience_s=patience_s) if is_main() else nullcontext():
+    with locks.lock(output, name, patience_s=patience_s) if is_main() else nullcontext():
         yield
 
 
@@ -122,7 +122,7 @@ class OverAllProcesses:
     """A criterion of the whole batch: the same number, and the same gradient, as in a single process.
 
     A sum over the batch inside a ratio, as in Dice, is no mean of what the processes would find for their own shares.
-    `counts` says how many of each process's first images count. What a network adds by itself (a presence head's loss,
+    `counts` says how many of each process's first images count. What a network adds by itself (a classification head's loss,
     Mask R-CNN's) is a mean over the processes, in which images that fill up the last batch of an epoch count as well.
     """
 

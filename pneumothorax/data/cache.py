@@ -28,9 +28,9 @@ def verify(output: Path, cache_size: int, rows: pd.DataFrame, *, workers: int) -
             return f"{path}: {error.strerror}"
 
     masked = rows[rows["mask_sha256"] != ""]
-    paths = [artifacts.cached_image(output, cache_size, image_id) for image_id in rows["image_id"]]
+    paths = [output / artifacts.Cache(cache_size).image(image_id) for image_id in rows["image_id"]]
     paths += [
-        artifacts.cached_mask(output, cache_size, image_id) for image_id in masked["image_id"]
+        output / artifacts.Cache(cache_size).mask(image_id) for image_id in masked["image_id"]
     ]
     expected = [*rows["sha256"], *masked["mask_sha256"]]
     with ThreadPoolExecutor(max(1, workers)) as pool:

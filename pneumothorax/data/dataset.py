@@ -65,14 +65,14 @@ class RadiographDataset(Dataset[Sample]):
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Image and mask (S, S) uint8, as cached."""
         image_id = self.image_ids[position]
-        image = png.shrink(
-            png.read(artifacts.cached_image(self.output, self.cache_size, image_id)),
+        image = png.downsample(
+            png.read(self.output / artifacts.Cache(self.cache_size).image(image_id)),
             self.image_size,
         )
         if not self.positive[position]:
             return image, np.zeros_like(image)
-        mask = png.read(artifacts.cached_mask(self.output, self.cache_size, image_id)) > 0
-        return image, png.shrink_mask(mask.astype(np.uint8), self.image_size)
+        mask = png.read(self.output / artifacts.Cache(self.cache_size).mask(image_id)) > 0
+        return image, png.downsample_mask(mask.astype(np.uint8), self.image_size)
 
 
 class InOrder:

@@ -8,7 +8,7 @@ from pneumothorax.errors import BadInput
 
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
 SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
-DRAWN_NOTE = "drawn_chests.txt"  # stands beside the demo data's files, so that no score of theirs is taken for real
+PHANTOM_NOTE = "phantoms.txt"  # stands beside the demo data's files, so that no score of theirs is taken for real
 
 
 @dataclass(frozen=True)

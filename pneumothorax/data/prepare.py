@@ -101,7 +101,9 @@ def prepare(found: Found, root: Path, job: Job, *, engine: Engine, anew: bool = 
 
 def bytes_needed(found: Found, job: Job, output: Path) -> int:
     """About what the images that the cache does not hold yet will take."""
-    cached = sum(1 for _ in artifacts.cached_image(output, job.size, "x").parent.glob("[!.]*.png"))
+    cached = sum(
+        1 for _ in (output / artifacts.Cache(job.size).image("x")).parent.glob("[!.]*.png")
+    )
     images = min(len(found.dicoms), len(job.listed.rows) + len(job.listed.test_ids))
     return (
         max(0, images - cached) * job.size * (job.size + 1)
@@ -192,15 +194,15 @@ def _prepare_one(path: Path, root: Path, job: Job) -> Entry:
             }
         mask_pixels, mask_png = (
             int(np.count_nonzero(mask)),
-            png.encode_mask(png.shrink_mask(mask, job.size)),
+            png.encode_mask(png.downsample_mask(mask, job.size)),
         )
     uid = (
         header.image_id if header.image_id in (path.stem, image_id) else ""
     )  # of a damaged file it may be anything
-    image_png = png.encode(png.shrink(radiograph.image, job.size))
+    image_png = png.encode(png.downsample(radiograph.image, job.size))
     if job.output is not None:
-        _store(artifacts.cached_image(job.output, job.size, image_id), image_png)
-        _store(artifacts.cached_mask(job.output, job.size, image_id), mask_png)
+        _store(job.output / artifacts.Cache(job.size).image(image_id), image_png)
+        _store(job.output / artifacts.Cache(job.size).mask(image_id), mask_png)
     return {
         "key": _key(version, path.stem, uid, image_id, job),
         "uid": uid,
@@ -256,13 +258,13 @@ def _still_good(known: Entry, path: Path, job: Job) -> bool:
     try:
         if known["key"] != _key(_version(path), path.stem, known["uid"], image_id, job):
             return False
+        cache = artifacts.Cache(job.size)
         stored = (
-            (artifacts.cached_image, known["row"]["sha256"]),
-            (artifacts.cached_mask, known["row"]["mask_sha256"]),
+            (cache.image(image_id), known["row"]["sha256"]),
+            (cache.mask(image_id), known["row"]["mask_sha256"]),
         )
         return all(
-            not digest or records.sha256(file(job.output, job.size, image_id)) == digest
-            for file, digest in stored
+            not digest or records.sha256(job.output / path) == digest for path, digest in stored
         )
     except (OSError, dicom.Rejected):
         return False
@@ -332,11 +334,9 @@ def _check_tables(listed: Listed) -> None:
 def _run_with_journal(
     dicoms: tuple[Path, ...], root: Path, job: Job, output: Path, *, engine: Engine, anew: bool
 ) -> dict[str, Entry]:
-    journal_path = artifacts.cache_journal(output, job.size)
-    folders = [
-        file(output, job.size, "x").parent
-        for file in (artifacts.cached_image, artifacts.cached_mask)
-    ]
+    cache = artifacts.Cache(job.size)
+    journal_path = output / cache.journal
+    folders = [(output / file("x")).parent for file in (cache.image, cache.mask)]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.sweep(folder)
@@ -400,8 +400,8 @@ def _account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> O
                 {"source": twin["row"]["source"], "code": "DUPLICATE_ID", "message": message}
             )
         if job.output is not None:
-            artifacts.cached_image(job.output, job.size, image_id).unlink(missing_ok=True)
-            artifacts.cached_mask(job.output, job.size, image_id).unlink(missing_ok=True)
+            (job.output / artifacts.Cache(job.size).image(image_id)).unlink(missing_ok=True)
+            (job.output / artifacts.Cache(job.size).mask(image_id)).unlink(missing_ok=True)
     wanted = set(job.listed.rows) | job.listed.test_ids
     rejected_names = {
         Path(entry["source"]).stem for entry in outcome.rejected

@@ -9,7 +9,7 @@ import torch
 from pneumothorax.compute import precision
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.inference import dicom_seg, predicting, reading
-from pneumothorax.pipeline import artifacts, stage
+from pneumothorax.pipeline import artifacts, locks, stage
 from pneumothorax.prediction.probability_maps import Predictor
 
 NOTICE = "research software, not a medical device: nothing here is a diagnosis"
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, device: torch.device, load: Callable[[int], Pr
     settled = predicting.settled(args.output, args.run)
     listed = reading.search(args.dicom)
     n_files = len(listed.files) + listed.copies + len(listed.rejected)
-    with stage.lock(args.to, "03_predict-dicom"):
+    with locks.lock(args.to, "03_predict-dicom"):
         if args.overwrite:
             predicting.forget(args.to)
         bf16 = precision.for_prediction(args.precision, device)

@@ -21,7 +21,7 @@ from pydicom.valuerep import DA, TM
 
 from pneumothorax import dicom
 from pneumothorax.inference.overlay import COLOUR_BGR
-from pneumothorax.pipeline.engine import INSTALL
+from pneumothorax.pipeline.cluster import INSTALL
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -35,7 +35,7 @@ SERIES_NUMBER = 1000  # behind those of the modalities
 UTF_8 = "ISO_IR 192"
 NO_DATE, NO_TIME = "19000101", "000000"  # where the source has none: the standard wants one
 
-# Without all of it a frame of reference says nothing (A.51.5), and the pixels are the reference, as in most films.
+# Without all of it a frame of reference says nothing (A.51.5), and the pixels are the reference, as in most radiographs.
 _GEOMETRY = (
     "FrameOfReferenceUID",
     "ImagePositionPatient",

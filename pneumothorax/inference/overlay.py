@@ -1,4 +1,4 @@
-"""A radiograph with a predicted mask drawn over it, for the eye: no text, and nothing of the film is covered."""
+"""A radiograph with a predicted mask drawn over it, for the eye: no text, and nothing of the radiograph is covered."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ COLOUR_BGR = (
     176,
     255,
 )  # the report's colour of predictions: told apart with any colour vision, on grey
-OPACITY = 0.25  # of the fill; the film's own texture decides what is believed
+OPACITY = 0.25  # of the fill; the radiograph's own texture decides what is believed
 OUTLINES_PER_WIDTH = 512  # an outline is a 512th of the image wide, so that it is seen at any size
 
 

@@ -83,7 +83,7 @@ class Image(NamedTuple):
 
 def settled(output: Path, run: str) -> Settled:
     """Raises BadInput, naming the command to run, where the run has no thresholds or they are out of date."""
-    record = artifacts.submitted(run)
+    record = artifacts.Submission(run).record
     command = f"python 04_submit.py --run {run}"
     path = output / record.path
     if not path.is_file():
@@ -100,9 +100,9 @@ def settled(output: Path, run: str) -> Settled:
         triplet, calibration = Triplet(**body["final"]), Calibration(**body["calibration"]["final"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is damaged: {command} --overwrite") from error
-    predicted = records.read(output, artifacts.predicted(run))
+    predicted = records.read(output, artifacts.Run(run).predicted)
     folds = predicted["settings"]["folds"]
-    weights = [predicted["inputs"][artifacts.best_weights(run, fold)] for fold in folds]
+    weights = [predicted["inputs"][artifacts.Run(run).fold(fold).best_weights] for fold in folds]
     cache_size = int(lineage.prepared(output)["settings"]["size"])
     version = hashlib.sha256(
         repr((weights, triplet, calibration, cache_size)).encode()
@@ -177,14 +177,16 @@ def stored_maps(
     Raises BadInput where the networks give something else than numbers.
     """
     size = networks[0].image_size
-    seen = np.stack([png.shrink(png.shrink(image, cache_size), size) for image in images])
+    seen = np.stack([png.downsample(png.downsample(image, cache_size), size) for image in images])
     batch = to_network(torch.from_numpy(seen).unsqueeze(1), device)
     with precision.autocast(device, enabled=bf16):
-        maps, presence = probability_maps.probabilities([one.network for one in networks], batch)
+        maps, classification = probability_maps.probabilities(
+            [one.network for one in networks], batch
+        )
     values = maps[:, 0].cpu().numpy()
     if not np.isfinite(values).all():
         raise BadInput("the networks give maps that are not finite numbers: train the run again")
-    scores = values.max(axis=(1, 2)) if presence is None else presence.cpu().numpy()
+    scores = values.max(axis=(1, 2)) if classification is None else classification.cpu().numpy()
     return postprocess.quantise(values), scores
 
 
@@ -205,8 +207,10 @@ def _predict_batch(
         _is_done(journal.entries.get(image.file.image_id), task, image.file) for image in images
     ):
         return  # what cannot be decoded is tried each time: another decoder may be installed today
-    settled, films = task.settled, [image.pixels for image in images]
-    maps, scores = stored_maps(films, networks(), settled.cache_size, task.device, bf16=task.bf16)
+    settled, radiographs = task.settled, [image.pixels for image in images]
+    maps, scores = stored_maps(
+        radiographs, networks(), settled.cache_size, task.device, bf16=task.bf16
+    )
     for image, stored, p in zip(images, maps, settled.calibration(scores).tolist(), strict=True):
         mask = postprocess.mask(stored, settled.triplet, image.pixels.shape, p)
         files, refused = _files(image, mask, task)

@@ -130,7 +130,7 @@ def _simplex(n_runs: int) -> np.ndarray:
 
 
 def _one_size(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """All at the size of the largest, bilinearly enlarged."""
+    """All at the size of the largest, bilinearly upsampled."""
     height, width = max((stored.shape for stored in maps), key=lambda shape: shape[0] * shape[1])
     return [
         stored

@@ -41,7 +41,7 @@ class Evaluation:
 
     Args:
         weights, calibrations: by the fold that they leave out (None: for the test images).
-        images: artifacts.out_of_fold rows, in the order of the images; `rle` of the blend only.
+        images: artifacts.Submission.out_of_fold rows, in the order of the images; `rle` of the blend only.
         score: (N,) each image's own score in [0, 1] before calibration.
     """
 
@@ -258,11 +258,11 @@ def facts(found: Evaluation) -> dict[str, Any]:
 
 
 def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
-    """Rows of artifacts.cross_validation: each fold, their mean and standard deviation, all images together, and
-    what predicting nothing scores on all images and per fold.
+    """Rows of artifacts.Submission.cross_validation: each fold, their mean and standard deviation, all images together, and
+    what the all-empty baseline scores on all images and per fold.
 
     Args:
-        images: artifacts.out_of_fold rows.
+        images: artifacts.Submission.out_of_fold rows.
     """
     rows = []
     for fold, triplet in sorted(fitted.by_fold.items()):
@@ -290,15 +290,16 @@ def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
         )
     rows.append({**_scores("all", images), "naive_siim_dice": fitted.naive})
     rows.append({"row": artifacts.FINAL, **_counts(images), **_fields(fitted.final)})
-    rows.append(_nothing(artifacts.NOTHING, images))
+    rows.append(_nothing(artifacts.ALL_EMPTY, images))
     rows.extend(
-        _nothing(f"{artifacts.NOTHING}, fold {fold}", part) for fold, part in images.groupby("fold")
+        _nothing(f"{artifacts.ALL_EMPTY}, fold {fold}", part)
+        for fold, part in images.groupby("fold")
     )
-    return pd.DataFrame(rows, columns=list(artifacts.cross_validation("").columns))
+    return pd.DataFrame(rows, columns=list(artifacts.CROSS_VALIDATION_COLUMNS))
 
 
 def threshold_surface(fitted: Fitted, grid: Grid) -> pd.DataFrame:
-    """Rows of artifacts.threshold_surface: every triplet of the grid whose bottom is not above its top."""
+    """Rows of artifacts.Submission.threshold_surface: every triplet of the grid whose bottom is not above its top."""
     triplets = itertools.product(grid.tops, grid.min_areas, grid.bottoms)
     table = pd.DataFrame(triplets, columns=["top", "min_area", "bottom"]).assign(
         siim_dice=fitted.surface.ravel()
@@ -307,9 +308,9 @@ def threshold_surface(fitted: Fitted, grid: Grid) -> pd.DataFrame:
 
 
 def postprocessing_steps(fitted: Fitted) -> pd.DataFrame:
-    """Rows of artifacts.postprocessing_steps."""
+    """Rows of artifacts.Submission.steps."""
     rows = [(name, nested, naive) for name, (nested, naive) in fitted.steps.items()]
-    return pd.DataFrame(rows, columns=list(artifacts.postprocessing_steps("").columns))
+    return pd.DataFrame(rows, columns=list(artifacts.STEP_COLUMNS))
 
 
 def _scores(name: str, part: pd.DataFrame) -> dict[str, Any]:
@@ -321,7 +322,7 @@ def _scores(name: str, part: pd.DataFrame) -> dict[str, Any]:
 
 
 def _nothing(name: str, part: pd.DataFrame) -> dict[str, Any]:
-    return {"row": name, **_counts(part), **metrics.nothing_predicted(part["true_px"].to_numpy())}
+    return {"row": name, **_counts(part), **metrics.all_empty(part["true_px"].to_numpy())}
 
 
 def _counts(part: pd.DataFrame) -> dict[str, int]:

@@ -77,7 +77,7 @@ def mask(
     result = np.zeros(shape, dtype=np.uint8)
     if p_positive < triplet.min_probability:
         return result
-    window = enlarge(stored, shape, above=level(triplet.bottom))
+    window = upsample(stored, shape, above=level(triplet.bottom))
     if window is None or int(np.count_nonzero(window.values > level(triplet.top))) < scaled(
         triplet.min_area, shape
     ):
@@ -94,11 +94,11 @@ def scaled(area: float, shape: tuple[int, int]) -> float:
     return area * shape[0] * shape[1] / REFERENCE_PX
 
 
-def enlarge(stored: np.ndarray, shape: tuple[int, int], *, above: int) -> Window | None:
-    """The part of the bilinearly enlarged map that can exceed `above`; None when nothing does.
+def upsample(stored: np.ndarray, shape: tuple[int, int], *, above: int) -> Window | None:
+    """The part of the bilinearly upsampled map that can exceed `above`; None when nothing does.
 
-    An enlarged pixel never exceeds its source neighbours, so only their bounding box is enlarged: most maps are
-    almost empty. The result equals the same part of the whole map enlarged at once.
+    An upsampled pixel never exceeds its source neighbours, so only their bounding box is upsampled: most maps are
+    almost empty. The result equals the same part of the whole map upsampled at once.
     """
     left, top, width, height = cv2.boundingRect((stored > above).view(np.uint8))
     if width == 0:
@@ -124,7 +124,7 @@ def enlarge(stored: np.ndarray, shape: tuple[int, int], *, above: int) -> Window
 
 
 def _span(first: int, length: int, n: int, large_n: int) -> tuple[range, range]:
-    """Along one axis: the enlarged pixels that source pixels first..first+length reach, and the source they need."""
+    """Along one axis: the upsampled pixels that source pixels first..first+length reach, and the source they need."""
     by = large_n // n
     reached = range(max(0, first - 1) * by, min(n, first + length + 1) * by)
     needed = range(max(0, first - 2), min(n, first + length + 2))

@@ -44,7 +44,7 @@ class Predicted(NamedTuple):
 
     images: list[Image]
     fold: np.ndarray  # (N,) int: the fold whose network predicted; -1 for test images
-    scores: np.ndarray  # (N, R) in [0, 1]: the presence head's probability where there is one, else the map's highest
+    scores: np.ndarray  # (N, R) in [0, 1]: the classification head's probability where there is one, else the map's highest
 
 
 def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
@@ -62,7 +62,7 @@ def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
         Image(
             image_id,
             tuple(
-                StoredMap(artifacts.probability_map(output, run, split, image_id), digest)
+                StoredMap(output / artifacts.Run(run).probability_map(split, image_id), digest)
                 for run, digest in zip(runs, own, strict=True)
             ),
             shape_of[image_id],
@@ -71,7 +71,7 @@ def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
         for image_id, own in zip(image_ids, digests.tolist(), strict=True)
     ]
     scores = [
-        table["p_presence"].fillna(table["p_max"]).loc[image_ids].to_numpy(dtype=float)
+        table["p_classification"].fillna(table["p_max"]).loc[image_ids].to_numpy(dtype=float)
         for table in tables
     ]
     return Predicted(
@@ -91,10 +91,10 @@ def _read(path: Path, digest: str) -> np.ndarray:
 
 def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.DataFrame:
     """The run's rows of the split by image. Raises BadInput that lists those no mask can be made of."""
-    file = artifacts.predictions(run)
+    file = artifacts.Run(run).predictions
     table = artifacts.read_table(output, file)
     table = table[table["split"] == split].set_index("image_id")
-    score = table["p_presence"].fillna(table["p_max"])
+    score = table["p_classification"].fillna(table["p_max"])
     faults = {
         "is no image of the manifest": ~table.index.isin(list(known)),
         "stands there twice": table.index.duplicated(),

@@ -98,7 +98,7 @@ class Profile:
 def profile(stored: np.ndarray, truth: np.ndarray, grid: Grid) -> Profile:
     """(h, w) uint8 map and (H, W) truth of 0 and 1 -> the image's profile, at the truth's resolution."""
     true_px = int(np.count_nonzero(truth))
-    window = postprocess.enlarge(stored, truth.shape, above=postprocess.level(min(grid.bottoms)))
+    window = postprocess.upsample(stored, truth.shape, above=postprocess.level(min(grid.bottoms)))
     empty_dice = float(true_px == 0)
     ways = len(grid.bottoms), len(grid.min_components), len(grid.fill_holes)
     if window is None:

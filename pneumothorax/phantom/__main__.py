@@ -28,7 +28,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--unlabelled", type=int, default=3, help="images without a label (default: %(default)s)"
     )
     parser.add_argument(
-        "--size", type=int, default=1024, help="side of a film in pixels (default: %(default)s)"
+        "--size",
+        type=int,
+        default=1024,
+        help="side of a radiograph in pixels (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=42, help="same seed, same files (default: %(default)s)"

@@ -1,6 +1,6 @@
 """The curves of an invented patient's chest: outlines, bones, vessels, and the crescents of a pneumothorax.
 
-Every curve is an (N, 2) float64 array of (x, y) on a film that is 1 wide and 1 high, y down. The film is seen
+Every curve is an (N, 2) float64 array of (x, y) on a radiograph that is 1 wide and 1 high, y down. The radiograph is seen
 as a radiologist sees it: the patient's right lung is on the left. "Outward" is away from the spine.
 """
 
@@ -13,7 +13,7 @@ Curves = list[np.ndarray]
 
 MIDDLE = 0.5  # x of the spine before the pose
 POINTS_PER_KNOT = 12  # curve points between two knots of an outline
-VESSEL_WIDTHS = (0.0012, 0.0020, 0.0028, 0.0042, 0.0062, 0.0090)  # film widths, thin to thick
+VESSEL_WIDTHS = (0.0012, 0.0020, 0.0028, 0.0042, 0.0062, 0.0090)  # radiograph widths, thin to thick
 
 # The right lung's outline; the left one is its mirror image. The pneumothorax lies on knots 1 to 9.
 LUNG_KNOTS = np.array(
@@ -97,7 +97,7 @@ def moved(curves: Curves, pose: np.ndarray) -> Curves:
 
 
 def posed(anatomy: Anatomy, pose: np.ndarray) -> Anatomy:
-    """The chest as it stands before the film: every curve moved by the affine (2, 3) `pose`."""
+    """The chest as it stands before the radiograph: every curve moved by the affine (2, 3) `pose`."""
     lungs = [
         Lung(
             outline=moved([lung.outline], pose)[0],
@@ -112,7 +112,7 @@ def posed(anatomy: Anatomy, pose: np.ndarray) -> Anatomy:
 
 
 def random_pose(rng: np.random.Generator) -> np.ndarray:
-    """Affine (2, 3): shift up to 4 % of the film, rotation up to 5 degrees, scale, a little shear."""
+    """Affine (2, 3): shift up to 4 % of the radiograph, rotation up to 5 degrees, scale, a little shear."""
     angle = np.clip(rng.normal(0, 0.03), -0.09, 0.09)
     scale_x, scale_y = rng.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03, size=2)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -369,7 +369,7 @@ def _clavicles(rng: np.random.Generator) -> Curves:
 
 
 def _shoulder_blades(rng: np.random.Generator) -> Curves:
-    """Outlines; the inner edge often crosses the upper lung, as on bedside films."""
+    """Outlines; the inner edge often crosses the upper lung, as on bedside radiographs."""
     inner = rng.uniform(-0.05, 0.045)
     knots = np.array(
         [(0.235, 0.175), (0.215, 0.30), (0.165, 0.47), (0.125, 0.44), (0.085, 0.28), (0.07, 0.17)]
@@ -380,7 +380,7 @@ def _shoulder_blades(rng: np.random.Generator) -> Curves:
 def random_crescent(
     rng: np.random.Generator, lung: Lung, *, kind: str, area: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A pneumothorax of about `area` (share of the film): closed outline, inner edge (the pleural line).
+    """A pneumothorax of about `area` (share of the radiograph): closed outline, inner edge (the pleural line).
 
     The lung falls towards its hilum: each outline point of the arc moves a share of the way, the middle most.
     """

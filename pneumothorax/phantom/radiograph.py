@@ -1,6 +1,6 @@
-"""Draws one chest phantom as a film: tissues add up, air takes away, then exposure, noise and labels.
+"""Draws one chest phantom as a radiograph: tissues add up, air takes away, then exposure, noise and labels.
 
-Tissues are drawn at half the film's size, no film being sharper; lines, tubes, noise and text at full size.
+Tissues are drawn at half the radiograph's size, no radiograph being sharper; lines, tubes, noise and text at full size.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pneumothorax.phantom.anatomy import Anatomy, Curves, Lung
 
 SHIFT = 6  # fractional bits of the coordinates given to OpenCV
 MIN_SHARE, MAX_SHARE = 0.001, 0.07  # pneumothorax area / image area, all parts together
-LARGE = 0.03  # share of the film from which a pneumothorax follows the whole chest wall
+LARGE = 0.03  # share of the radiograph from which a pneumothorax follows the whole chest wall
 TONES = 4096  # steps of the exposure curve
 
 
@@ -36,11 +36,11 @@ class Crescent:
     """One part of a pneumothorax.
 
     Attributes:
-        side: the lung, 0 on the film's left, 1 on its right.
-        outline, line: closed outline, and its inner edge, the pleural line, in film coordinates.
+        side: the lung, 0 on the radiograph's left, 1 on its right.
+        outline, line: closed outline, and its inner edge, the pleural line, in radiograph coordinates.
         mask: (size, size) uint8 of 0 and 1.
         darkness, veil: how much darker than lung, and the share of the lung's texture that still shows.
-        line_width, line_strength: of the pleural line, in film widths and as density.
+        line_width, line_strength: of the pleural line, in radiograph widths and as density.
     """
 
     side: int
@@ -54,15 +54,15 @@ class Crescent:
 
 
 def draw(seed: int, *, pneumothorax: bool, size: int = 1024, patient: int | None = None) -> Phantom:
-    """The film number `seed` of a patient: same arguments, same pixels.
+    """The radiograph number `seed` of a patient: same arguments, same pixels.
 
-    With and without `pneumothorax` it is the same film but for the crescents and, on some, a chest tube.
+    With and without `pneumothorax` it is the same radiograph but for the crescents and, on some, a chest tube.
 
     Args:
-        seed: what differs from film to film: pose, exposure, tubes, the pneumothorax.
+        seed: what differs from radiograph to radiograph: pose, exposure, tubes, the pneumothorax.
         pneumothorax: whether there is one.
-        size: side of the film in pixels, a multiple of 2.
-        patient: what films of one patient share (anatomy); by default every seed is another patient.
+        size: side of the radiograph in pixels, a multiple of 2.
+        patient: what radiographs of one patient share (anatomy); by default every seed is another patient.
     """
     anatomy = anatomy_of.random_anatomy(
         np.random.default_rng([seed if patient is None else patient, 1])
@@ -81,7 +81,7 @@ def draw(seed: int, *, pneumothorax: bool, size: int = 1024, patient: int | None
 
 
 def _filled(size: int, outlines: Curves, blur: float) -> np.ndarray:
-    """(size, size) float32 in 0..1, 1 inside any of the outlines; `blur` in film widths."""
+    """(size, size) float32 in 0..1, 1 inside any of the outlines; `blur` in radiograph widths."""
     canvas = np.zeros((size, size), dtype=np.uint8)
     for outline in outlines:
         cv2.fillPoly(canvas, [_fixed_point(outline, size)], 255, cv2.LINE_AA, SHIFT)
@@ -89,7 +89,7 @@ def _filled(size: int, outlines: Curves, blur: float) -> np.ndarray:
 
 
 def _stroked(size: int, lines: Curves, width: float, *, blur: float) -> np.ndarray:
-    """(size, size) float32 in 0..1: centre lines drawn `width` film widths wide."""
+    """(size, size) float32 in 0..1: centre lines drawn `width` radiograph widths wide."""
     canvas = np.zeros((size, size), dtype=np.uint8)
     _stroke(canvas, lines, width, 255)
     return _softened(canvas, blur)
@@ -102,7 +102,7 @@ def _stroke(canvas: np.ndarray, lines: Curves, width: float, value: int) -> None
 
 
 def _softened(canvas: np.ndarray, blur: float) -> np.ndarray:
-    """uint8 0..255 -> float32 0..1, blurred by `blur` film widths; a wide blur runs on a reduced canvas."""
+    """uint8 0..255 -> float32 0..1, blurred by `blur` radiograph widths; a wide blur runs on a reduced canvas."""
     sigma = blur * canvas.shape[0]
     if sigma > 6:
         factor = int(sigma // 3)
@@ -117,7 +117,7 @@ def _softened(canvas: np.ndarray, blur: float) -> np.ndarray:
 
 
 def _fixed_point(curve: np.ndarray, size: int) -> np.ndarray:
-    """Film coordinates -> OpenCV's fixed point, where a pixel's centre is a whole number."""
+    """Radiograph coordinates -> OpenCV's fixed point, where a pixel's centre is a whole number."""
     return np.round((curve * size - 0.5) * (1 << SHIFT)).astype(np.int32)
 
 
@@ -358,7 +358,7 @@ def _chest_tube(rng: np.random.Generator, lung: Lung) -> np.ndarray:
 
 
 def _add_electrodes(rng: np.random.Generator, density: np.ndarray) -> None:
-    """Two or three monitor leads: a disc and its wire off the film."""
+    """Two or three monitor leads: a disc and its wire off the radiograph."""
     for _ in range(int(rng.integers(2, 4))):
         disc = np.array([rng.uniform(0.12, 0.88), rng.uniform(0.15, 0.8)])
         edge = np.array([float(disc[0] > 0.5) * 1.2 - 0.1, disc[1] + rng.uniform(-0.3, 0.4)])
@@ -370,7 +370,7 @@ def _add_electrodes(rng: np.random.Generator, density: np.ndarray) -> None:
 
 
 def _exposed(rng: np.random.Generator, density: np.ndarray) -> np.ndarray:
-    """Density -> (size, size) uint8 film with this exposure's noise, window, gamma and dark borders."""
+    """Density -> (size, size) uint8 radiograph with this exposure's noise, window, gamma and dark borders."""
     size = density.shape[0]
     grain = cv2.GaussianBlur(rng.integers(0, 256, size=(size, size), dtype=np.uint8), (3, 3), 0.7)
     scale = rng.uniform(0.0002, 0.0007)
@@ -395,7 +395,7 @@ def _collimate(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _write_labels(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Writes the side marker and, on some films, how it was taken."""
+    """Writes the side marker and, on some radiographs, how it was taken."""
     side, x = ("L", 0.90) if rng.random() < 0.7 else ("R", 0.06)
     place = (x + rng.uniform(-0.03, 0.03), rng.uniform(0.04, 0.22))
     _write(image, side, place, height=rng.uniform(1.1, 1.9), ring=rng.random() < 0.3)
@@ -408,7 +408,7 @@ def _write_labels(rng: np.random.Generator, image: np.ndarray) -> None:
 def _write(
     image: np.ndarray, text: str, place: tuple[float, float], *, height: float, ring: bool
 ) -> None:
-    """Writes white text with its lower left corner at `place` (film coordinates), ringed if asked."""
+    """Writes white text with its lower left corner at `place` (radiograph coordinates), ringed if asked."""
     size = image.shape[0]
     scale, line = height * size / 1024, max(1, round(3 * size / 1024))
     x, y = int(place[0] * size), int(place[1] * size)

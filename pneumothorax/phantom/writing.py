@@ -1,11 +1,11 @@
-"""The built-in demo data: drawn chest films written as real files in the layout of the SIIM-ACR competition.
+"""The built-in demo data: drawn chest radiographs written as real files in the layout of the SIIM-ACR competition.
 
 Writes below --to (a folder that does not exist yet, or is empty)
     dicom-images-train/<study>/<series>/<sop>.dcm   training images, and a few without a label
     train-rle.csv                                   their labels, spaced as in Kaggle's file
     stage_2_images/ID_xxxxxxxxx.dcm                 test images
     stage_2_sample_submission.csv                   the test images' ids
-    drawn_chests.txt                                says what they are; stage 00 tells the report
+    phantoms.txt                                says what they are; stage 00 tells the report
 """
 
 import io
@@ -51,7 +51,7 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class Film:
+class Radiograph:
     """One file to write: where, whose, and what is on it."""
 
     path: Path
@@ -105,11 +105,13 @@ def write_dataset(
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     partial.mkdir()
     try:
-        rows = _write_films(partial, [*train, *unlabelled, *test], workers or joblib.cpu_count())
+        rows = _write_radiographs(
+            partial, [*train, *unlabelled, *test], workers or joblib.cpu_count()
+        )
         _write_labels(partial / "train-rle.csv", train, rows[: len(train)])
         _write_sample_submission(partial / "stage_2_sample_submission.csv", test)
         note = "Drawn chests in real DICOM files: demo data, nobody's radiographs.\n"
-        (partial / discovery.DRAWN_NOTE).write_text(note, encoding="utf-8")
+        (partial / discovery.PHANTOM_NOTE).write_text(note, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # empty: a rename onto an existing folder fails on Windows
         partial.rename(folder)
@@ -119,9 +121,9 @@ def write_dataset(
     return Written(
         folder=folder,
         train_images=len(train),
-        positive_images=sum(film.positive for film in train),
+        positive_images=sum(radiograph.positive for radiograph in train),
         label_rows=sum(len(texts) for texts in rows[: len(train)]),
-        patients=len({film.patient.number for film in train}),
+        patients=len({radiograph.patient.number for radiograph in train}),
         test_images=len(test),
         unlabelled_images=len(unlabelled),
     )
@@ -144,21 +146,23 @@ def _require_numbers(
             f"{train_images} training, {test_images} test, {unlabelled_images} unlabelled images: too few"
         )
     if size < 64 or size % 2:
-        raise BadInput(f"the film's side must be an even number of pixels, at least 64, got {size}")
+        raise BadInput(
+            f"the radiograph's side must be an even number of pixels, at least 64, got {size}"
+        )
 
 
 def _plan(
     train_images: int, unlabelled_images: int, test_images: int, *, seed: int, size: int
-) -> tuple[list[Film], list[Film], list[Film]]:
-    """Every film of the data set, before any is drawn: training (sorted by image id), unlabelled, test."""
+) -> tuple[list[Radiograph], list[Radiograph], list[Radiograph]]:
+    """Every radiograph of the data set, before any is drawn: training (sorted by image id), unlabelled, test."""
     rng = np.random.default_rng([seed, 0])
     taken: set[int] = set()
 
-    def films(n_images: int, *, test: bool) -> list[Film]:
+    def radiographs(n_images: int, *, test: bool) -> list[Radiograph]:
         positive = _positives(rng, n_images)
         rank = np.cumsum(positive)
         return [
-            _film(
+            _radiograph(
                 rng,
                 patient,
                 size=size,
@@ -169,8 +173,10 @@ def _plan(
             for index, patient in enumerate(_patients(rng, n_images, taken))
         ]
 
-    train = sorted(films(train_images, test=False), key=lambda film: film.image_id)
-    return train, films(unlabelled_images, test=False), films(test_images, test=True)
+    train = sorted(
+        radiographs(train_images, test=False), key=lambda radiograph: radiograph.image_id
+    )
+    return train, radiographs(unlabelled_images, test=False), radiographs(test_images, test=True)
 
 
 def _positives(rng: np.random.Generator, n_images: int) -> np.ndarray:
@@ -194,7 +200,7 @@ def _patients(rng: np.random.Generator, n_images: int, taken: set[int]) -> list[
     return patients[:n_images]
 
 
-def _film(
+def _radiograph(
     rng: np.random.Generator,
     patient: Patient,
     *,
@@ -202,7 +208,7 @@ def _film(
     test: bool,
     positive: bool,
     double_reading: bool,
-) -> Film:
+) -> Radiograph:
     study, series, sop = (f"2.25.{int.from_bytes(rng.bytes(15), 'big')}" for _ in range(3))
     image_id = f"ID_{rng.bytes(5).hex()[:9]}" if test else sop
     path = (
@@ -210,7 +216,7 @@ def _film(
         if test
         else Path(TRAIN_FOLDER, study, series, f"{sop}.dcm")
     )
-    return Film(
+    return Radiograph(
         path=path,
         image_id=image_id,
         study_uid="" if test else study,
@@ -225,25 +231,34 @@ def _film(
     )
 
 
-def _write_films(folder: Path, films: Sequence[Film], workers: int) -> list[list[str]]:
-    """Draws and writes every film below `folder`; returns each one's label rows."""
-    for (
-        film
-    ) in films:  # here, not in the workers: one still at work must not revive a folder given up
-        (folder / film.path).parent.mkdir(parents=True, exist_ok=True)
-    jobs = (joblib.delayed(_write_film)(folder, film) for film in films)
+def _write_radiographs(
+    folder: Path, radiographs: Sequence[Radiograph], workers: int
+) -> list[list[str]]:
+    """Draws and writes every radiograph below `folder`; returns each one's label rows."""
+    for radiograph in (
+        radiographs
+    ):  # here, not in the workers: one still at work must not revive a folder given up
+        (folder / radiograph.path).parent.mkdir(parents=True, exist_ok=True)
+    jobs = (joblib.delayed(_write_radiograph)(folder, radiograph) for radiograph in radiographs)
     done = joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)
-    return list(tqdm(done, total=len(films), desc="draw films", unit="film", disable=None))
-
-
-def _write_film(folder: Path, film: Film) -> list[str]:
-    """Draws one film, writes its DICOM below `folder` and returns its label rows."""
-    phantom = draw(
-        film.seed, pneumothorax=film.positive, size=film.size, patient=film.patient.number
+    return list(
+        tqdm(done, total=len(radiographs), desc="draw radiographs", unit="radiograph", disable=None)
     )
-    (folder / film.path).write_bytes(dicom_bytes(phantom.image, film))
+
+
+def _write_radiograph(folder: Path, radiograph: Radiograph) -> list[str]:
+    """Draws one radiograph, writes its DICOM below `folder` and returns its label rows."""
+    phantom = draw(
+        radiograph.seed,
+        pneumothorax=radiograph.positive,
+        size=radiograph.size,
+        patient=radiograph.patient.number,
+    )
+    (folder / radiograph.path).write_bytes(dicom_bytes(phantom.image, radiograph))
     return label_rows(
-        phantom.parts, np.random.default_rng([film.seed, 3]), double_reading=film.double_reading
+        phantom.parts,
+        np.random.default_rng([radiograph.seed, 3]),
+        double_reading=radiograph.double_reading,
     )
 
 
@@ -273,12 +288,12 @@ def _two_readings(mask: np.ndarray, rng: np.random.Generator) -> list[np.ndarray
     return [first, second]
 
 
-def dicom_bytes(image: np.ndarray, film: Film) -> bytes:
+def dicom_bytes(image: np.ndarray, radiograph: Radiograph) -> bytes:
     """(H, W) uint8 -> a JPEG-baseline DICOM file with the tags of a SIIM-ACR file, all values invented."""
     encoded, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not encoded:
-        raise RuntimeError(f"OpenCV could not write image {film.image_id} as JPEG")
-    dataset = _tags(film)
+        raise RuntimeError(f"OpenCV could not write image {radiograph.image_id} as JPEG")
+    dataset = _tags(radiograph)
     dataset.Rows, dataset.Columns = image.shape
     dataset.PixelData = encapsulate([jpeg.tobytes()])
     dataset["PixelData"].is_undefined_length = True
@@ -287,27 +302,27 @@ def dicom_bytes(image: np.ndarray, film: Film) -> bytes:
     return buffer.getvalue()
 
 
-def _tags(film: Film) -> Dataset:
+def _tags(radiograph: Radiograph) -> Dataset:
     """Everything but the pixels."""
-    rng = np.random.default_rng([film.seed, 4])
+    rng = np.random.default_rng([radiograph.seed, 4])
     view = "AP" if rng.random() < 0.4 else "PA"
     spacing = float(rng.choice([0.139, 0.143, 0.168, 0.171]))
-    identifier = "" if film.anonymous else film.patient.identifier
+    identifier = "" if radiograph.anonymous else radiograph.patient.identifier
     dataset = Dataset()
     dataset.preamble = bytes(128)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.FileMetaInformationGroupLength = 0  # pydicom counts it on writing
     dataset.file_meta.FileMetaInformationVersion = b"\x00\x01"
     dataset.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = UID(film.sop_uid)
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(radiograph.sop_uid)
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
     dataset.file_meta.ImplementationVersionName = "PHANTOM"
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.SOPClassUID = SecondaryCaptureImageStorage
     # As in the competition's files: ID_... is not a legal UID, and an age without unit is not a legal age.
-    _set_unchecked(dataset, "SOPInstanceUID", "UI", film.image_id)
-    _set_unchecked(dataset, "PatientAge", "AS", str(film.patient.age))
+    _set_unchecked(dataset, "SOPInstanceUID", "UI", radiograph.image_id)
+    _set_unchecked(dataset, "PatientAge", "AS", str(radiograph.patient.age))
     dataset.StudyDate, dataset.StudyTime = "19010101", "000000.00"
     dataset.AccessionNumber = ""
     dataset.Modality, dataset.ConversionType = "CR", "WSD"
@@ -315,9 +330,12 @@ def _tags(film: Film) -> Dataset:
     dataset.SeriesDescription = f"view: {view}"
     dataset.PatientName = dataset.PatientID = identifier
     dataset.PatientBirthDate = ""
-    dataset.PatientSex = film.patient.sex
+    dataset.PatientSex = radiograph.patient.sex
     dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", view
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = film.study_uid, film.series_uid
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
+        radiograph.study_uid,
+        radiograph.series_uid,
+    )
     dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "", "1", "1"
     dataset.PatientOrientation = ""
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -338,18 +356,18 @@ def _set_unchecked(dataset: Dataset, keyword: str, representation: str, value: s
     )
 
 
-def _write_labels(path: Path, films: Sequence[Film], rows: Sequence[list[str]]) -> None:
+def _write_labels(path: Path, radiographs: Sequence[Radiograph], rows: Sequence[list[str]]) -> None:
     """One line per row, with the space that Kaggle's file has behind the comma."""
     lines = [
-        f"{film.image_id}, {text}"
-        for film, texts in zip(films, rows, strict=True)
+        f"{radiograph.image_id}, {text}"
+        for radiograph, texts in zip(radiographs, rows, strict=True)
         for text in texts
     ]
     _write_text(path, ["ImageId, EncodedPixels", *lines])
 
 
-def _write_sample_submission(path: Path, films: Sequence[Film]) -> None:
-    ids = sorted(film.image_id for film in films)
+def _write_sample_submission(path: Path, radiographs: Sequence[Radiograph]) -> None:
+    ids = sorted(radiograph.image_id for radiograph in radiographs)
     _write_text(path, ["ImageId,EncodedPixels", *(f"{image_id},{rle.EMPTY}" for image_id in ids)])
 
 

@@ -1,4 +1,7 @@
-"""The names and columns of every file that passes between stages; nobody else spells them."""
+"""The names and columns of the files that pass between stages; nobody else spells them.
+
+Every path here is relative to the output folder: `output / Run("unet").fold(0).best_weights`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +15,30 @@ from pneumothorax.pipeline.records import Record
 TRAIN, TEST = "train", "test"
 OOF = "oof"  # out of fold: training images, each predicted by the network that did not see it
 
+SCORE_COLUMNS = tuple(
+    "siim_dice positive_dice pooled_dice pooled_precision pooled_recall pooled_iou "
+    "image_precision image_recall image_iou auc sensitivity specificity ppv".split()
+)
+TRIPLET_COLUMNS = ("top", "min_area", "bottom", "min_component", "fill_holes", "min_probability")
+CROSS_VALIDATION_COLUMNS = (
+    "row",
+    "images",
+    "positives",
+    *SCORE_COLUMNS,
+    "naive_siim_dice",
+    *TRIPLET_COLUMNS,
+)
+STEP_COLUMNS = ("step", "siim_dice", "naive_siim_dice")
+HISTORY_COLUMNS = tuple(
+    "epoch learning_rate positives_per_negative positives negatives train_loss skipped_steps "
+    "siim_dice positive_dice all_empty seconds images_per_second".split()
+)
+ALL_EMPTY, FINAL = "all-empty baseline", "final thresholds"  # rows of a cross-validation table
+
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file below the output folder: its place, its columns, those that are numbers, and who makes it."""
+    """A CSV file: its path, its columns, those that hold numbers, and the command that makes it."""
 
     path: str
     columns: tuple[str, ...]
@@ -24,289 +47,36 @@ class Table:
     numbers: tuple[str, ...] = ()  # may be empty in the file: read as NaN
 
 
+# Stage 00
 PREPARED = Record("prepare.json", "00_prepare_data.py")
+TRAINING_IMAGES, TEST_IMAGES = "training images", "test images"  # PREPARED's hashes of all pixels
 MANIFEST = Table(
     "manifest.csv",
-    (
-        *("image_id", "split", "patient_id", "view", "sex", "age", "height", "width"),
-        *("positive", "mask_pixels", "mask_rows", "source", "decoder", "sha256", "mask_sha256"),
+    tuple(
+        "image_id split patient_id view sex age height width positive mask_pixels mask_rows "
+        "source decoder sha256 mask_sha256".split()
     ),
     "00_prepare_data.py",
     integers=("height", "width", "positive", "mask_pixels", "mask_rows"),
 )
-TRAINING_IMAGES, TEST_IMAGES = (
-    "training images",
-    "test images",
-)  # facts of PREPARED: hashes of what stages rest on
 REJECTED = Table("rejected.csv", ("source", "code", "message"), "00_prepare_data.py")
 LABELS = Table("labels.csv", ("image_id", "rle"), "00_prepare_data.py")
 SAMPLE_SUBMISSION = "sample_submission.csv"  # the sample's own header and ids, all rows empty
 
+# Stage 01
 FOLDED = Record("folds.json", "01_make_folds.py")
 FOLDS = Table(
-    "folds.csv",
-    ("image_id", "patient_id", "fold", "stratum"),
-    "01_make_folds.py",
-    integers=("fold",),
+    "folds.csv", ("image_id", "patient_id", "fold", "stratum"), "01_make_folds.py", ("fold",)
 )
 
-HISTORY_COLUMNS = (
-    *(
-        "epoch",
-        "learning_rate",
-        "positives_per_negative",
-        "positives",
-        "negatives",
-        "train_loss",
-        "skipped_steps",
-    ),
-    *("siim_dice", "positive_dice", "nothing_predicted", "seconds", "images_per_second"),
-)
-
-SCORE_COLUMNS = (
-    *(
-        "siim_dice",
-        "positive_dice",
-        "pooled_dice",
-        "pooled_precision",
-        "pooled_recall",
-        "pooled_iou",
-    ),
-    *("image_precision", "image_recall", "image_iou", "auc", "sensitivity", "specificity", "ppv"),
-)
-
-
-TRIPLET_COLUMNS = ("top", "min_area", "bottom", "min_component", "fill_holes", "min_probability")
-NOTHING, FINAL = "nothing predicted", "final thresholds"  # rows of a cross-validation table
-
-
-def _named_after(image_id: str, suffix: str) -> str:
-    """A file name. Ids are checked where they are read (dicom.is_image_id), and here that none leads elsewhere."""
-    name = f"{image_id}{suffix}"
-    if Path(name).name != name:
-        raise BadInput(f"{image_id[:70]!r} cannot name a file: it would lie outside its folder")
-    return name
-
-
-def cached_image(output: Path, size: int, image_id: str) -> Path:
-    """8-bit grey PNG (size, size), uncompressed."""
-    return output / "cache" / str(size) / "images" / _named_after(image_id, ".png")
-
-
-def cached_mask(output: Path, size: int, image_id: str) -> Path:
-    """1-bit PNG (size, size) of 0 and 255; exists for positives only."""
-    return output / "cache" / str(size) / "masks" / _named_after(image_id, ".png")
-
-
-def cache_journal(output: Path, size: int) -> Path:
-    return output / "cache" / str(size) / "journal.jsonl"
-
-
-def run_folder(output: Path, run: str) -> Path:
-    return output / "runs" / run
-
-
-def run_config(output: Path, run: str) -> Path:
-    return run_folder(output, run) / "config.yaml"
-
-
-def fold_folder(output: Path, run: str, fold: int) -> Path:
-    return run_folder(output, run) / f"fold{fold}"
-
-
-LAST_CHECKPOINT, PREVIOUS_CHECKPOINT, BEST_WEIGHTS, HISTORY = (
-    "last.pt",
-    "previous.pt",
-    "best.pt",
-    "history.csv",
-)
-PROGRESS, TENSORBOARD = "progress.png", "tensorboard"
-
-
-def best_weights(run: str, fold: int) -> str:
-    """Path below the output folder."""
-    return f"runs/{run}/fold{fold}/{BEST_WEIGHTS}"
-
-
-def history(run: str, fold: int) -> str:
-    """Path below the output folder."""
-    return f"runs/{run}/fold{fold}/{HISTORY}"
-
-
-def history_table(run: str, fold: int) -> Table:
-    """One row per epoch; scores are empty in epochs without validation."""
-    made_by = f"02_train.py --run {run} --fold {fold}"
-    return Table(history(run, fold), HISTORY_COLUMNS, made_by, ("epoch",), HISTORY_COLUMNS[1:])
-
-
-def network_facts(run: str) -> str:
-    """Path below the output folder: JSON of the network's size, cost and tensor shapes."""
-    return f"runs/{run}/network.json"
-
-
-def trained(run: str, fold: int) -> Record:
-    return Record(f"runs/{run}/fold{fold}/finished.json", f"02_train.py --run {run} --fold {fold}")
-
-
-def probability_map(output: Path, run: str, split: str, image_id: str) -> Path:
-    """8-bit grey PNG, probability x 255, at the network's size; `split` is OOF or TEST."""
-    return run_folder(output, run) / split / _named_after(image_id, ".png")
-
-
-def onnx_file(run: str) -> str:
-    """Path below the output folder: the networks of several folds in one file, to use elsewhere."""
-    return f"runs/{run}/network.onnx"
-
-
-def exported(run: str) -> Record:
-    return Record(f"runs/{run}/exported.json", f"03_predict.py --run {run} --export onnx")
-
-
-def predicted(run: str) -> Record:
-    return Record(f"runs/{run}/predictions.json", f"03_predict.py --run {run}")
-
-
-def predictions(run: str) -> Table:
-    """One row per probability map; `fold` is empty for test images.
-
-    `p_max` is the map's highest probability, `p_presence` the presence head's, empty where the network has none.
-    """
-    columns = ("image_id", "split", "fold", "p_max", "p_presence", "sha256")
-    made_by = f"03_predict.py --run {run}"
-    return Table(
-        f"runs/{run}/predictions.csv", columns, made_by, numbers=("fold", "p_max", "p_presence")
-    )
-
-
-def prediction_journal(output: Path, run: str, rank: int = 0) -> Path:
-    """Of one of several processes that predict together."""
-    return run_folder(output, run) / (f"predictions-{rank}.jsonl" if rank else "predictions.jsonl")
-
-
-def prediction_journals(output: Path, run: str) -> list[Path]:
-    """All there are, the main process's first."""
-    return sorted(
-        run_folder(output, run).glob("predictions*.jsonl"),
-        key=lambda path: (len(path.name), path.name),
-    )
-
-
-# Below the folder of `03_predict.py --dicom`, which is none of the stages'.
-DICOM_PREDICTIONS = Table(
-    "predictions.csv",
-    (
-        "image_id",
-        "source",
-        "height",
-        "width",
-        "p_positive",
-        "area_px",
-        "area_mm2",
-        "spacing",
-        "rle",
-    ),
-    "03_predict.py --dicom",
-    integers=("height", "width", "area_px"),
-    numbers=("p_positive", "area_mm2"),
-)
-
-
-def dicom_overlay(image_id: str) -> str:
-    """8-bit colour PNG (H, W)."""
-    return f"overlays/{_named_after(image_id, '.png')}"
-
-
-def dicom_mask(image_id: str) -> str:
-    """8-bit grey PNG (H, W) of 0 and 255."""
-    return f"masks/{_named_after(image_id, '.png')}"
-
-
-def dicom_segmentation(image_id: str) -> str:
-    return f"segmentations/{_named_after(image_id, '.dcm')}"
-
-
-def dicom_journal(folder: Path) -> Path:
-    return folder / "dicom-journal.jsonl"
-
-
-def submitted(name: str) -> Record:
-    return Record(f"submissions/{name}/postprocess.json", f"04_submit.py --name {name}")
-
-
-def submission_names(output: Path) -> list[str]:
-    """All there are, in order."""
-    return sorted(path.parent.name for path in (output / "submissions").glob("*/postprocess.json"))
-
-
-def submission(output: Path, name: str) -> Path:
-    """In the sample submission's own columns and order."""
-    return output / "submissions" / name / "submission.csv"
-
-
-def cross_validation(name: str) -> Table:
-    """Scores per fold, overall, and of predicting nothing."""
-    columns = ("row", "images", "positives", *SCORE_COLUMNS, "naive_siim_dice", *TRIPLET_COLUMNS)
-    numbers = columns[3:]
-    return Table(
-        f"submissions/{name}/cv.csv",
-        columns,
-        f"04_submit.py --name {name}",
-        ("images", "positives"),
-        numbers,
-    )
-
-
-def threshold_surface(name: str) -> Table:
-    """SIIM Dice over all out-of-fold images of every triplet tried (naive: fitted where it is scored)."""
-    columns = ("top", "min_area", "bottom", "siim_dice")
-    return Table(
-        f"submissions/{name}/surface.csv", columns, f"04_submit.py --name {name}", numbers=columns
-    )
-
-
-def postprocessing_steps(name: str) -> Table:
-    """SIIM Dice with ever more post-processing, nested and naive."""
-    columns = ("step", "siim_dice", "naive_siim_dice")
-    return Table(
-        f"submissions/{name}/steps.csv", columns, f"04_submit.py --name {name}", numbers=columns[1:]
-    )
-
-
-def out_of_fold(name: str) -> Table:
-    """One row per training image: the mask predicted with nested thresholds, and how it compares with the truth."""
-    columns = (
-        "image_id",
-        "fold",
-        "p_positive",
-        "true_px",
-        "predicted_px",
-        "overlap_px",
-        "dice",
-        "rle",
-    )
-    path = f"submissions/{name}/oof.csv"
-    integers = ("fold", "true_px", "predicted_px", "overlap_px")
-    return Table(path, columns, f"04_submit.py --name {name}", integers, ("p_positive", "dice"))
-
-
+# Stage 05
 REPORTED = Record("report/report.json", "05_report.py")
-REPORT_TABLE = Table("report/table.csv", ("run", *cross_validation("").columns), "05_report.py")
+REPORT_TABLE = Table("report/table.csv", ("run", *CROSS_VALIDATION_COLUMNS), "05_report.py")
 PER_IMAGE = Table(
     "report/per_image.csv",
-    (
-        *(
-            "run",
-            "image_id",
-            "patient_id",
-            "fold",
-            "view",
-            "sex",
-            "height",
-            "width",
-            "positive",
-            "p_positive",
-        ),
-        *("true_px", "predicted_px", "overlap_px", "dice", "precision", "recall", "iou"),
+    tuple(
+        "run image_id patient_id fold view sex height width positive p_positive "
+        "true_px predicted_px overlap_px dice precision recall iou".split()
     ),
     "05_report.py",
     integers=("fold", "height", "width", "positive", "true_px", "predicted_px", "overlap_px"),
@@ -315,6 +85,243 @@ PER_IMAGE = Table(
 REPORT_SUMMARY = "report/summary.json"
 REPORT_PAGE = "report/index.html"
 REPORT_FIGURES = "report/figures"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The images of stage 00 at one size."""
+
+    size: int
+
+    @property
+    def journal(self) -> str:
+        return f"cache/{self.size}/journal.jsonl"
+
+    def image(self, image_id: str) -> str:
+        """8-bit grey PNG (size, size), uncompressed."""
+        return f"cache/{self.size}/images/{file_name(image_id, '.png')}"
+
+    def mask(self, image_id: str) -> str:
+        """1-bit PNG (size, size) of 0 and 255; exists for positives only."""
+        return f"cache/{self.size}/masks/{file_name(image_id, '.png')}"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The files of one fold of a training run (stage 02)."""
+
+    run: str
+    number: int
+
+    @property
+    def made_by(self) -> str:
+        return f"02_train.py --run {self.run} --fold {self.number}"
+
+    @property
+    def folder(self) -> str:
+        return f"runs/{self.run}/fold{self.number}"
+
+    @property
+    def last(self) -> str:
+        """The checkpoint to resume from."""
+        return f"{self.folder}/last.pt"
+
+    @property
+    def previous(self) -> str:
+        """The checkpoint before `last`."""
+        return f"{self.folder}/previous.pt"
+
+    @property
+    def best_weights(self) -> str:
+        """The weights that stage 03 predicts with."""
+        return f"{self.folder}/best.pt"
+
+    def kept_weights(self, epoch: int) -> str:
+        """Weights of one of the best epochs, to be averaged."""
+        return f"{self.folder}/kept/epoch{epoch:04d}.pt"
+
+    @property
+    def history(self) -> Table:
+        """One row per epoch; scores are empty in epochs without validation."""
+        path = f"{self.folder}/history.csv"
+        return Table(path, HISTORY_COLUMNS, self.made_by, ("epoch",), HISTORY_COLUMNS[1:])
+
+    @property
+    def progress(self) -> str:
+        """The history drawn, PNG."""
+        return f"{self.folder}/progress.png"
+
+    @property
+    def tensorboard(self) -> str:
+        return f"{self.folder}/tensorboard"
+
+    @property
+    def trained(self) -> Record:
+        return Record(f"{self.folder}/finished.json", self.made_by)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one training run (stages 02 and 03)."""
+
+    name: str
+
+    @property
+    def folder(self) -> str:
+        return f"runs/{self.name}"
+
+    @property
+    def config(self) -> str:
+        """Every setting, resolved; YAML."""
+        return f"{self.folder}/config.yaml"
+
+    @property
+    def network_facts(self) -> str:
+        """The network's size, cost and tensor shapes; JSON."""
+        return f"{self.folder}/network.json"
+
+    def fold(self, number: int) -> Fold:
+        return Fold(self.name, number)
+
+    @property
+    def predicted(self) -> Record:
+        return Record(f"{self.folder}/predictions.json", f"03_predict.py --run {self.name}")
+
+    @property
+    def predictions(self) -> Table:
+        """One row per probability map; `fold` is empty for test images.
+
+        `p_max` is the map's highest probability, `p_classification` the classification
+        head's, empty where the network has none.
+        """
+        return Table(
+            f"{self.folder}/predictions.csv",
+            ("image_id", "split", "fold", "p_max", "p_classification", "sha256"),
+            f"03_predict.py --run {self.name}",
+            numbers=("fold", "p_max", "p_classification"),
+        )
+
+    def probability_map(self, split: str, image_id: str) -> str:
+        """8-bit grey PNG, probability x 255, at the network's size; `split` is OOF or TEST."""
+        return f"{self.folder}/{split}/{file_name(image_id, '.png')}"
+
+    def prediction_journal(self, rank: int = 0) -> str:
+        """Of one of several processes that predict together."""
+        return f"{self.folder}/predictions{f'-{rank}' if rank else ''}.jsonl"
+
+    def prediction_journals(self, output: Path) -> list[Path]:
+        """All that exist, the main process's first."""
+        found = (output / self.folder).glob("predictions*.jsonl")
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+
+    @property
+    def onnx(self) -> str:
+        """The networks of several folds in one ONNX file."""
+        return f"{self.folder}/network.onnx"
+
+    @property
+    def exported(self) -> Record:
+        return Record(f"{self.folder}/exported.json", f"export_model.py --run {self.name}")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The files of one submission (stage 04)."""
+
+    name: str
+
+    @property
+    def made_by(self) -> str:
+        return f"04_submit.py --name {self.name}"
+
+    @property
+    def folder(self) -> str:
+        return f"submissions/{self.name}"
+
+    @property
+    def record(self) -> Record:
+        """What was fitted, and how it scores."""
+        return Record(f"{self.folder}/postprocess.json", self.made_by)
+
+    @property
+    def csv(self) -> str:
+        """In the sample submission's own columns and order."""
+        return f"{self.folder}/submission.csv"
+
+    @property
+    def cross_validation(self) -> Table:
+        """Scores per fold, overall, and of the all-empty baseline."""
+        return Table(
+            f"{self.folder}/cv.csv",
+            CROSS_VALIDATION_COLUMNS,
+            self.made_by,
+            ("images", "positives"),
+            CROSS_VALIDATION_COLUMNS[3:],
+        )
+
+    @property
+    def threshold_surface(self) -> Table:
+        """SIIM Dice of all out-of-fold images for every triplet tried (naive: not nested)."""
+        columns = ("top", "min_area", "bottom", "siim_dice")
+        return Table(f"{self.folder}/surface.csv", columns, self.made_by, numbers=columns)
+
+    @property
+    def steps(self) -> Table:
+        """SIIM Dice after each step of the post-processing, nested and naive."""
+        path = f"{self.folder}/steps.csv"
+        return Table(path, STEP_COLUMNS, self.made_by, numbers=STEP_COLUMNS[1:])
+
+    @property
+    def out_of_fold(self) -> Table:
+        """One row per training image: the mask by nested thresholds, compared with the truth."""
+        return Table(
+            f"{self.folder}/oof.csv",
+            tuple("image_id fold p_positive true_px predicted_px overlap_px dice rle".split()),
+            self.made_by,
+            ("fold", "true_px", "predicted_px", "overlap_px"),
+            ("p_positive", "dice"),
+        )
+
+
+def submission_names(output: Path) -> list[str]:
+    """All that exist, sorted."""
+    return sorted(path.parent.name for path in (output / "submissions").glob("*/postprocess.json"))
+
+
+# Below the folder of predict_radiographs.py, which is none of the stages'.
+DICOM_PREDICTIONS = Table(
+    "predictions.csv",
+    tuple("image_id source height width p_positive area_px area_mm2 spacing rle".split()),
+    "predict_radiographs.py",
+    integers=("height", "width", "area_px"),
+    numbers=("p_positive", "area_mm2"),
+)
+
+
+def dicom_overlay(image_id: str) -> str:
+    """8-bit colour PNG (H, W)."""
+    return f"overlays/{file_name(image_id, '.png')}"
+
+
+def dicom_mask(image_id: str) -> str:
+    """8-bit grey PNG (H, W) of 0 and 255."""
+    return f"masks/{file_name(image_id, '.png')}"
+
+
+def dicom_segmentation(image_id: str) -> str:
+    return f"segmentations/{file_name(image_id, '.dcm')}"
+
+
+def dicom_journal(folder: Path) -> Path:
+    return folder / "dicom-journal.jsonl"
+
+
+def file_name(image_id: str, suffix: str) -> str:
+    """An id as a file name. Raises BadInput for one that leads to another folder."""
+    name = f"{image_id}{suffix}"  # ids are checked where they are read (dicom.is_image_id), too
+    if Path(name).name != name:
+        raise BadInput(f"{image_id[:70]!r} cannot name a file: it would lie outside its folder")
+    return name
 
 
 def read_table(output: Path, table: Table) -> pd.DataFrame:

@@ -40,12 +40,12 @@ def train_inputs(output: Path) -> Hashes:
 
 def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
     """Stage 02's record of a fold; other runs' weights that it started from are as they were, unless they are gone."""
-    record = records.require(output, artifacts.trained(run, fold), train_inputs(output))
+    record = records.require(output, artifacts.Run(run).fold(fold).trained, train_inputs(output))
     for path, digest in record["inputs"].items():
         if not path.startswith("runs/") or not (output / path).is_file():
             continue
         if records.sha256(output / path) != digest:
-            command = artifacts.trained(run, fold).made_by
+            command = artifacts.Run(run).fold(fold).trained.made_by
             raise BadInput(f"{path} changed since {command} ran: run {command} --overwrite again")
         trained(output, Path(path).parts[1], fold)  # and what that run itself started from
     return record
@@ -55,7 +55,7 @@ def weights(output: Path, run: str, folds: list[int]) -> Hashes:
     """The best checkpoints of a run's folds."""
     found = {}
     for fold in folds:
-        path = artifacts.best_weights(run, fold)
+        path = artifacts.Run(run).fold(fold).best_weights
         found[path] = trained(output, run, fold)["outputs"][path]
     return found
 
@@ -66,14 +66,16 @@ def predict_inputs(output: Path, run: str, folds: list[int], splits: list[str]) 
 
 
 def predicted(output: Path, run: str) -> dict[str, Any]:
-    settings = records.read(output, artifacts.predicted(run))["settings"]
+    settings = records.read(output, artifacts.Run(run).predicted)["settings"]
     current = predict_inputs(output, run, settings["folds"], settings["splits"])
-    return records.require(output, artifacts.predicted(run), current)
+    return records.require(output, artifacts.Run(run).predicted, current)
 
 
 def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
     made_from = {
-        f"predictions of {run}": predicted(output, run)["outputs"][artifacts.predictions(run).path]
+        f"predictions of {run}": predicted(output, run)["outputs"][
+            artifacts.Run(run).predictions.path
+        ]
         for run in runs
     }
     sample = prepared(output)["outputs"].get(artifacts.SAMPLE_SUBMISSION)
@@ -86,13 +88,13 @@ def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
 
 def submitted(output: Path, name: str) -> dict[str, Any]:
     return records.require(
-        output, artifacts.submitted(name), submit_inputs(output, runs_of(output, name))
+        output, artifacts.Submission(name).record, submit_inputs(output, runs_of(output, name))
     )
 
 
 def runs_of(output: Path, name: str) -> dict[str, float | None]:
     """The runs behind a submission, and the weights that they were given in it."""
-    record = artifacts.submitted(name)
+    record = artifacts.Submission(name).record
     runs = records.read(output, record)["settings"].get("runs")
     if not runs or not isinstance(runs, dict):
         raise BadInput(
@@ -103,11 +105,13 @@ def runs_of(output: Path, name: str) -> dict[str, float | None]:
 
 def settings_of(output: Path, name: str) -> dict[str, Any]:
     """What a submission was made with; {} where there is none. Raises BadInput where that cannot be read any more."""
-    path = output / artifacts.submitted(name).path
+    path = output / artifacts.Submission(name).record.path
     if not path.exists():
         return {}
     try:
-        settings: dict[str, Any] = records.read(output, artifacts.submitted(name))["settings"]
+        settings: dict[str, Any] = records.read(output, artifacts.Submission(name).record)[
+            "settings"
+        ]
     except BadInput as error:
         again = f"python 04_submit.py --run RUN --name {name}, or --runs and the other flags it was made with"
         raise BadInput(

@@ -2,25 +2,19 @@
 
 import argparse
 import errno
-import json
 import os
-import platform
 import re
 import shlex
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import filelock
 import joblib
 
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
-from pneumothorax.pipeline import engine
+from pneumothorax.pipeline import cluster
 
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 
@@ -73,7 +67,7 @@ def add_scheduler_flag(made: argparse.ArgumentParser) -> None:
     told = (
         "work on the Dask cluster whose scheduler is at tcp://HOST:PORT, instead of on this machine"
     )
-    made.add_argument("--scheduler", type=engine.scheduler, metavar="ADDRESS", help=told)
+    made.add_argument("--scheduler", type=cluster.scheduler, metavar="ADDRESS", help=told)
 
 
 def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -122,63 +116,6 @@ def chosen_folds(text: str, n_folds: int) -> list[int]:
     if not text.isdecimal() or int(text) >= n_folds:
         raise BadConfig(f"--fold {text}: there are folds 0 to {n_folds - 1}, or all")
     return [int(text)]
-
-
-@contextmanager
-def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
-    """Hold one part of the output folder, and get the file that names this run as the holder.
-
-    Raises OutputLocked, naming the holder, when another run has it for `patience_s`. The lock is the operating
-    system's: it goes with its process, so a dead holder blocks nobody.
-    """
-    folder = output / ".locks"
-    holder = folder / f"{name}.holder.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(folder / f"{name}.lock", timeout=patience_s)
-        held.acquire()
-    except filelock.Timeout as error:
-        raise OutputLocked(
-            f"{output} is in use for {name} by {_read_holder(holder)}: wait for it or stop it"
-        ) from error
-    except OSError as error:
-        raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
-    try:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        holder.write_text(
-            json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}), "utf-8"
-        )
-        yield holder
-    finally:
-        holder.unlink(missing_ok=True)
-        held.release()
-
-
-def check_room(output: Path, needed_bytes: int) -> None:
-    """Raises BadInput where the disk of `output` has less room than a stage is about to need."""
-    free_bytes = shutil.disk_usage(output).free
-    if needed_bytes > free_bytes:
-        needed, free = (-(-size // 2**20) for size in (needed_bytes, free_bytes))
-        raise BadInput(
-            f"{output}: about {needed} MiB are needed, {free} are free: make room or choose another --output"
-        )
-
-
-def is_held(output: Path, name: str) -> bool:
-    """Whether another run has this part of the output folder now."""
-    try:
-        with lock(output, name):
-            return False
-    except OutputLocked:
-        return True
-
-
-def _read_holder(path: Path) -> str:
-    try:
-        body = json.loads(path.read_text("utf-8"))
-        return f"process {body['pid']} on {body['host']}, started {body['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -20,14 +20,14 @@ from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, records
-from pneumothorax.pipeline.engine import INSTALL
+from pneumothorax.pipeline.cluster import INSTALL
 from pneumothorax.prediction import onnx_runtime, probability_maps
 from pneumothorax.prediction.onnx_runtime import (
+    CLASSIFICATION,
+    CLASSIFICATION_LOGITS,
     IMAGES,
     LOGITS,
     PIXELS,
-    PRESENCE,
-    PRESENCE_LOGITS,
     PROBABILITY,
 )
 from pneumothorax.prediction.probability_maps import Predictor
@@ -60,7 +60,7 @@ def is_current(
     or_more: it may hold other folds' too.
     """
     try:
-        record = records.require(output, artifacts.exported(run), weights)
+        record = records.require(output, artifacts.Run(run).exported, weights)
     except BadInput:
         return False
     return or_more or record["settings"] == {"folds": folds}
@@ -95,11 +95,11 @@ def write(
             f"the ONNX file of run {run} gives other maps than PyTorch, by {difference} of 255, and was not kept. "
             f"It is tested with the versions that this installs: {INSTALL}"
         )
-    path = artifacts.onnx_file(run)
+    path = artifacts.Run(run).onnx
     atomic.write_bytes(output / path, graph)
     records.write(
         output,
-        artifacts.exported(run),
+        artifacts.Run(run).exported,
         settings={"folds": list(networks)},
         inputs=weights,
         outputs=[path],
@@ -110,7 +110,7 @@ def write(
 def export(networks: Mapping[int, Any], *, image_size: int, facts: Mapping[str, str]) -> bytes:
     """Networks by fold -> an ONNX model: `images` (N, 1, S, S) uint8 grey -> `probability` (N, 1, S, S) float32.
 
-    With a presence head `presence` (N,) stands beside it. N is any number, S is fixed. The model's metadata say so, and
+    With a classification head `classification` (N,) stands beside it. N is any number, S is fixed. The model's metadata say so, and
     hold `facts`. Equal networks give equal bytes. Raises BadInput where a network cannot be exported.
     """
     modules = list(networks.values())
@@ -128,10 +128,12 @@ def export(networks: Mapping[int, Any], *, image_size: int, facts: Mapping[str, 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's, about PyTorch's own code
-            has_presence = modules[0].outputs(to_network(images[:1], images.device))[1] is not None
-            outputs = [PROBABILITY, *([PRESENCE] if has_presence else [])]
+            has_classification = (
+                modules[0].outputs(to_network(images[:1], images.device))[1] is not None
+            )
+            outputs = [PROBABILITY, *([CLASSIFICATION] if has_classification else [])]
             inner = [f"{LOGITS}{fold}" for fold in networks]
-            inner += [f"{PRESENCE_LOGITS}{fold}" for fold in networks if has_presence]
+            inner += [f"{CLASSIFICATION_LOGITS}{fold}" for fold in networks if has_classification]
             program = torch.onnx.export(
                 averaged,
                 (images,),
@@ -153,11 +155,11 @@ def export(networks: Mapping[int, Any], *, image_size: int, facts: Mapping[str, 
         "network": what,
         "folds": json.dumps(list(networks)),
         "image_size": str(image_size),
-        "input": f"{IMAGES} (N, 1, {size_text}) uint8 grey, 0 to 255, white is dense; shrink by averaging areas",
+        "input": f"{IMAGES} (N, 1, {size_text}) uint8 grey, 0 to 255, white is dense; downsample by averaging areas",
         "output": f"{PROBABILITY} (N, 1, {size_text}) float32 in 0 to 1, the mean over image and mirror and over folds",
         **(
-            {"output_presence": f"{PRESENCE} (N) float32 in 0 to 1, of any pixel"}
-            if has_presence
+            {"output_classification": f"{CLASSIFICATION} (N) float32 in 0 to 1, of any pixel"}
+            if has_classification
             else {}
         ),
         **facts,
@@ -179,14 +181,16 @@ class Averaged(nn.Module):
         n = images.shape[0]
         pixels = to_network(images, images.device)
         both = torch.cat([pixels, pixels.flip(3)])  # (2N, 1, S, S)
-        logits, presences = zip(*(network.outputs(both) for network in self.networks), strict=True)
+        logits, classifications = zip(
+            *(network.outputs(both) for network in self.networks), strict=True
+        )
         p = torch.stack(logits).sigmoid().mean(0)  # (2N, 1, S, S)
         outputs = [(p[:n] + p[n:].flip(3)) / 2]
-        if presences[0] is None:
+        if classifications[0] is None:
             return *outputs, both, *logits
-        p_presence = torch.stack(presences).sigmoid().mean(0)  # (2N,)
-        outputs.append((p_presence[:n] + p_presence[n:]) / 2)
-        return *outputs, both, *logits, *presences
+        p_classification = torch.stack(classifications).sigmoid().mean(0)  # (2N,)
+        outputs.append((p_classification[:n] + p_classification[n:]) / 2)
+        return *outputs, both, *logits, *classifications
 
 
 def largest_difference(graph: bytes, networks: Sequence[Any], images: torch.Tensor) -> int:
@@ -218,7 +222,7 @@ def images_to_check(paths: Sequence[Path], image_size: int) -> torch.Tensor:
     images = []
     for place in np.linspace(0, len(paths) - 1, CHECKED_IMAGES).astype(int):
         try:
-            images.append(png.shrink(png.read(paths[place]), image_size))
+            images.append(png.downsample(png.read(paths[place]), image_size))
         except BadInput:
             images.append(generator.integers(0, 256, (image_size, image_size), dtype=np.uint8))
     return torch.from_numpy(np.stack(images)).unsqueeze(1)
@@ -245,7 +249,9 @@ def _finished(model: Any, facts: Mapping[str, str]) -> bytes:
     outputs = list(graph.output)
     del graph.output[:]
     for value in outputs:
-        (graph.output if value.name in (PROBABILITY, PRESENCE) else graph.value_info).append(value)
+        (graph.output if value.name in (PROBABILITY, CLASSIFICATION) else graph.value_info).append(
+            value
+        )
     onnx.helper.set_model_props(model, dict(facts))
     data: bytes = model.SerializeToString(deterministic=True)
     return data

@@ -9,22 +9,22 @@ import torch
 from pneumothorax.prediction.probability_maps import Predictor
 
 # Of the exported graph: its input, its outputs, and the inner values between which the network of a fold lies.
-IMAGES, PROBABILITY, PRESENCE = "images", "probability", "presence"
-PIXELS, LOGITS, PRESENCE_LOGITS = "pixels", "logits_fold", "presence_logits_fold"
+IMAGES, PROBABILITY, CLASSIFICATION = "images", "probability", "classification"
+PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits_fold", "classification_logits_fold"
 
 
 class OnnxNetwork:
     """What prediction.probabilities asks of a network, computed by onnxruntime."""
 
     def __init__(self, graph: bytes) -> None:
-        """graph: an ONNX model, images (N, 1, S, S) float32 in [0, 1] -> logits (N, 1, S, S), and (N,) of presence."""
+        """graph: an ONNX model, images (N, 1, S, S) float32 in [0, 1] -> logits (N, 1, S, S), and (N,) of classification."""
         self.session = session(graph)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        logits, *presence = (
+        logits, *classification = (
             torch.from_numpy(found) for found in self.session.run(None, {PIXELS: images.numpy()})
         )
-        return logits, presence[0] if presence else None
+        return logits, classification[0] if classification else None
 
 
 def load(path: Path, folds: Sequence[int]) -> list[Predictor]:
@@ -39,7 +39,7 @@ def load(path: Path, folds: Sequence[int]) -> list[Predictor]:
     for fold in folds:
         ends = [
             name
-            for name in (f"{LOGITS}{fold}", f"{PRESENCE_LOGITS}{fold}")
+            for name in (f"{LOGITS}{fold}", f"{CLASSIFICATION_LOGITS}{fold}")
             if name in whole.value_infos
         ]
         part = whole.extract_model([PIXELS], ends)

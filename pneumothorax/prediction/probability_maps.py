@@ -60,20 +60,23 @@ def probabilities(
         images: (N, 1, H, W) in [0, 1].
 
     Returns (N, 1, H, W) float32 probabilities of pixels, and (N,) of an image to be positive where all networks have a
-    presence head.
+    classification head.
     """
     mirrored = images.flip(3)
     total = torch.zeros_like(images)
-    presences = []
+    classifications = []
     for network in networks:
-        logits, presence = network.outputs(images)
-        logits_mirrored, presence_mirrored = network.outputs(mirrored)
+        logits, classification = network.outputs(images)
+        logits_mirrored, classification_mirrored = network.outputs(mirrored)
         total += logits.float().sigmoid()
         total += logits_mirrored.float().sigmoid().flip(3)
-        if presence is not None and presence_mirrored is not None:
-            presences += [presence.float().sigmoid(), presence_mirrored.float().sigmoid()]
-    complete = len(presences) == 2 * len(networks)
-    return total / (2 * len(networks)), torch.stack(presences).mean(0) if complete else None
+        if classification is not None and classification_mirrored is not None:
+            classifications += [
+                classification.float().sigmoid(),
+                classification_mirrored.float().sigmoid(),
+            ]
+    complete = len(classifications) == 2 * len(networks)
+    return total / (2 * len(networks)), torch.stack(classifications).mean(0) if complete else None
 
 
 def predict_splits(
@@ -95,11 +98,11 @@ def predict_splits(
         rows: manifest rows by split; those of OOF have their `fold`.
     """
     known: Entries = {}
-    for path in artifacts.prediction_journals(source.output, source.run):
+    for path in artifacts.Run(source.run).prediction_journals(source.output):
         known.update(journal.read(path))
     distributed.gather(None)  # all have read before anyone writes
     with Journal(
-        artifacts.prediction_journal(source.output, source.run, distributed.rank())
+        source.output / artifacts.Run(source.run).prediction_journal(distributed.rank())
     ) as own:
         for split in splits:
             if split == artifacts.OOF:
@@ -124,18 +127,18 @@ def predict_splits(
                 if own.entries.get(name) != entry:
                     own.append(name, entry)
     if distributed.is_main():
-        for path in artifacts.prediction_journals(source.output, source.run)[1:]:
+        for path in artifacts.Run(source.run).prediction_journals(source.output)[1:]:
             path.unlink()
     return pd.concat([_table(known, rows[split], split) for split in splits], ignore_index=True)
 
 
 def maps_are_whole(output: Path, run: str) -> bool:
     """Whether every map of the predictions table is there with its hash."""
-    table = artifacts.read_table(output, artifacts.predictions(run))
+    table = artifacts.read_table(output, artifacts.Run(run).predictions)
     for split, image_id, digest in zip(
         table["split"], table["image_id"], table["sha256"], strict=True
     ):
-        path = artifacts.probability_map(output, run, split, image_id)
+        path = output / artifacts.Run(run).probability_map(split, image_id)
         if not path.is_file() or records.sha256(path) != digest:
             return False
     return True
@@ -156,7 +159,7 @@ def _predict(
 
     Its entry goes to this process's journal `own` and to everyone's `known`.
     """
-    folder = artifacts.probability_map(source.output, source.run, split, "x").parent
+    folder = (source.output / artifacts.Run(source.run).probability_map(split, "x")).parent
     distributed.on_main(_clear, folder)
     todo = rows[
         [not _is_done(known, source, row, split, key) for row in rows.itertuples()]
@@ -168,13 +171,13 @@ def _predict(
             broken.append(found.image_id)
             continue
         data = png.encode_small(postprocess.quantise(found.probabilities))
-        path = artifacts.probability_map(source.output, source.run, split, found.image_id)
+        path = source.output / artifacts.Run(source.run).probability_map(split, found.image_id)
         atomic.write_bytes(path, data, sync=False)
         entry = {
             "key": _entry_key(source, key, found.image_hash),
             "fold": fold,
             "p_max": float(found.probabilities.max()),
-            "p_presence": found.p_presence,
+            "p_classification": found.p_classification,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
         own.append(f"{split}/{found.image_id}", entry)
@@ -200,16 +203,16 @@ def _table(known: Entries, rows: pd.DataFrame, split: str) -> pd.DataFrame:
     for image_id in rows["image_id"]:
         entry = {"image_id": image_id, "split": split, **known[f"{split}/{image_id}"]}
         entries.append({name: "" if value is None else value for name, value in entry.items()})
-    return pd.DataFrame(entries, columns=list(artifacts.predictions(split).columns))
+    return pd.DataFrame(entries, columns=list(artifacts.Run(split).predictions.columns))
 
 
 class Map(NamedTuple):
-    """One image's (S, S) float32 probabilities, and the presence head's where there is one."""
+    """One image's (S, S) float32 probabilities, and the classification head's where there is one."""
 
     image_id: str
     image_hash: str  # of the cached image
     probabilities: np.ndarray
-    p_presence: float | None
+    p_classification: float | None
 
 
 def _maps(
@@ -235,14 +238,16 @@ def _maps(
     with tqdm(total=len(rows), unit="image", desc=title, disable=not distributed.is_main()) as bar:
         for batch in loader:
             with precision.autocast(source.device, enabled=source.bf16):
-                maps, presence = probabilities(
+                maps, classification = probabilities(
                     [one.network for one in networks], to_network(batch.image, source.device)
                 )
-            presences = [None] * len(maps) if presence is None else presence.tolist()
-            for position, one, p_presence in zip(
-                batch.position.tolist(), maps[:, 0].cpu().numpy(), presences, strict=True
+            classifications = (
+                [None] * len(maps) if classification is None else classification.tolist()
+            )
+            for position, one, p_classification in zip(
+                batch.position.tolist(), maps[:, 0].cpu().numpy(), classifications, strict=True
             ):
-                yield Map(image_ids[position], digests[position], one, p_presence)
+                yield Map(image_ids[position], digests[position], one, p_classification)
             bar.update(min(len(maps) * distributed.size(), len(rows) - bar.n))
 
 
@@ -251,10 +256,10 @@ def _is_done(known: Entries, source: Source, row: Any, split: str, key: str) -> 
     if (
         entry is None
         or entry["key"] != _entry_key(source, key, row.sha256)
-        or "p_presence" not in entry
+        or "p_classification" not in entry
     ):
         return False
-    path = artifacts.probability_map(source.output, source.run, split, row.image_id)
+    path = source.output / artifacts.Run(source.run).probability_map(split, row.image_id)
     return path.is_file() and records.sha256(path) == entry["sha256"]
 
 

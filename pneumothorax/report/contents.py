@@ -34,11 +34,11 @@ class Run:
 
     Args:
         runs: names of the runs behind the submission `name`: one, or those of a blend.
-        table: artifacts.cross_validation rows.
-        images: artifacts.out_of_fold rows.
+        table: artifacts.Submission.cross_validation rows.
+        images: artifacts.Submission.out_of_fold rows.
         per_image: artifacts.PER_IMAGE rows.
-        surface: artifacts.threshold_surface rows.
-        steps: artifacts.postprocessing_steps rows.
+        surface: artifacts.Submission.threshold_surface rows.
+        steps: artifacts.Submission.steps rows.
         weights: of a blend's runs, as page.Run has them.
         histories: history.csv of each fold; none of a blend.
         network: what network_trace.trace found; None for a blend and for a run that has no such file.
@@ -57,7 +57,7 @@ class Run:
     cost: page.Cost
 
     def row(self, name: str) -> dict[str, Any]:
-        """A row of the cross-validation table, e.g. "all" or "nothing predicted"."""
+        """A row of the cross-validation table, e.g. "all" or "all-empty baseline"."""
         return dict(self.table.set_index("row").loc[name])
 
 
@@ -68,7 +68,7 @@ class Statistics:
     Args:
         operating_points: curves.operating_point rows.
         calibration_errors: expected calibration errors.
-        differences: comparison.all_pairs rows, also against predicting nothing.
+        differences: comparison.all_pairs rows, also against the all-empty baseline.
     """
 
     intervals: dict[str, pd.DataFrame]
@@ -83,14 +83,16 @@ class Statistics:
 def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -> Run:
     """All that earlier stages left of the submission `name` and its runs."""
     runs = tuple(lineage.runs_of(output, name))
-    images = artifacts.read_table(output, artifacts.out_of_fold(name))
+    images = artifacts.read_table(output, artifacts.Submission(name).out_of_fold)
     folds_used = sorted(set(images["fold"]))
     weights = _weights(output, name, runs)
     used = [
         run for run in runs if weights[artifacts.FINAL][run] > 0
     ]  # what predicting the test images takes
     trained = [
-        records.read(output, artifacts.trained(run, fold)) for run in used for fold in folds_used
+        records.read(output, artifacts.Run(run).fold(fold).trained)
+        for run in used
+        for fold in folds_used
     ]
     networks = [_network(output, run) for run in used]
     memory = [
@@ -104,16 +106,17 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
         device=", ".join(sorted({record.get("device", "") for record in trained})),
     )
     histories = [
-        artifacts.read_table(output, artifacts.history_table(runs[0], fold)) for fold in folds_used
+        artifacts.read_table(output, artifacts.Run(runs[0]).fold(fold).history)
+        for fold in folds_used
     ]
     return Run(
         name=name,
         runs=runs,
-        table=artifacts.read_table(output, artifacts.cross_validation(name)),
+        table=artifacts.read_table(output, artifacts.Submission(name).cross_validation),
         images=images,
         per_image=per_image.table(images, manifest, folds, name),
-        surface=artifacts.read_table(output, artifacts.threshold_surface(name)),
-        steps=artifacts.read_table(output, artifacts.postprocessing_steps(name)),
+        surface=artifacts.read_table(output, artifacts.Submission(name).threshold_surface),
+        steps=artifacts.read_table(output, artifacts.Submission(name).steps),
         weights=weights if len(runs) > 1 else {},
         histories=tuple(histories) if len(runs) == 1 else (),
         network=networks[0] if len(runs) == 1 else None,
@@ -123,7 +126,7 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
 
 def _weights(output: Path, name: str, runs: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Row of the cross-validation table -> run -> weight, from stage 04's record."""
-    record = artifacts.submitted(name)
+    record = artifacts.Submission(name).record
     try:
         found: dict[str, list[float]] = records.read(output, record)["weights"]
         folds = sorted(int(left_out) for left_out in found if left_out != "final")
@@ -145,13 +148,13 @@ def _sum(networks: list[dict[str, Any] | None], fact: str) -> int | None:
 
 def sources(runs: list[Run]) -> list[str]:
     """Paths below the output folder of the files that stand, through the records, for all that the report rests on."""
-    submitted = [artifacts.submitted(run.name).path for run in runs]
-    networks = [artifacts.network_facts(name) for run in runs for name in run.runs]
+    submitted = [artifacts.Submission(run.name).record.path for run in runs]
+    networks = [artifacts.Run(name).network_facts for run in runs for name in run.runs]
     return [artifacts.PREPARED.path, artifacts.FOLDED.path, *submitted, *networks]
 
 
 def _network(output: Path, run: str) -> dict[str, Any] | None:
-    path = output / artifacts.network_facts(run)
+    path = output / artifacts.Run(run).network_facts
     if not path.is_file():
         return None
     try:
@@ -188,10 +191,10 @@ def statistics(runs: list[Run], *, seed: int) -> Statistics:
 
 
 def differences(frames: dict[str, pd.DataFrame], *, seed: int) -> pd.DataFrame:
-    """comparison.all_pairs rows of the runs, and of each against predicting nothing by SIIM Dice."""
+    """comparison.all_pairs rows of the runs, and of each against the all-empty baseline by SIIM Dice."""
     nothing = per_image.nothing(next(iter(frames.values())))
-    pairs = comparison.all_pairs({**frames, per_image.NOTHING: nothing}, COMPARED, seed=seed)
-    return pairs[(pairs["second"] != per_image.NOTHING) | (pairs["score"] == "siim_dice")]
+    pairs = comparison.all_pairs({**frames, per_image.ALL_EMPTY: nothing}, COMPARED, seed=seed)
+    return pairs[(pairs["second"] != per_image.ALL_EMPTY) | (pairs["score"] == "siim_dice")]
 
 
 def combined_table(runs: list[Run]) -> pd.DataFrame:
@@ -200,7 +203,7 @@ def combined_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def per_image_table(runs: list[Run]) -> pd.DataFrame:
-    """Rows of artifacts.PER_IMAGE: of predicting nothing first, then of every run."""
+    """Rows of artifacts.PER_IMAGE: of the all-empty baseline first, then of every run."""
     return pd.concat(
         [per_image.nothing(runs[0].per_image), *(run.per_image for run in runs)], ignore_index=True
     )
@@ -296,13 +299,13 @@ def grouping(patients: str) -> str:
 
 
 def terminal_table(runs: list[Run]) -> str:
-    """The headline scores of every run as text, predicting nothing first."""
+    """The headline scores of every run as text, the all-empty baseline first."""
     header = ["run", "folds", *HEADLINES]
-    nothing = runs[0].row(artifacts.NOTHING)
+    nothing = runs[0].row(artifacts.ALL_EMPTY)
     lines = [
         header,
         [
-            artifacts.NOTHING,
+            artifacts.ALL_EMPTY,
             "",
             *("" if pd.isna(nothing[name]) else f"{nothing[name]:.4f}" for name in HEADLINES),
         ],

@@ -133,7 +133,7 @@ def threshold_surface(
     Args:
         surface: top, min_area, bottom, siim_dice, one row per triplet tried; -inf and NaN are left out.
         chosen: top, minimum area, bottom.
-        nothing: SIIM Dice of predicting nothing, drawn as a contour where the surface crosses it.
+        nothing: SIIM Dice of the all-empty baseline, drawn as a contour where the surface crosses it.
     """
     tried = surface[np.isfinite(surface["siim_dice"])]
     best = tried.groupby(["top", "min_area"])["siim_dice"].max().unstack("top")  # (areas, tops)
@@ -159,7 +159,7 @@ def threshold_surface(
                     [],
                     color="#D55E00",
                     linestyle="--",
-                    label=f"nothing predicted: {nothing:.4f}",
+                    label=f"all-empty baseline: {nothing:.4f}",
                 )
         top, area, bottom = chosen
         rows = tried[
@@ -192,7 +192,7 @@ def folds(
 
     Args:
         scores: run, fold, value; runs in order of appearance.
-        nothing: what predicting nothing scores.
+        nothing: what the all-empty baseline scores.
     """
     runs = list(dict.fromkeys(scores["run"]))
     with style.settings():
@@ -231,7 +231,7 @@ def folds(
                 "va": "bottom",
                 "fontsize": 9,
             }
-            axes.annotate("nothing predicted", at[0], xycoords=at[1], xytext=(0, 3), **corner)
+            axes.annotate("all-empty baseline", at[0], xycoords=at[1], xytext=(0, 3), **corner)
         axes.set_xticks(range(len(runs)), [wrapped(run) for run in runs])
         axes.set(
             xlim=(-0.5, len(runs) - 0.4), ylabel=f"{score} of each fold; mean ± standard deviation"
@@ -328,11 +328,9 @@ def learning(histories: Mapping[str, Sequence[pd.DataFrame]], style: Style) -> F
             axes.set(xlabel="epoch", ylabel=label)
             axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
-        nothing = [
-            fold["nothing_predicted"].iloc[-1] for folds in histories.values() for fold in folds
-        ]
+        nothing = [fold["all_empty"].iloc[-1] for folds in histories.values() for fold in folds]
         if nothing:
-            label = "nothing predicted"
+            label = "all-empty baseline"
             panels[-1].axhline(
                 float(np.mean(nothing)), color=style.muted, linestyle="--", linewidth=1, label=label
             )

@@ -60,7 +60,7 @@ def write(
 
     Args:
         folder: where the page stands.
-        runs: artifacts.out_of_fold rows by name, of the same images, in the order in which the page offers them.
+        runs: artifacts.Submission.out_of_fold rows by name, of the same images, in the order in which the page offers them.
         manifest: artifacts.MANIFEST rows.
 
     Returns the paths of the written files below `folder`, in the manifest's order.
@@ -70,7 +70,7 @@ def write(
     images = predicted_images(runs, manifest)
     calls = [(item,) for item in items(output, folder, runs, images, cache_size)]
     outlines = in_order(draw, calls, Engine(workers), per_task=IMAGES_PER_TASK, title="gallery")
-    large = os.path.relpath(artifacts.cached_image(output, cache_size, "").parent, folder)
+    large = os.path.relpath((output / artifacts.Cache(cache_size).image("")).parent, folder)
     write_data(folder / DATA, data(runs, images, outlines, large=Path(large).as_posix()))
     return [*(f"{THUMBNAILS}/{image_id}.jpg" for image_id in images["image_id"]), DATA]
 
@@ -94,7 +94,7 @@ def items(
     sizes = zip(images["height"].tolist(), images["width"].tolist(), strict=True)
     return [
         Item(
-            artifacts.cached_image(output, cache_size, image_id),
+            output / artifacts.Cache(cache_size).image(image_id),
             folder / THUMBNAILS / f"{image_id}.jpg",
             shape,
             labels.get(image_id, ()),
@@ -117,7 +117,7 @@ def draw(item: Item) -> tuple[str, ...]:
 def thumbnail(image: np.ndarray) -> bytes:
     """(S, S) uint8 -> the bytes of a grey JPEG of THUMBNAIL_PX."""
     done, data = cv2.imencode(
-        ".jpg", png.shrink(image, THUMBNAIL_PX), (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+        ".jpg", png.downsample(image, THUMBNAIL_PX), (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
     )
     if not done:
         raise RuntimeError(f"OpenCV cannot encode an image of shape {image.shape}, {image.dtype}")
@@ -130,7 +130,7 @@ def outline(mask: np.ndarray) -> str:
     Coordinates are pixels of a GRID x GRID image, counted from 0. Filled by the even-odd rule, with a stroke one pixel
     wide, it covers the mask; without the stroke, parts one pixel wide would vanish.
     """
-    small = png.shrink_mask(mask, GRID)
+    small = png.downsample_mask(mask, GRID)
     contours, _ = cv2.findContours(small, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return "".join(
         _subpath(cv2.approxPolyDP(contour, SIMPLIFIED_BY_PX, closed=True)) for contour in contours

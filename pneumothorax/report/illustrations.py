@@ -90,7 +90,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
         for tables in (found.roc, found.calibration, found.strata)
     )
     auc = {run.name: float(run.row("all")["auc"]) for run in runs}
-    nothing = float(runs[0].row(artifacts.NOTHING)["siim_dice"])
+    nothing = float(runs[0].row(artifacts.ALL_EMPTY)["siim_dice"])
     by_fold = pd.DataFrame(
         [
             {"run": run.name, "fold": row["row"], "value": row["siim_dice"]}
@@ -118,7 +118,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
             "folds",
             lambda style: figures.folds(by_fold, style, nothing=nothing),
             title="Score of every fold",
-            caption="SIIM Dice per fold with nested thresholds; the dashed line is predicting nothing.",
+            caption="SIIM Dice per fold with nested thresholds; the dashed line is the all-empty baseline.",
             alt="SIIM Dice of every fold and run, with mean and standard deviation",
         ),
         album.curve(
@@ -135,7 +135,7 @@ def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure
 def surface(album: Album, run: Run) -> page.Figure:
     final = run.row(artifacts.FINAL)
     chosen = final["top"], final["min_area"], final["bottom"]
-    nothing = float(run.row(artifacts.NOTHING)["siim_dice"])
+    nothing = float(run.row(artifacts.ALL_EMPTY)["siim_dice"])
     return album.curve(
         f"surface-{run.name}",
         lambda style: figures.threshold_surface(

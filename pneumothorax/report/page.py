@@ -10,7 +10,7 @@ import pandas as pd
 
 from pneumothorax import metrics, plotting
 from pneumothorax.pipeline import artifacts
-from pneumothorax.pipeline.artifacts import FINAL, NOTHING
+from pneumothorax.pipeline.artifacts import ALL_EMPTY, FINAL
 from pneumothorax.report import gallery
 
 MISSING = "–"
@@ -81,10 +81,10 @@ class Run:
     """One run's tables.
 
     Args:
-        table: artifacts.cross_validation rows.
+        table: artifacts.Submission.cross_validation rows.
         intervals: score, low, high (bootstrap.intervals, all images); may be empty.
         strata: strata.table rows; may be empty.
-        steps: artifacts.postprocessing_steps rows; may be empty.
+        steps: artifacts.Submission.steps rows; may be empty.
         weights: of a blend's runs: the row of the cross-validation table -> run -> weight; {} where it is no blend.
     """
 
@@ -147,7 +147,7 @@ def render(content: Content) -> str:
             1,
         ),
         networks=[
-            network_row(NOTHING, _row(content.runs[0], NOTHING), Cost(), {}),
+            network_row(ALL_EMPTY, _row(content.runs[0], ALL_EMPTY), Cost(), {}),
             *map(run_row, content.runs),
         ],
         paper={name: [f"{score:.2f}" for score in scores] for name, scores in PAPER.items()},
@@ -209,10 +209,10 @@ def network_row(
 
 
 def fold_rows(run: Run) -> list[dict[str, Any]]:
-    """The cross-validation table's lines: nothing predicted, the folds, mean, standard deviation, all images."""
+    """The cross-validation table's lines: all-empty baseline, the folds, mean, standard deviation, all images."""
     table = run.table.set_index("row")
     folds = [name for name in table.index if name.startswith("fold ")]
-    titles = {NOTHING: NOTHING, **dict(zip(folds, folds, strict=True)), "mean": "mean of folds"}
+    titles = {ALL_EMPTY: ALL_EMPTY, **dict(zip(folds, folds, strict=True)), "mean": "mean of folds"}
     titles |= {
         "std": "standard deviation",
         "all": "all images",
@@ -234,8 +234,8 @@ def fold_rows(run: Run) -> list[dict[str, Any]]:
 def _fold_line(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
     row = dict(table.loc[name])
     nothing = {
-        "all": NOTHING,
-        **{each: f"{NOTHING}, {each}" for each in table.index if each.startswith("fold ")},
+        "all": ALL_EMPTY,
+        **{each: f"{ALL_EMPTY}, {each}" for each in table.index if each.startswith("fold ")},
     }
     baseline = table["siim_dice"].get(nothing.get(name, ""))
     scored = name != FINAL
@@ -307,7 +307,7 @@ def strata(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
             baseline = {
                 "level": row["level"],
                 **facts,
-                NOTHING: score(row["nothing_predicted"]),
+                ALL_EMPTY: score(row["all_empty"]),
                 "runs": [],
             }
             levels.setdefault(str(row["level"]), baseline)["runs"].append(

@@ -104,8 +104,8 @@ def comparison(images: Sequence[Compared], style: Style = plotting.PICTURES) -> 
 
 def read(output: Path, cache_size: int, image_id: str) -> Radiograph:
     """One prepared training image. Raises BadInput where a cached file is damaged or missing."""
-    image = png.read(artifacts.cached_image(output, cache_size, image_id))
-    path = artifacts.cached_mask(output, cache_size, image_id)
+    image = png.read(output / artifacts.Cache(cache_size).image(image_id))
+    path = output / artifacts.Cache(cache_size).mask(image_id)
     truth = (
         (png.read(path) > 0).astype(np.uint8) if path.exists() else np.zeros_like(image)
     )  # positives have one
@@ -123,12 +123,12 @@ def read_compared(
 
     Args:
         shape: (H, W) of the labels.
-        images: {run: artifacts.out_of_fold rows}, each with the image.
+        images: {run: artifacts.Submission.out_of_fold rows}, each with the image.
     """
     predictions = {}
     for run, table in images.items():
         row = table[table["image_id"] == image_id].iloc[0]
-        mask = png.shrink_mask(rle.decode(str(row["rle"]), shape), cache_size)
+        mask = png.downsample_mask(rle.decode(str(row["rle"]), shape), cache_size)
         predictions[run] = mask, float(row["dice"])
     return Compared(read(output, cache_size, image_id), predictions)
 
@@ -151,7 +151,7 @@ def choose_compared(images: Mapping[str, pd.DataFrame], n: int = 5) -> list[str]
     Chosen by the truth, whatever the Dice: not the rows that flatter a run.
 
     Args:
-        images: {run: artifacts.out_of_fold rows}; only images that every run has are chosen.
+        images: {run: artifacts.Submission.out_of_fold rows}; only images that every run has are chosen.
     """
     tables = list(images.values())
     common = set.intersection(*(set(table["image_id"]) for table in tables))

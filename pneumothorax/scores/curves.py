@@ -1,6 +1,6 @@
 """How well the image-level probability ranks images (ROC curve) and how far it can be taken at its word (calibration).
 
-The probability is the presence head's, else the map's highest (stage 03), calibrated on the other folds (stage 04).
+The probability is the classification head's, else the map's highest (stage 03), calibrated on the other folds (stage 04).
 """
 
 from typing import Literal

@@ -21,7 +21,7 @@ def over_best_single(
     The best run is chosen by the score that it is compared with, which favours it: the gain is rather understated.
 
     Args:
-        blend, singles: artifacts.out_of_fold rows, nested alike; their `rle` is not needed.
+        blend, singles: artifacts.Submission.out_of_fold rows, nested alike; their `rle` is not needed.
         manifest, folds: artifacts.MANIFEST and artifacts.FOLDS rows.
     """
     best = max(singles, key=lambda run: singles[run]["dice"].mean())

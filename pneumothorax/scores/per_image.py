@@ -6,7 +6,7 @@ from pneumothorax import metrics
 from pneumothorax.errors import bad_list
 from pneumothorax.pipeline import artifacts
 
-NOTHING = "nothing predicted"
+ALL_EMPTY = "all-empty baseline"
 
 
 def table(
@@ -15,7 +15,7 @@ def table(
     """artifacts.PER_IMAGE rows, one per row of `images` and in their order.
 
     Args:
-        images: artifacts.out_of_fold rows.
+        images: artifacts.Submission.out_of_fold rows.
         manifest: artifacts.MANIFEST rows; those of other images are not used.
         folds: artifacts.FOLDS rows. The patient is theirs: the manifest's is the DICOM tag, which may say nothing.
 
@@ -47,8 +47,8 @@ def table(
 
 
 def nothing(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same images with an empty mask and probability 0 each, as the run NOTHING."""
-    return _scored(frame.assign(run=NOTHING, predicted_px=0, overlap_px=0, p_positive=0.0))
+    """The same images with an empty mask and probability 0 each, as the run ALL_EMPTY."""
+    return _scored(frame.assign(run=ALL_EMPTY, predicted_px=0, overlap_px=0, p_positive=0.0))
 
 
 def _scored(frame: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ COLUMNS = (
         "positive_dice_high",
         "sensitivity",
         "specificity",
-        "nothing_predicted",
+        "all_empty",
     ),
 )
 UNKNOWN = "unknown"
@@ -27,7 +27,7 @@ ORDINALS = ("1st", "2nd", "3rd", "4th")
 def table(frame: pd.DataFrame, *, repeats: int = bootstrap.REPEATS, seed: int = 0) -> pd.DataFrame:
     """COLUMNS, one row per level that has images; 95 % intervals over the patients of the level.
 
-    `nothing_predicted` is the SIIM Dice of an empty prediction there, the share of negatives: levels with more
+    `all_empty` is the SIIM Dice of an empty prediction there, the share of negatives: levels with more
     negatives score higher for that alone, so compare levels by their positives-only Dice, or by the distance to it.
 
     Args:
@@ -77,7 +77,7 @@ def _scores(part: pd.DataFrame, *, repeats: int, seed: int) -> dict[str, Any]:
         part, ["siim_dice", "positive_dice"], repeats=repeats, seed=seed
     ).items():
         row.update({f"{name}_{end}": value for end, value in bootstrap.interval(replicate).items()})
-    return {**row, "nothing_predicted": 1 - row["positives"] / row["images"]}
+    return {**row, "all_empty": 1 - row["positives"] / row["images"]}
 
 
 def _two_digits(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 Runs = tuple[np.ndarray, np.ndarray]
 
-NOTHING: Runs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+ALL_EMPTY: Runs = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare as one

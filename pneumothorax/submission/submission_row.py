@@ -25,7 +25,7 @@ class Judged:
     A message without a fault: the row is legal, and odd.
     """
 
-    runs: Runs = intervals.NOTHING
+    runs: Runs = intervals.ALL_EMPTY
     fault: str = ""
     message: str = ""
 

@@ -19,24 +19,25 @@ Kept = tuple[float, int]  # score, epoch
 class FoldCheckpoints:
     """`identity` is what every checkpoint here belongs to: its `config`, `inputs` (hashes) and `fold`."""
 
-    folder: Path
+    output: Path
+    files: artifacts.Fold
     identity: dict[str, Any]
 
     @property
     def last(self) -> Path:
-        return self.folder / artifacts.LAST_CHECKPOINT
+        return self.output / self.files.last
 
     @property
     def previous(self) -> Path:
-        return self.folder / artifacts.PREVIOUS_CHECKPOINT
+        return self.output / self.files.previous
 
     @property
     def best(self) -> Path:
-        return self.folder / artifacts.BEST_WEIGHTS
+        return self.output / self.files.best_weights
 
     def kept(self, epoch: int) -> Path:
         """Weights of one of the best epochs."""
-        return self.folder / "kept" / f"epoch{epoch:04d}.pt"
+        return self.output / self.files.kept_weights(epoch)
 
     def save(self, state: dict[str, Any]) -> None:
         """A state to go on from; the one before it stays as `previous`."""

@@ -26,8 +26,8 @@ class Log:
         title: of the picture.
     """
 
-    def __init__(self, folder: Path, *, epochs: int, title: str) -> None:
-        self.folder, self.epochs, self.title = folder, epochs, title
+    def __init__(self, output: Path, files: artifacts.Fold, *, epochs: int) -> None:
+        self.output, self.files, self.epochs = output, files, epochs
         self.finished_epochs = 0
 
     def rewrite(self, rows: Sequence[Row]) -> None:
@@ -40,7 +40,7 @@ class Log:
         if distributed.is_main():
             from pneumothorax.training.tensorboard_log import TensorBoardLog
 
-            folder = self.folder / artifacts.TENSORBOARD
+            folder = self.output / self.files.tensorboard
             self.tensorboard = TensorBoardLog(folder, finished_epochs=self.finished_epochs)
         return self
 
@@ -51,7 +51,12 @@ class Log:
         from pneumothorax.training import progress
 
         self._write(rows)
-        progress.draw(self.folder / artifacts.PROGRESS, rows, epochs=self.epochs, title=self.title)
+        progress.draw(
+            self.output / self.files.progress,
+            rows,
+            epochs=self.epochs,
+            title=f"{self.files.run}, fold {self.files.number}",
+        )
         self.tensorboard.scalars(rows[-1])
         if examples:
             images, masks, maps = zip(*examples, strict=True)
@@ -72,7 +77,7 @@ class Log:
         writer = csv.DictWriter(text, artifacts.HISTORY_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
-        atomic.write_text(self.folder / artifacts.HISTORY, text.getvalue())
+        atomic.write_text(self.output / self.files.history.path, text.getvalue())
 
 
 def has_stalled(rows: Sequence[Row], *, patience: int | None) -> bool:

@@ -25,6 +25,7 @@ from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.compute.loading import end_workers, start_training_worker
 from pneumothorax.data.dataset import InOrder, Item, RadiographDataset, Sample, to_network
 from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts
 from pneumothorax.training import averaging, history
 from pneumothorax.training import config as configuration
 from pneumothorax.training.config import TrainConfig
@@ -85,7 +86,7 @@ class Training:
         data: FoldData,
         config: TrainConfig,
         *,
-        folder: Path,
+        run: str,
         device: torch.device,
         workers: int,
         stop: StopRequest,
@@ -99,20 +100,19 @@ class Training:
         if config.batch_norm == "synchronised" and device.type == "cuda" and distributed.size() > 1:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimization = Optimization(self.network, config, device)
+        files = artifacts.Run(run).fold(data.fold)
         identity = {
             "config": configuration.as_dict(config),
             "inputs": data.inputs,
             "fold": data.fold,
         }
-        self.checkpoints = FoldCheckpoints(folder, identity)
+        self.checkpoints = FoldCheckpoints(data.output, files, identity)
         self.sampling = self._sampling()
         self.progress = Progress()
         self.beginning = (
             self._packed() if distributed.size() == 1 else None
         )  # to go back to while nothing is saved
-        self.log = history.Log(
-            folder, epochs=config.epochs, title=f"{folder.parent.name}, fold {data.fold}"
-        )
+        self.log = history.Log(data.output, files, epochs=config.epochs)
 
     def bytes_needed(self) -> int:
         """About what checkpoints will take on the disk, beyond those that are there."""
@@ -469,7 +469,7 @@ class Training:
         left = row["seconds"] * (self.config.epochs - now.epoch)
         memory = runtime.peak_memory_mib(self.device)
         scores = (
-            f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['nothing_predicted']:.4f})  "
+            f"SIIM Dice {row['siim_dice']:.4f} (nothing: {row['all_empty']:.4f})  "
             f"positives {row['positive_dice']:.4f}  "
         )
         return (

@@ -48,8 +48,8 @@ def figure(rows: Sequence[dict[str, Any]], *, epochs: int, title: str) -> Figure
             points = [row["epoch"] for row in validated], [row[name] for row in validated]
             scores.plot(*points, **STYLE.line(number), **{"marker": "."}, label=label)
         if validated:
-            nothing = validated[-1]["nothing_predicted"]
-            scores.axhline(nothing, color=STYLE.muted, linestyle=":", label="nothing predicted")
+            nothing = validated[-1]["all_empty"]
+            scores.axhline(nothing, color=STYLE.muted, linestyle=":", label="all-empty baseline")
             scores.legend(loc="best")
         else:
             _without_numbers(scores, "no epoch has a score")

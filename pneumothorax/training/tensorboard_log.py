@@ -14,7 +14,7 @@ from pneumothorax.plotting import PREDICTION_RGB, TRUTH_RGB
 
 GROUPS = {
     "loss": ("train_loss", "skipped_steps"),
-    "score": ("siim_dice", "positive_dice", "nothing_predicted"),
+    "score": ("siim_dice", "positive_dice", "all_empty"),
     "schedule": ("learning_rate", "positives_per_negative", "positives", "negatives"),
     "speed": ("seconds", "images_per_second"),
 }

@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 
     siim_dice: float = math.nan
     positive_dice: float = math.nan
-    nothing_predicted: float = math.nan
+    all_empty: float = math.nan
 
 
 class Example(NamedTuple):
@@ -108,5 +108,5 @@ def scores(profiles: list[Profile]) -> Scores:
     return Scores(
         siim_dice=search.best(np.ones(len(profiles), dtype=bool))[1],
         positive_dice=float(search.dice[~negative, at_half, 0, 0].mean()),
-        nothing_predicted=float(negative.mean()),
+        all_empty=float(negative.mean()),
     )

@@ -97,7 +97,7 @@ def predict(output, launcher):
 
 
 def history(output, run):
-    return pd.read_csv(artifacts.fold_folder(output, run, 0) / "history.csv")
+    return pd.read_csv((output / artifacts.Run(run).fold(0).folder) / "history.csv")
 
 
 def test_two_processes_take_the_steps_of_one(prepared, alone):
@@ -111,7 +111,7 @@ def test_two_processes_take_the_steps_of_one(prepared, alone):
     )
     assert ours["siim_dice"].notna().all()
     assert len(re.findall("epoch 10/10", printed)) == 1  # one process writes
-    assert records.read(alone, artifacts.trained("two", 0))["processes"] == 2
+    assert records.read(alone, artifacts.Run("two").fold(0).trained)["processes"] == 2
 
 
 def test_a_batch_that_does_not_divide_counts_every_image_once(prepared, alone):
@@ -136,7 +136,7 @@ def test_a_killed_process_is_started_again_and_the_history_is_complete(prepared)
     process = train(
         prepared, "killed", "--fold", "0", "--set", "epochs=15", several=True, restarts=1
     )
-    path = artifacts.fold_folder(output, "killed", 0) / "history.csv"
+    path = (output / artifacts.Run("killed").fold(0).folder) / "history.csv"
     deadline = time.monotonic() + 200
     while not (path.exists() and len(pd.read_csv(path)) >= 2) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -160,7 +160,7 @@ def process_of_rank(launcher, rank):
 
 def test_two_processes_predict_the_maps_of_one(prepared, alone):
     output, _ = prepared
-    folder = artifacts.run_folder(output, "alone")
+    folder = output / artifacts.Run("alone").folder
 
     def maps():
         return {
@@ -175,4 +175,4 @@ def test_two_processes_predict_the_maps_of_one(prepared, alone):
     assert len(pictures) == 24 + 3
     assert maps() == before
     assert (folder / "predictions.csv").read_bytes() == table
-    assert artifacts.prediction_journals(output, "alone") == [folder / "predictions.jsonl"]
+    assert artifacts.Run("alone").prediction_journals(output) == [folder / "predictions.jsonl"]

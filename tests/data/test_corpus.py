@@ -142,7 +142,7 @@ def test_every_file_of_a_corpus_is_used_or_rejected_and_nothing_leaks(real_data,
     assert sum(source.startswith("whole") for source in used.index) == len(wholes)
     assert 0 < sum(source.startswith("damaged") for source in used.index) < DAMAGED
     for row in manifest.itertuples():
-        image = png.read(artifacts.cached_image(output, 64, row.image_id))
+        image = png.read(output / artifacts.Cache(64).image(row.image_id))
         assert image.shape == (64, 64)
         assert image.dtype == np.uint8
         assert 0 < row.height * row.width <= 64_000_000

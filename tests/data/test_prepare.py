@@ -334,10 +334,10 @@ def test_a_mask_too_thin_to_half_cover_a_pixel_stays_positive():
     for size, small in ((1024, 512), (1024, 64), (1024, 32), (96, 64)):
         mask = np.zeros((size, size), dtype=np.uint8)
         mask[size // 3, size // 3] = 1
-        assert 1 <= png.shrink_mask(mask, small).sum() <= 4
-        assert png.shrink_mask(mask, small).dtype == np.uint8
-        assert png.shrink_mask(np.zeros_like(mask), small).sum() == 0
-        assert png.shrink_mask(np.ones_like(mask), small).all()
+        assert 1 <= png.downsample_mask(mask, small).sum() <= 4
+        assert png.downsample_mask(mask, small).dtype == np.uint8
+        assert png.downsample_mask(np.zeros_like(mask), small).sum() == 0
+        assert png.downsample_mask(np.ones_like(mask), small).all()
 
 
 def test_cached_pngs_are_uncompressed_and_exact(tmp_path):
@@ -741,7 +741,7 @@ def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
     )
     assert contents(tmp_path / "out") == contents(siim)
     assert not list((tmp_path / "out" / "cache").rglob(".*.tmp"))
-    assert len(journal.read(artifacts.cache_journal(tmp_path / "out", 512))) == 90
+    assert len(journal.read(tmp_path / "out" / artifacts.Cache(512).journal)) == 90
 
 
 def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
@@ -757,7 +757,7 @@ def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
 def test_damage_to_the_journal_costs_time_and_nothing_else(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     before = contents(tmp_path / "out")
-    path = artifacts.cache_journal(tmp_path / "out", 64)
+    path = tmp_path / "out" / artifacts.Cache(64).journal
     whole = path.read_bytes()
     at = whole.index(b'"mask_pixels": ') + 15
     for data in (

@@ -81,7 +81,7 @@ def sample(output, *, images=IMAGES):
     )
     for n in range(images):
         atomic.write_bytes(
-            artifacts.cached_image(output, SIZE, image_id(n)),
+            output / artifacts.Cache(SIZE).image(image_id(n)),
             png.encode(noise(n, SIZE)),
             sync=False,
         )
@@ -110,15 +110,15 @@ THRESHOLDS |= {"fill_holes": 1.0, "min_probability": 0.1}
 
 def run(name, start, **more):
     """A run whose scores are start, start + 0.01, ... in the order of the columns, the same in every row but `all`."""
-    names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", artifacts.NOTHING]
-    names += [f"{artifacts.NOTHING}, fold 0", f"{artifacts.NOTHING}, fold 1"]
+    names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", artifacts.ALL_EMPTY]
+    names += [f"{artifacts.ALL_EMPTY}, fold 0", f"{artifacts.ALL_EMPTY}, fold 1"]
     rows = []
     for place, line in enumerate(names):
         scores = {
             score: start + place / 10000 + column / 100
             for column, score in enumerate(artifacts.SCORE_COLUMNS)
         }
-        if line.startswith(artifacts.NOTHING):
+        if line.startswith(artifacts.ALL_EMPTY):
             scores = dict.fromkeys(artifacts.SCORE_COLUMNS, 0.0) | {
                 "siim_dice": 0.6 + place / 10000
             }
@@ -149,7 +149,7 @@ def run(name, start, **more):
 def strata(start):
     scores = {"siim_dice": start, "siim_dice_low": start - 0.1, "siim_dice_high": start + 0.1}
     scores |= {"positive_dice": 0.5, "positive_dice_low": 0.4, "positive_dice_high": 0.6}
-    scores |= {"sensitivity": 0.75, "specificity": float("nan"), "nothing_predicted": 0.6}
+    scores |= {"sensitivity": 0.75, "specificity": float("nan"), "all_empty": 0.6}
     levels = [
         ("mask size", "negative"),
         ("mask size", "1st quarter"),

@@ -22,7 +22,7 @@ from pneumothorax.errors import BadInput, OutputLocked
 from pneumothorax.inference import predicting, reading
 from pneumothorax.masks import postprocess
 from pneumothorax.masks.calibration import Calibration
-from pneumothorax.pipeline import artifacts, journal, lineage, records, stage
+from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
@@ -66,9 +66,11 @@ def tiny(tmp_path_factory):
     )
     output = folder / "output"
     run_all(made.folder, output, config, *smaller, stages=range(5))
-    first = png.read(artifacts.probability_map(output, "tiny", artifacts.TEST, made.test_ids[0]))
+    first = png.read(
+        output / artifacts.Run("tiny").probability_map(artifacts.TEST, made.test_ids[0])
+    )
     threshold = float(np.quantile(first, 0.9)) / 255 - 0.002
-    path = output / artifacts.submitted("tiny").path
+    path = output / artifacts.Submission("tiny").record.path
     body = json.loads(path.read_text("utf-8"))
     body["final"] = {"top": threshold, "min_area": 0, "bottom": threshold, "min_component": 100}
     path.write_text(json.dumps(resealed(body)), "utf-8")
@@ -111,7 +113,7 @@ def results(folder):
     return {name: data for name, (data, _) in contents(folder).items()}
 
 
-def film(folder, name, seed=1, **tags):
+def radiograph(folder, name, seed=1, **tags):
     return write_dicom(folder / f"{name}.dcm", noise(seed), **tags)
 
 
@@ -126,9 +128,9 @@ def test_a_prepared_test_image_gives_the_map_that_stage_03_stored(tiny, networks
     ]
     assert images[1].shape == ODD_SHAPE
     maps, scores = predicting.stored_maps(images, networks, 64, CPU, bf16=BF16)
-    table = artifacts.read_table(output, artifacts.predictions("tiny")).set_index("image_id")
+    table = artifacts.read_table(output, artifacts.Run("tiny").predictions).set_index("image_id")
     for image_id, stored, p in zip(made.test_ids, maps, scores, strict=True):
-        path = artifacts.probability_map(output, "tiny", artifacts.TEST, image_id)
+        path = output / artifacts.Run("tiny").probability_map(artifacts.TEST, image_id)
         np.testing.assert_array_equal(stored, png.read(path))
         assert p == pytest.approx(table.at[image_id, "p_max"], abs=1e-12)
 
@@ -136,13 +138,15 @@ def test_a_prepared_test_image_gives_the_map_that_stage_03_stored(tiny, networks
 class Watching:
     """A network that is certain of nothing and keeps what it was shown."""
 
-    def __init__(self, presence=None, value=0.0):
-        self.seen, self.presence, self.value = [], presence, value
+    def __init__(self, classification=None, value=0.0):
+        self.seen, self.classification, self.value = [], classification, value
 
     def outputs(self, images):
         self.seen.append(images.clone())
-        presence = None if self.presence is None else torch.full((len(images),), self.presence)
-        return torch.full_like(images, self.value), presence
+        classification = (
+            None if self.classification is None else torch.full((len(images),), self.classification)
+        )
+        return torch.full_like(images, self.value), classification
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
@@ -166,13 +170,13 @@ def test_the_network_sees_what_it_would_see_from_the_cache(tiny, image_size):
         assert torch.equal(mirrored[number, 0], expected.flip(1))
 
 
-def test_the_score_is_the_presence_heads_where_the_network_has_one():
+def test_the_score_is_the_classification_heads_where_the_network_has_one():
     image = [noise(1, 64)]
-    for presence, expected in (
+    for classification, expected in (
         (2.0, 1 / (1 + np.exp(-2))),
         (None, 0.5),
     ):  # sigmoid(2); the map is sigmoid(0)
-        one = probability_maps.Predictor(Watching(presence), 64)
+        one = probability_maps.Predictor(Watching(classification), 64)
         maps, [p] = predicting.stored_maps(image, [one], 64, CPU, bf16=False)
         assert p == pytest.approx(expected)
         assert (maps == 128).all()  # 0.5 * 255 = 127.5, rounded to even
@@ -189,14 +193,14 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
     predict(output, made.folder / "stage_2_images", tmp_path / "to")
     rows = rows_of(tmp_path / "to")
     assert list(rows.index) == made.test_ids
-    body = records.read(output, artifacts.submitted("tiny"))
+    body = records.read(output, artifacts.Submission("tiny").record)
     final, calibrated = (
         postprocess.Triplet(**body["final"]),
         Calibration(**body["calibration"]["final"]),
     )
-    scores = artifacts.read_table(output, artifacts.predictions("tiny")).set_index("image_id")
+    scores = artifacts.read_table(output, artifacts.Run("tiny").predictions).set_index("image_id")
     for image_id, shape in zip(made.test_ids, [(128, 128), ODD_SHAPE, (128, 128)], strict=True):
-        stored = png.read(artifacts.probability_map(output, "tiny", artifacts.TEST, image_id))
+        stored = png.read(output / artifacts.Run("tiny").probability_map(artifacts.TEST, image_id))
         mask = postprocess.mask(stored, final, shape)
         row = rows.loc[image_id]
         assert row["p_positive"] == pytest.approx(float(calibrated(scores.at[image_id, "p_max"])))
@@ -219,9 +223,9 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
     assert "trained on" not in printed
 
 
-def test_films_that_the_networks_were_trained_on_are_counted(tiny, tmp_path, capsys):
+def test_radiographs_that_the_networks_were_trained_on_are_counted(tiny, tmp_path, capsys):
     made, output = tiny
-    folder = tmp_path / "films"
+    folder = tmp_path / "radiographs"
     folder.mkdir()
     for image_id in [*list(made.masks)[:2], made.test_ids[0]]:
         shutil.copy(next(made.folder.rglob(f"{image_id}.dcm")), folder)
@@ -251,7 +255,7 @@ def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, 
         assert reference.ReferencedSOPInstanceUID == image_id
 
 
-def test_a_large_16_bit_film_gets_a_mask_of_its_own_size(tiny, tmp_path):
+def test_a_large_16_bit_radiograph_gets_a_mask_of_its_own_size(tiny, tmp_path):
     _, output = tiny
     large = cv2.resize(noise(3), (2000, 2400)).astype(np.uint16) * 257
     path = write_dicom(tmp_path / "large.dcm", large)
@@ -300,13 +304,13 @@ def test_bad_files_are_listed_after_the_good_ones_are_done_and_no_name_is_told(
     _, output = tiny
     folder = tmp_path / "in"
     person = {"PatientName": "Doe^Jane", "PatientID": "MRN4711", "PatientBirthDate": "19500102"}
-    film(folder, "good", **person)
-    film(folder, "nowhere", 2, SOPClassUID=None, **person)
-    film(folder, "cut", 3, jpeg=True, **person)
+    radiograph(folder, "good", **person)
+    radiograph(folder, "nowhere", 2, SOPClassUID=None, **person)
+    radiograph(folder, "cut", 3, jpeg=True, **person)
     data = (folder / "cut.dcm").read_bytes()
     (folder / "cut.dcm").write_bytes(data[: len(data) - 200])
     (folder / "text.dcm").write_text("no DICOM")
-    film(folder, "evil", 4, SOPInstanceUID="../../evil", **person)
+    radiograph(folder, "evil", 4, SOPInstanceUID="../../evil", **person)
     with pytest.raises(BadInput, match=r"text\.dcm: NOT_DICOM") as caught:
         predict(output, folder, tmp_path / "to", "--dicom-seg")
     codes = {
@@ -333,12 +337,12 @@ def test_bad_files_are_listed_after_the_good_ones_are_done_and_no_name_is_told(
 def test_an_id_that_comes_twice_is_predicted_once_or_not_at_all(tiny, tmp_path, capsys):
     _, output = tiny
     folder = tmp_path / "in"
-    film(folder, "same")
+    radiograph(folder, "same")
     shutil.copy(folder / "same.dcm", folder / "copy.dcm")
-    film(folder, "one", 2, SOPInstanceUID="twice")
-    film(folder, "two", 3, SOPInstanceUID="twice")
-    film(folder, "a", 4, SOPInstanceUID="case")
-    film(folder, "b", 5, SOPInstanceUID="CASE")
+    radiograph(folder, "one", 2, SOPInstanceUID="twice")
+    radiograph(folder, "two", 3, SOPInstanceUID="twice")
+    radiograph(folder, "a", 4, SOPInstanceUID="case")
+    radiograph(folder, "b", 5, SOPInstanceUID="CASE")
     with pytest.raises(BadInput, match="twice comes 2 times with different contents"):
         predict(output, folder, tmp_path / "to")
     expected = {
@@ -356,7 +360,7 @@ def test_files_that_vanish_change_or_cannot_be_read_on_the_way_are_listed(
     tiny, networks, tmp_path, monkeypatch
 ):
     _, output = tiny
-    path = film(tmp_path / "in", "a")
+    path = radiograph(tmp_path / "in", "a")
     assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # it may be one: reading it tells
     replaced = reading.Listed(files=[reading.DicomFile(path, "b.dcm", "b", "hash")])
     settled = predicting.settled(output, "tiny")
@@ -397,13 +401,13 @@ def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(
     assert results(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
 
 
-def test_a_film_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_that_can_does(
+def test_a_radiograph_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_that_can_does(
     tiny, tmp_path, monkeypatch
 ):
     _, output = tiny
     folder = tmp_path / "in"
-    film(folder, "a", 1)
-    film(folder, "b", 2, PhotometricInterpretation="HSV")
+    radiograph(folder, "a", 1)
+    radiograph(folder, "b", 2, PhotometricInterpretation="HSV")
     with pytest.raises(BadInput, match="1 of 2 files rejected"):
         predict(output, folder, tmp_path / "to")
     with monkeypatch.context() as asleep:
@@ -411,7 +415,7 @@ def test_a_film_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_
         with pytest.raises(BadInput, match="1 of 2 files rejected"):
             predict(output, folder, tmp_path / "to")
     assert list(rows_of(tmp_path / "to").index) == ["a"]
-    film(folder, "b", 2)
+    radiograph(folder, "b", 2)
     predict(output, folder, tmp_path / "to")
     assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
 
@@ -462,7 +466,7 @@ def test_results_are_made_again_when_anything_that_they_are_made_from_changes(
     assert replace(task, batch_size=3).key(file) in keys
 
     body, prepared = lineage.submitted(output, "tiny"), lineage.prepared(output)
-    predicted = records.read(output, artifacts.predicted("tiny"))
+    predicted = records.read(output, artifacts.Run("tiny").predicted)
     monkeypatch.setattr(lineage, "submitted", lambda *_: body)
     monkeypatch.setattr(lineage, "prepared", lambda *_: prepared)
     read = records.read
@@ -506,7 +510,7 @@ def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_e
     tiny, tmp_path, capsys
 ):
     _, output = tiny
-    first, second = film(tmp_path / "in", "first"), film(tmp_path / "in", "second", 2)
+    first, second = radiograph(tmp_path / "in", "first"), radiograph(tmp_path / "in", "second", 2)
     folder = tmp_path / "to"
     predict(output, first, folder)
     (folder / "masks" / "mine.png").write_bytes(b"mine")
@@ -520,7 +524,7 @@ def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_e
 
 def test_overwriting_deletes_nothing_outside_the_folder_whatever_the_journal_says(tiny, tmp_path):
     _, output = tiny
-    path = film(tmp_path / "in", "a")
+    path = radiograph(tmp_path / "in", "a")
     predict(output, path, tmp_path / "to")
     (tmp_path / "mine.txt").write_text("mine")
     with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as entries:
@@ -536,7 +540,7 @@ def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(
     tiny, tmp_path, monkeypatch
 ):
     _, output = tiny
-    path = film(tmp_path / "in", "a")
+    path = radiograph(tmp_path / "in", "a")
     monkeypatch.setattr(rle, "encode", lambda mask: "0 1")
     with pytest.raises(RuntimeError, match="do not decode to the mask"):
         predict(output, path, tmp_path / "to")
@@ -566,8 +570,8 @@ def test_a_journal_of_another_version_is_no_hindrance_and_removes_nothing_outsid
 
 def test_a_folder_in_use_is_left_alone(tiny, tmp_path):
     _, output = tiny
-    path = film(tmp_path / "in", "a")
-    with stage.lock(tmp_path / "to", "03_predict-dicom"), pytest.raises(OutputLocked):
+    path = radiograph(tmp_path / "in", "a")
+    with locks.lock(tmp_path / "to", "03_predict-dicom"), pytest.raises(OutputLocked):
         predict(output, path, tmp_path / "to")
 
 
@@ -576,7 +580,7 @@ def test_a_folder_in_use_is_left_alone(tiny, tmp_path):
 
 def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
     _, output = tiny
-    path = film(tmp_path / "in", "a")
+    path = radiograph(tmp_path / "in", "a")
     with pytest.raises(BadInput, match=r"python 04_submit\.py --run other"):
         predict(output, path, tmp_path / "to", "--run", "other")
     assert not (tmp_path / "to").exists()
@@ -593,7 +597,7 @@ def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
 )
 def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path, change, message):
     made, output = tiny
-    path = output / artifacts.submitted("tiny").path
+    path = output / artifacts.Submission("tiny").record.path
     good = path.read_text("utf-8")
     try:
         path.write_text(json.dumps(resealed({**json.loads(good), **change})), "utf-8")
@@ -609,20 +613,20 @@ def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path,
     [
         ("absent", "to", "does not exist"),
         ("empty", "to", "holds no DICOM file"),
-        ("films", "films", "only read"),
-        ("films", "films/deep/to", "only read"),
-        ("films/a.dcm", "films", "only read"),
-        ("films", ".", "only read"),
-        ("films", "raw/to", "only read"),
-        ("films", "output", "own files"),
-        ("films", "output/runs/tiny/oof", "own files"),
-        ("films", "output/cache/64", "own files"),
-        ("films", "output/submissions/tiny", "own files"),
+        ("radiographs", "radiographs", "only read"),
+        ("radiographs", "radiographs/deep/to", "only read"),
+        ("radiographs/a.dcm", "radiographs", "only read"),
+        ("radiographs", ".", "only read"),
+        ("radiographs", "raw/to", "only read"),
+        ("radiographs", "output", "own files"),
+        ("radiographs", "output/runs/tiny/oof", "own files"),
+        ("radiographs", "output/cache/64", "own files"),
+        ("radiographs", "output/submissions/tiny", "own files"),
     ],
 )
 def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message):
     _, output = tiny
-    film(tmp_path / "films", "a")
+    radiograph(tmp_path / "radiographs", "a")
     (tmp_path / "empty").mkdir()
     where = (
         tmp_path / to
@@ -638,12 +642,12 @@ def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--dicom", "films"], "go together"),
-        (["--to", "films"], "go together"),
+        (["--dicom", "radiographs"], "go together"),
+        (["--to", "radiographs"], "go together"),
         (["--dicom-seg"], "goes with --dicom"),
-        (["--dicom", "films", "--to", "there", "--fold", "0"], "--fold and --split"),
-        (["--dicom", "films", "--to", "there", "--split", "oof"], "--fold and --split"),
-        (["--dicom", "films", "--to", ""], "--to: is empty"),
+        (["--dicom", "radiographs", "--to", "there", "--fold", "0"], "--fold and --split"),
+        (["--dicom", "radiographs", "--to", "there", "--split", "oof"], "--fold and --split"),
+        (["--dicom", "radiographs", "--to", ""], "--to: is empty"),
         (["--dicom", "", "--to", "there"], "--dicom: is empty"),
     ],
 )
@@ -668,17 +672,17 @@ def test_without_highdicom_objects_are_refused_with_the_install_command_and_all_
     assert list(rows_of(tmp_path / "to").index) == [made.test_ids[0]]
 
 
-def test_real_stage_2_films_get_masks_and_objects_of_their_own_ids(tiny, tmp_path, real_data):
+def test_real_stage_2_radiographs_get_masks_and_objects_of_their_own_ids(tiny, tmp_path, real_data):
     _, output = tiny
-    films = sorted((real_data / "siim" / "stage_2_images").rglob("*.dcm"))[:3]
+    radiographs = sorted((real_data / "siim" / "stage_2_images").rglob("*.dcm"))[:3]
     (tmp_path / "in").mkdir()
-    for path in films:
+    for path in radiographs:
         shutil.copy(path, tmp_path / "in")
     predict(output, tmp_path / "in", tmp_path / "to", "--dicom-seg")
     rows = rows_of(tmp_path / "to")
-    assert list(rows.index) == [path.stem for path in films]
+    assert list(rows.index) == [path.stem for path in radiographs]
     assert (rows["spacing"] == "PixelSpacing").all()
-    for path in films:
+    for path in radiographs:
         with pydicom.config.disable_value_validation():
             source = pydicom.dcmread(path)
             seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation(path.stem))

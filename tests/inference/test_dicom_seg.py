@@ -67,7 +67,7 @@ GEOMETRY = {
 }
 
 
-def film(folder, name="1.2.276.3", **tags):
+def radiograph(folder, name="1.2.276.3", **tags):
     image = np.ascontiguousarray(noise(1, 52)[:40])
     return write_dicom(folder / f"{name}.dcm", image, **tags)
 
@@ -96,7 +96,7 @@ def values(dataset, path):
 
 def test_all_that_the_standard_requires_is_there(tmp_path):
     for tags in (WHOLE, {}):
-        made = read(encoded(film(tmp_path, **tags)))
+        made = read(encoded(radiograph(tmp_path, **tags)))
         assert [
             path
             for path in REQUIRED.split()
@@ -115,7 +115,7 @@ def test_all_that_the_standard_requires_is_there(tmp_path):
 
 
 def test_it_belongs_to_the_patient_and_the_study_and_refers_to_the_image(tmp_path):
-    made = read(encoded(film(tmp_path, **WHOLE)))
+    made = read(encoded(radiograph(tmp_path, **WHOLE)))
     for name in set(WHOLE) - {"SeriesInstanceUID", "PixelSpacing"}:
         assert made.get(name) == WHOLE[name], name
     assert made.SeriesInstanceUID != WHOLE["SeriesInstanceUID"]
@@ -133,7 +133,7 @@ def test_it_belongs_to_the_patient_and_the_study_and_refers_to_the_image(tmp_pat
 
 
 def test_the_segment_is_a_pneumothorax_found_by_an_algorithm_that_names_its_run(tmp_path):
-    [segment] = read(encoded(film(tmp_path), run="mine", version="abc")).SegmentSequence
+    [segment] = read(encoded(radiograph(tmp_path), run="mine", version="abc")).SegmentSequence
     kind, category = (
         segment.SegmentedPropertyTypeCodeSequence[0],
         segment.SegmentedPropertyCategoryCodeSequence[0],
@@ -151,7 +151,7 @@ def test_the_segment_is_a_pneumothorax_found_by_an_algorithm_that_names_its_run(
 
 
 def test_the_frame_is_the_mask_pixel_by_pixel_at_the_sources_spacing(tmp_path):
-    made = read(encoded(film(tmp_path, **WHOLE)))
+    made = read(encoded(radiograph(tmp_path, **WHOLE)))
     np.testing.assert_array_equal(made.pixel_array, MASK)
     assert (made.Rows, made.Columns, made.NumberOfFrames) == (40, 52, 1)
     [measures] = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
@@ -160,7 +160,7 @@ def test_the_frame_is_the_mask_pixel_by_pixel_at_the_sources_spacing(tmp_path):
 
 
 def test_a_source_with_a_frame_of_reference_gives_its_geometry_to_the_segmentation(tmp_path):
-    made = read(encoded(film(tmp_path, **WHOLE, **GEOMETRY)))
+    made = read(encoded(radiograph(tmp_path, **WHOLE, **GEOMETRY)))
     shared, frame = made.SharedFunctionalGroupsSequence[0], made.PerFrameFunctionalGroupsSequence[0]
     assert made.FrameOfReferenceUID == "1.2.276.9"
     assert shared.PixelMeasuresSequence[0].PixelSpacing == [0.2, 0.3]
@@ -176,20 +176,20 @@ def test_a_source_with_a_frame_of_reference_gives_its_geometry_to_the_segmentati
 @pytest.mark.parametrize("lacks", GEOMETRY)
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_the_whole_geometry_the_pixels_are_the_reference(tmp_path, lacks, value):
-    made = read(encoded(film(tmp_path, **WHOLE, **{**GEOMETRY, lacks: value})))
+    made = read(encoded(radiograph(tmp_path, **WHOLE, **{**GEOMETRY, lacks: value})))
     assert "FrameOfReferenceUID" not in made
     assert "PlanePositionSequence" not in made.PerFrameFunctionalGroupsSequence[0]
     np.testing.assert_array_equal(made.pixel_array, MASK)
 
 
 def test_nothing_found_is_a_frame_that_a_viewer_can_load(tmp_path):
-    made = read(encoded(film(tmp_path), np.zeros_like(MASK)))
+    made = read(encoded(radiograph(tmp_path), np.zeros_like(MASK)))
     assert made.NumberOfFrames == 1
     np.testing.assert_array_equal(made.pixel_array, np.zeros_like(MASK))
 
 
 def test_equal_input_gives_equal_bytes_and_other_input_another_object(tmp_path):
-    path = film(tmp_path, **WHOLE)
+    path = radiograph(tmp_path, **WHOLE)
     first = encoded(path)
     assert encoded(path) == first
     other = MASK.copy()
@@ -200,7 +200,7 @@ def test_equal_input_gives_equal_bytes_and_other_input_another_object(tmp_path):
 
 
 def test_its_dates_are_the_sources_and_none_is_todays(tmp_path):
-    made = read(encoded(film(tmp_path, **WHOLE)))
+    made = read(encoded(radiograph(tmp_path, **WHOLE)))
     assert (made.ContentDate, made.ContentTime) == ("20190304", "101112")
     dates = {
         str(e.value)[:8]
@@ -209,15 +209,19 @@ def test_its_dates_are_the_sources_and_none_is_todays(tmp_path):
     }
     assert dates == {"20190304"}
     made = read(
-        encoded(film(tmp_path, **WHOLE, AcquisitionDate="20190305", AcquisitionTime="nonsense"))
+        encoded(
+            radiograph(tmp_path, **WHOLE, AcquisitionDate="20190305", AcquisitionTime="nonsense")
+        )
     )
     assert (made.ContentDate, made.ContentTime) == ("20190305", "000000")
-    made = read(encoded(film(tmp_path)))
+    made = read(encoded(radiograph(tmp_path)))
     assert (made.ContentDate, made.ContentTime) == ("19000101", "000000")
 
 
 def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal_one(tmp_path):
-    path = film(tmp_path, "ID_00b0e5a9f", StudyInstanceUID="", SeriesInstanceUID="", PatientID="")
+    path = radiograph(
+        tmp_path, "ID_00b0e5a9f", StudyInstanceUID="", SeriesInstanceUID="", PatientID=""
+    )
     made = read(encoded(path))
     [series] = made.ReferencedSeriesSequence
     with pydicom.config.disable_value_validation():
@@ -237,12 +241,14 @@ def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal
     )
     other = read(
         encoded(
-            film(tmp_path, "ID_052daf675", StudyInstanceUID="", SeriesInstanceUID="", PatientID="")
+            radiograph(
+                tmp_path, "ID_052daf675", StudyInstanceUID="", SeriesInstanceUID="", PatientID=""
+            )
         )
     )
     assert (
         other.StudyInstanceUID != made.StudyInstanceUID
-    )  # two films without a study are not of one study
+    )  # two radiographs without a study are not of one study
 
 
 @pytest.mark.parametrize(
@@ -264,7 +270,7 @@ def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal
     ids=lambda tags: next(iter(tags)),
 )
 def test_odd_headers_are_no_hindrance(tmp_path, tags):
-    made = read(encoded(film(tmp_path, **tags)))
+    made = read(encoded(radiograph(tmp_path, **tags)))
     np.testing.assert_array_equal(made.pixel_array, MASK)
     assert (
         made.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID
@@ -277,7 +283,7 @@ def test_odd_headers_are_no_hindrance(tmp_path, tags):
 
 @pytest.mark.parametrize("age, legal", [("51", "051Y"), ("007M", "007M"), ("", "")])
 def test_ages_without_a_unit_are_years(tmp_path, age, legal):
-    assert read(encoded(film(tmp_path, PatientAge=age))).PatientAge == legal
+    assert read(encoded(radiograph(tmp_path, PatientAge=age))).PatientAge == legal
 
 
 @pytest.mark.parametrize(
@@ -289,7 +295,7 @@ def test_ages_without_a_unit_are_years(tmp_path, age, legal):
     ],
 )
 def test_names_in_any_character_set_arrive_as_they_were(tmp_path, charset, name):
-    made = read(encoded(film(tmp_path, SpecificCharacterSet=charset, PatientName=name)))
+    made = read(encoded(radiograph(tmp_path, SpecificCharacterSet=charset, PatientName=name)))
     assert str(made.PatientName) == name
 
 
@@ -304,12 +310,12 @@ def test_names_in_any_character_set_arrive_as_they_were(tmp_path, charset, name)
 )
 def test_a_source_that_cannot_be_referred_to_is_refused_with_the_reason(tmp_path, tags, reason):
     with pytest.raises(dicom_seg.Refused, match=reason) as caught:
-        encoded(film(tmp_path, **{**WHOLE, **tags}))
+        encoded(radiograph(tmp_path, **{**WHOLE, **tags}))
     assert "Doe" not in str(caught.value)
 
 
 def test_the_library_says_nothing_about_odd_names_and_empty_masks(tmp_path, caplog, recwarn):
-    path = film(tmp_path, PatientName="Madonna", PatientBirthDate="in-1958")
+    path = radiograph(tmp_path, PatientName="Madonna", PatientBirthDate="in-1958")
     recwarn.clear()
     encoded(path, np.zeros_like(MASK))
     assert caplog.text == ""

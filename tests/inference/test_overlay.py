@@ -1,4 +1,4 @@
-"""The overlay shows film and finding, and hides neither."""
+"""The overlay shows radiograph and finding, and hides neither."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from pneumothorax.inference import overlay
 from tests.helpers.images import disc, noise
 
 
-def test_without_a_finding_the_overlay_is_the_film():
-    film = noise(1, 64)
-    drawn = overlay.draw(film, np.zeros_like(film))
-    np.testing.assert_array_equal(drawn, np.stack([film] * 3, axis=2))
+def test_without_a_finding_the_overlay_is_the_radiograph():
+    radiograph = noise(1, 64)
+    drawn = overlay.draw(radiograph, np.zeros_like(radiograph))
+    np.testing.assert_array_equal(drawn, np.stack([radiograph] * 3, axis=2))
 
 
-def test_the_outline_lies_outside_the_mask_and_all_else_is_the_film():
-    film, mask = noise(1, 64), disc(64, 30, 30, 10)
-    drawn = overlay.draw(film, mask)
+def test_the_outline_lies_outside_the_mask_and_all_else_is_the_radiograph():
+    radiograph, mask = noise(1, 64), disc(64, 30, 30, 10)
+    drawn = overlay.draw(radiograph, mask)
     outline = (drawn == overlay.COLOUR_BGR).all(axis=2)
     assert outline.any()
     assert not (outline & (mask == 1)).any()
@@ -24,13 +24,13 @@ def test_the_outline_lies_outside_the_mask_and_all_else_is_the_film():
         grown |= np.roll(mask, shift, axis=(0, 1))
     np.testing.assert_array_equal(outline, (grown == 1) & (mask == 0))
     rest = (mask == 0) & ~outline
-    np.testing.assert_array_equal(drawn[rest], np.stack([film[rest]] * 3, axis=1))
+    np.testing.assert_array_equal(drawn[rest], np.stack([radiograph[rest]] * 3, axis=1))
 
 
-def test_the_fill_leaves_three_quarters_of_the_films_contrast():
-    film, mask = np.full((64, 64), 100, np.uint8), disc(64, 30, 30, 10)
-    film[30, 30] = 200
-    drawn = overlay.draw(film, mask).astype(int)
+def test_the_fill_leaves_three_quarters_of_the_radiographs_contrast():
+    radiograph, mask = np.full((64, 64), 100, np.uint8), disc(64, 30, 30, 10)
+    radiograph[30, 30] = 200
+    drawn = overlay.draw(radiograph, mask).astype(int)
     assert drawn[25, 30].tolist() == [75, 119, 139]  # 0.75 * 100 + 0.25 * (0, 176, 255), rounded
     assert (drawn[30, 30] - drawn[25, 30]).tolist() == [75, 75, 75]
 
@@ -45,7 +45,7 @@ def test_the_outline_is_wider_in_a_larger_image():
     assert outline_px(2048) == 8  # 4 on either side
 
 
-def test_a_mask_at_the_edge_of_the_film_is_drawn():
+def test_a_mask_at_the_edge_of_the_radiograph_is_drawn():
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 60:] = 1
     drawn = overlay.draw(np.zeros((64, 64), np.uint8), mask)

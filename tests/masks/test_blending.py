@@ -321,7 +321,9 @@ def two_runs(folded, tmp_path_factory):
 
 
 def table(output, name):
-    return artifacts.read_table(output, artifacts.cross_validation(name)).set_index("row")
+    return artifacts.read_table(output, artifacts.Submission(name).cross_validation).set_index(
+        "row"
+    )
 
 
 def test_a_blend_of_two_equal_runs_scores_as_one(two_runs, capsys):
@@ -340,9 +342,11 @@ def test_a_blend_of_two_equal_runs_scores_as_one(two_runs, capsys):
             strict=True,
         )
         assert all(one == pytest.approx(other, nan_ok=True) for one, other in pairs)
-        one, other = (artifacts.submission(two_runs, each).read_bytes() for each in ("one", name))
+        one, other = (
+            (two_runs / artifacts.Submission(each).csv).read_bytes() for each in ("one", name)
+        )
         assert one == other
-        record = records.read(two_runs, artifacts.submitted(name))
+        record = records.read(two_runs, artifacts.Submission(name).record)
         assert record["gain"]["difference"] == 0
         assert record["gain"]["low"] == record["gain"]["high"] == 0
 
@@ -400,9 +404,9 @@ def test_the_name_of_a_blend_alone_makes_it_again(two_runs):
         "--workers",
         0,
     )
-    before = artifacts.submission(two_runs, "given").stat().st_mtime_ns
+    before = (two_runs / artifacts.Submission("given").csv).stat().st_mtime_ns
     run_stage("04_submit.py", "--name", "given", "--output", two_runs, "--workers", 0)
-    assert artifacts.submission(two_runs, "given").stat().st_mtime_ns == before
+    assert (two_runs / artifacts.Submission("given").csv).stat().st_mtime_ns == before
     assert lineage.runs_of(two_runs, "given") == {"one": 0.4, "twin": 0.6}
 
 
@@ -488,7 +492,7 @@ def test_weights_are_told_for_what_they_are_used_for():
 def test_the_order_in_which_runs_are_named_changes_nothing(two_runs, capsys):
     shared = ["--output", two_runs, "--workers", 0]
     run_stage("04_submit.py", "--runs", "twin=0.2,one=0.8", "--name", "order", *shared)
-    record = records.read(two_runs, artifacts.submitted("order"))
+    record = records.read(two_runs, artifacts.Submission("order").record)
     assert record["settings"]["runs"] == {"one": 0.8, "twin": 0.2}
     assert record["weights"]["final"] == [0.8, 0.2]
     assert "weights: one 0.8, twin 0.2" in capsys.readouterr().out
@@ -500,47 +504,47 @@ def test_a_submission_is_made_again_as_it_was_made(two_runs, capsys):
     shared = ["--output", two_runs, "--workers", 0]
     flags = ["--fill-holes", "--image-threshold", "--min-component", "0,400", "--seed", 3]
     run_stage("04_submit.py", "--runs", "one=0.4,twin=0.6", "--name", "flags", *flags, *shared)
-    record = records.read(two_runs, artifacts.submitted("flags"))
+    record = records.read(two_runs, artifacts.Submission("flags").record)
     assert record["settings"]["grid"]["min_components"] == [0, 400]
     assert record["settings"]["grid"]["fill_holes"] == [False, True]
     assert len(record["settings"]["grid"]["min_probabilities"]) > 1
-    steps = artifacts.read_table(two_runs, artifacts.postprocessing_steps("flags"))
+    steps = artifacts.read_table(two_runs, artifacts.Submission("flags").steps)
     assert steps["step"].tolist()[2:] == ["small parts dropped", "holes filled", "image threshold"]
     nested = table(two_runs, "flags").at["all", "siim_dice"]
     assert steps["siim_dice"].iloc[-1] == pytest.approx(nested)
     capsys.readouterr()
     run_stage("04_submit.py", "--name", "flags", *shared)
     assert "up to date" in capsys.readouterr().out
-    assert records.read(two_runs, artifacts.submitted("flags")) == record
+    assert records.read(two_runs, artifacts.Submission("flags").record) == record
 
 
 def test_a_submission_that_cannot_be_made_leaves_the_earlier_one(two_runs, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(two_runs, output)
     run_stage("04_submit.py", "--run", "one", "--output", output, "--workers", 0)
-    before = artifacts.submission(output, "one").read_bytes()
+    before = (output / artifacts.Submission("one").csv).read_bytes()
     (tmp_path / "other.csv").write_text("ImageId,EncodedPixels\nunheard-of,-1\n")
     other = ["--sample-submission", tmp_path / "other.csv"]
     with pytest.raises(BadInput, match="unheard-of: no prediction"):
         run_stage("04_submit.py", "--run", "one", *other, "--output", output, "--workers", 0)
-    assert artifacts.submission(output, "one").read_bytes() == before
+    assert (output / artifacts.Submission("one").csv).read_bytes() == before
     next((output / "runs" / "one" / "oof").iterdir()).unlink()
     with pytest.raises(BadInput, match="is not the map"):
         run_stage("04_submit.py", "--run", "one", "--overwrite", "--output", output, "--workers", 0)
-    assert artifacts.submission(output, "one").read_bytes() == before
+    assert (output / artifacts.Submission("one").csv).read_bytes() == before
 
 
 def edited(output, run, **columns):
     """The run's predictions with other values, as `predicted.read` sees them."""
-    frame = artifacts.read_table(output, artifacts.predictions(run))
-    artifacts.write_table(output, artifacts.predictions(run), frame.assign(**columns))
+    frame = artifacts.read_table(output, artifacts.Run(run).predictions)
+    artifacts.write_table(output, artifacts.Run(run).predictions, frame.assign(**columns))
 
 
-def test_an_images_score_is_the_presence_heads_where_there_is_one(two_runs, tmp_path):
+def test_an_images_score_is_the_classification_heads_where_there_is_one(two_runs, tmp_path):
     shutil.copytree(two_runs, tmp_path / "output")
-    edited(tmp_path / "output", "twin", p_presence=0.125)
+    edited(tmp_path / "output", "twin", p_classification=0.125)
     found = predicted.read(tmp_path / "output", ["one", "twin"], artifacts.OOF)
-    frame = artifacts.read_table(two_runs, artifacts.predictions("one"))
+    frame = artifacts.read_table(two_runs, artifacts.Run("one").predictions)
     np.testing.assert_array_equal(found.scores[:, 0], frame.loc[frame["split"] == "oof", "p_max"])
     assert (found.scores[:, 1] == 0.125).all()
 
@@ -550,17 +554,17 @@ def test_maps_are_matched_by_image_and_refused_from_other_folds_or_of_more_image
 ):
     output = tmp_path / "output"
     shutil.copytree(two_runs, output)
-    frame = artifacts.read_table(output, artifacts.predictions("twin"))
-    artifacts.write_table(output, artifacts.predictions("twin"), frame.iloc[::-1])
+    frame = artifacts.read_table(output, artifacts.Run("twin").predictions)
+    artifacts.write_table(output, artifacts.Run("twin").predictions, frame.iloc[::-1])
     found = predicted.read(output, ["one", "twin"], artifacts.OOF)
     digests = frame.set_index("image_id")["sha256"]
     assert all(image.stored[1].sha256 == digests[image.image_id] for image in found.images)
-    artifacts.write_table(output, artifacts.predictions("twin"), frame)
+    artifacts.write_table(output, artifacts.Run("twin").predictions, frame)
     with pytest.raises(BadInput, match="predicted in other folds"):
         edited(output, "twin", fold=(frame["fold"] + 1) % 3)
         predicted.read(output, ["one", "twin"], artifacts.OOF)
-    artifacts.write_table(output, artifacts.predictions("twin"), frame)
-    artifacts.write_table(output, artifacts.predictions("one"), frame.iloc[1:])
+    artifacts.write_table(output, artifacts.Run("twin").predictions, frame)
+    artifacts.write_table(output, artifacts.Run("one").predictions, frame.iloc[1:])
     with pytest.raises(BadInput, match="predicted by twin only"):
         predicted.read(output, ["one", "twin"], artifacts.OOF)
 
@@ -568,10 +572,10 @@ def test_maps_are_matched_by_image_and_refused_from_other_folds_or_of_more_image
 @pytest.mark.parametrize(
     "change, problem",
     [
-        ({"p_max": "", "p_presence": ""}, "has no probability from 0 to 1"),
+        ({"p_max": "", "p_classification": ""}, "has no probability from 0 to 1"),
         ({"p_max": "1.5"}, "has no probability from 0 to 1"),
-        ({"p_presence": "-0.1"}, "has no probability from 0 to 1"),
-        ({"p_presence": "inf"}, "has no probability from 0 to 1"),
+        ({"p_classification": "-0.1"}, "has no probability from 0 to 1"),
+        ({"p_classification": "inf"}, "has no probability from 0 to 1"),
         ({"image_id": "other"}, "other is no image of the manifest"),
         ({"fold": ""}, "has no fold"),
         ({"fold": "0.5"}, "has no fold"),
@@ -580,7 +584,7 @@ def test_maps_are_matched_by_image_and_refused_from_other_folds_or_of_more_image
 )
 def test_rows_that_no_mask_can_be_made_of_are_listed(two_runs, tmp_path, change, problem):
     shutil.copytree(two_runs, tmp_path / "output")
-    path = tmp_path / "output" / artifacts.predictions("one").path
+    path = tmp_path / "output" / artifacts.Run("one").predictions.path
     frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     row = frame[frame["split"] == "oof"].iloc[:1].assign(**change)
     (frame.iloc[1:] if change else frame).to_csv(path, index=False)
@@ -594,7 +598,7 @@ def test_a_damaged_record_of_a_blend_does_not_make_it_a_run(two_runs, tmp_path):
     shutil.copytree(two_runs, output)
     blend = ["--runs", "one=0.4,twin=0.6", "--name", "torn", "--output", output, "--workers", 0]
     run_stage("04_submit.py", *blend)
-    path = output / artifacts.submitted("torn").path
+    path = output / artifacts.Submission("torn").record.path
     before = path.read_bytes()
     path.write_bytes(before[:500])
     with pytest.raises(BadInput, match=r"postprocess\.json is damaged(?s:.)*--runs"):
@@ -607,7 +611,7 @@ def test_an_edited_record_is_noticed(two_runs, tmp_path, capsys):
     output = tmp_path / "output"
     shutil.copytree(two_runs, output)
     run_stage("04_submit.py", "--run", "one", "--output", output, "--workers", 0)
-    path = output / artifacts.submitted("one").path
+    path = output / artifacts.Submission("one").record.path
     before = path.read_bytes()
     path.write_bytes(before.replace(b'"nested_siim_dice": 0.', b'"nested_siim_dice": 1.'))
     with pytest.raises(

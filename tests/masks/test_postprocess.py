@@ -11,7 +11,7 @@ from tests.helpers.images import disc
 
 
 def plain_mask(stored, triplet, shape):
-    """The whole map enlarged, thresholded in floating point, components counted by flood filling."""
+    """The whole map upsampled, thresholded in floating point, components counted by flood filling."""
     large = (
         cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_LINEAR)
         if stored.shape != shape
@@ -109,7 +109,7 @@ def test_at_the_competitions_own_size_too(size):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 96), (32, 32), (40, 52)])
-def test_an_enlarged_window_is_a_part_of_the_enlarged_map_and_outside_it_nothing_exceeds(shape):
+def test_an_upsampled_window_is_a_part_of_the_upsampled_map_and_outside_it_nothing_exceeds(shape):
     for seed in range(30):
         stored = blobs(seed)
         whole = (
@@ -117,7 +117,7 @@ def test_an_enlarged_window_is_a_part_of_the_enlarged_map_and_outside_it_nothing
             if shape != stored.shape
             else stored
         )
-        window = postprocess.enlarge(stored, shape, above=76)
+        window = postprocess.upsample(stored, shape, above=76)
         if window is None:
             assert whole.max() <= 76
             continue

@@ -19,7 +19,7 @@ SMALL = {
     "proposals": 20,
 }
 LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
-NOTHING = -13.8155  # log(1e-6 / (1 - 1e-6))
+ALL_EMPTY = -13.8155  # log(1e-6 / (1 - 1e-6))
 
 
 def small(**settings):
@@ -130,8 +130,8 @@ def test_the_map_is_the_highest_score_times_mask(monkeypatch):
     torch.testing.assert_close(
         row, torch.tensor([0.5] * 4 + [0.75] * 8 + [1e-6] * 20), rtol=0, atol=1e-6
     )
-    torch.testing.assert_close(logits[:, :, 2:], torch.full((2, 1, 30, 32), NOTHING))
-    torch.testing.assert_close(logits[1], torch.full((1, 32, 32), NOTHING))
+    torch.testing.assert_close(logits[:, :, 2:], torch.full((2, 1, 30, 32), ALL_EMPTY))
+    torch.testing.assert_close(logits[1], torch.full((1, 32, 32), ALL_EMPTY))
 
 
 @pytest.mark.parametrize("threshold, found", [(0.0, True), (1.0, False)])
@@ -139,7 +139,7 @@ def test_an_image_on_which_nothing_is_found_is_negative_everywhere(threshold, fo
     with torch.inference_mode():
         logits = small(score_threshold=threshold).eval()(images())
     assert logits.isfinite().all()
-    assert bool((logits > NOTHING + 0.01).any()) is found
+    assert bool((logits > ALL_EMPTY + 0.01).any()) is found
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (64, 96), (128, 64)])
@@ -187,7 +187,7 @@ def test_an_image_does_not_depend_on_its_neighbours():
     with torch.inference_mode():
         together = network(batch)
         alone = torch.cat([network(one.unsqueeze(0)) for one in batch])
-    assert (together > NOTHING + 0.01).any()
+    assert (together > ALL_EMPTY + 0.01).any()
     torch.testing.assert_close(together.sigmoid(), alone.sigmoid(), rtol=0, atol=1e-4)
 
 
@@ -247,23 +247,23 @@ def test_a_value_that_is_not_possible_is_named(settings, message):
 
 
 def phantoms(*, positives, negatives, size):
-    """Drawn films (N, 1, size, size) in [0, 1] and their masks."""
-    films, masks = [], []
+    """Drawn radiographs (N, 1, size, size) in [0, 1] and their masks."""
+    radiographs, masks = [], []
     for seed in range(positives + negatives):
         phantom = draw(seed, pneumothorax=seed < positives, size=512)
         mask = np.zeros(phantom.image.shape, dtype=np.uint8)
         for part in phantom.parts:
             mask |= part
-        films.append(png.shrink(phantom.image, size))
-        masks.append(png.shrink_mask(mask, size))
-    return torch.from_numpy(np.stack(films)).unsqueeze(1) / 255, torch.from_numpy(
+        radiographs.append(png.downsample(phantom.image, size))
+        masks.append(png.downsample_mask(mask, size))
+    return torch.from_numpy(np.stack(radiographs)).unsqueeze(1) / 255, torch.from_numpy(
         np.stack(masks)
     ).unsqueeze(1).float()
 
 
 @pytest.mark.slow
-def test_it_learns_eight_drawn_films_by_heart():
-    films, masks = phantoms(positives=6, negatives=2, size=96)
+def test_it_learns_eight_drawn_radiographs_by_heart():
+    radiographs, masks = phantoms(positives=6, negatives=2, size=96)
     network = small(
         fpn_channels=64,
         representation_size=128,
@@ -275,10 +275,10 @@ def test_it_learns_eight_drawn_films_by_heart():
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(120):
         optimizer.zero_grad()
-        network.training_loss(films, masks, unused)["loss"].backward()
+        network.training_loss(radiographs, masks, unused)["loss"].backward()
         optimizer.step()
     with torch.inference_mode():
-        predicted = network.eval()(films).sigmoid() > 0.5
+        predicted = network.eval()(radiographs).sigmoid() > 0.5
     rows = [
         metrics.counts(truth[0], found[0])
         for truth, found in zip(masks.numpy(), predicted.numpy(), strict=True)

@@ -14,7 +14,8 @@ from pydicom.uid import JPEGBaseline8Bit
 
 from pneumothorax import rle
 from pneumothorax.errors import BadInput
-from pneumothorax.phantom import __main__, radiograph, writing
+from pneumothorax.phantom import __main__, writing
+from pneumothorax.phantom.radiograph import draw
 
 SIZE = 128
 N_TRAIN, N_TEST, N_UNLABELLED = 30, 8, 2
@@ -63,28 +64,28 @@ def hashes(folder):
     }
 
 
-def test_same_arguments_draw_the_same_film():
-    first = radiograph.draw(3, pneumothorax=True, size=SIZE)
-    again = radiograph.draw(3, pneumothorax=True, size=SIZE)
+def test_same_arguments_draw_the_same_radiograph():
+    first = draw(3, pneumothorax=True, size=SIZE)
+    again = draw(3, pneumothorax=True, size=SIZE)
     assert np.array_equal(first.image, again.image)
     assert [part.tobytes() for part in first.parts] == [part.tobytes() for part in again.parts]
-    assert not np.array_equal(first.image, radiograph.draw(4, pneumothorax=True, size=SIZE).image)
+    assert not np.array_equal(first.image, draw(4, pneumothorax=True, size=SIZE).image)
 
 
-def test_film_is_grey_bytes_of_the_asked_size():
-    film = radiograph.draw(0, pneumothorax=False)
-    assert film.image.shape == (1024, 1024) and film.image.dtype == np.uint8
-    assert film.image.max() > 200 and film.image.min() < 60
+def test_radiograph_is_grey_bytes_of_the_asked_size():
+    radiograph = draw(0, pneumothorax=False)
+    assert radiograph.image.shape == (1024, 1024) and radiograph.image.dtype == np.uint8
+    assert radiograph.image.max() > 200 and radiograph.image.min() < 60
 
 
 def test_without_pneumothorax_there_is_no_mask():
-    assert radiograph.draw(3, pneumothorax=False, size=SIZE).parts == []
+    assert draw(3, pneumothorax=False, size=SIZE).parts == []
 
 
 def test_masks_are_zero_and_one_and_cover_a_thousandth_to_seven_hundredths():
     sides, n_parts = set(), Counter()
     for seed in range(60):
-        parts = radiograph.draw(seed, pneumothorax=True, size=SIZE).parts
+        parts = draw(seed, pneumothorax=True, size=SIZE).parts
         assert all(
             part.shape == (SIZE, SIZE) and part.dtype == np.uint8 and part.max() == 1
             for part in parts
@@ -97,16 +98,14 @@ def test_masks_are_zero_and_one_and_cover_a_thousandth_to_seven_hundredths():
     assert sides == {(True, False), (False, True), (True, True)}
 
 
-def test_the_mask_is_where_the_film_with_pneumothorax_differs():
+def test_the_mask_is_where_the_radiograph_with_pneumothorax_differs():
     """Drawn with and without: beyond 5 pixels (pleural line, soft edges) from the mask nothing may differ.
 
-    Where a pneumothorax brings a chest tube, the films differ along it too; most of them bring none.
+    Where a pneumothorax brings a chest tube, the radiographs differ along it too; most of them bring none.
     """
     elsewhere, darker = [], []
     for seed in range(12):
-        ill, healthy = (
-            radiograph.draw(seed, pneumothorax=state, size=256) for state in (True, False)
-        )
+        ill, healthy = (draw(seed, pneumothorax=state, size=256) for state in (True, False))
         truth = np.maximum.reduce(ill.parts)
         near = cv2.dilate(truth, np.ones((11, 11), np.uint8)).astype(bool)
         change = ill.image.astype(int) - healthy.image
@@ -118,16 +117,14 @@ def test_the_mask_is_where_the_film_with_pneumothorax_differs():
     assert np.mean(darker) < -3
 
 
-def test_films_of_one_patient_share_the_chest():
+def test_radiographs_of_one_patient_share_the_chest():
     """Shapes correlate more within a patient than between patients, although pose and exposure differ."""
     same, other = [], []
     for seed in range(6):
-        film = radiograph.draw(seed, pneumothorax=False, size=SIZE, patient=1).image.ravel()
+        radiograph = draw(seed, pneumothorax=False, size=SIZE, patient=1).image.ravel()
         for patient, correlations in ((1, same), (seed + 2, other)):
-            second = radiograph.draw(
-                seed + 50, pneumothorax=False, size=SIZE, patient=patient
-            ).image.ravel()
-            correlations.append(np.corrcoef(film, second)[0, 1])
+            second = draw(seed + 50, pneumothorax=False, size=SIZE, patient=patient).image.ravel()
+            correlations.append(np.corrcoef(radiograph, second)[0, 1])
     assert np.mean(same) > np.mean(other)
 
 

@@ -20,6 +20,7 @@ import pytest
 from pneumothorax.data import prepare
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, engine, journal, stage
+from pneumothorax.pipeline import cluster as dask_cluster
 from pneumothorax.pipeline.engine import Engine
 from tests.helpers.stages import ROOT, run_stage, tiny_input
 
@@ -186,7 +187,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_work_behind(
         while any(client.processing().values()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(client.processing().values())
-    assert len(journal.read(artifacts.cache_journal(tmp_path, 64))) == 5
+    assert len(journal.read(tmp_path / artifacts.Cache(64).journal)) == 5
     prepared(source, tmp_path, "--scheduler", cluster.address)
     assert contents(tmp_path) == contents(output)
 
@@ -311,7 +312,7 @@ def test_a_worker_must_see_the_file_that_names_the_run(cluster, tmp_path):
     assert engine.in_order(abs, [(-1,), (-2,)], shared, per_task=1, title="seen") == [1, 2]
     for file in ("holder", "absent"):
         with pytest.raises(BadInput, match=r"does not see .* the same input and output folders"):
-            engine._task_of_worker((tmp_path / file, "another run"), abs, 0, [(-1,)])
+            dask_cluster._task_of_worker((tmp_path / file, "another run"), abs, 0, [(-1,)])
 
 
 # Clusters that are not as they should be
@@ -324,14 +325,14 @@ def failed(capsys, address, source, output):
 
 
 def test_a_scheduler_that_does_not_answer_is_exit_code_3(alone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "CONNECT_S", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
     code, printed = failed(capsys, ADDRESS, alone[0], tmp_path)
     assert code == 3
     assert f"error: no Dask scheduler answers at {ADDRESS}" in printed
 
 
 def test_a_web_server_is_not_waited_for(alone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "CONNECT_S", 1)
+    monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler
     ) as server:
@@ -345,7 +346,7 @@ def test_a_web_server_is_not_waited_for(alone, tmp_path, monkeypatch, capsys):
 
 
 def test_a_cluster_without_workers_is_not_waited_for(alone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(engine, "PATIENCE_S", 1)
+    monkeypatch.setattr(dask_cluster, "PATIENCE_S", 1)
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0", host="127.0.0.1") as empty:
         code, printed = failed(capsys, empty.scheduler_address, alone[0], tmp_path)
     assert code == 3

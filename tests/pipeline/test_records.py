@@ -14,7 +14,7 @@ import pytest
 
 from pneumothorax import errors
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
-from pneumothorax.pipeline import artifacts, atomic, journal, records, stage
+from pneumothorax.pipeline import artifacts, atomic, journal, locks, records, stage
 from tests.helpers.stages import ROOT, run_stage, tiny_input
 
 RECORD = records.Record("made.json", "00_made.py")
@@ -287,9 +287,9 @@ def test_a_table_that_is_not_the_one_expected_names_the_command(tmp_path, text):
 @pytest.mark.parametrize("image_id", ["../../evil", "/etc/x", "a/b", "./a"])
 def test_no_id_leads_out_of_the_folder_of_its_files(tmp_path, image_id):
     for path_of in (
-        lambda name: artifacts.cached_image(tmp_path, 64, name),
-        lambda name: artifacts.cached_mask(tmp_path, 64, name),
-        lambda name: artifacts.probability_map(tmp_path, "run", artifacts.OOF, name),
+        lambda name: tmp_path / artifacts.Cache(64).image(name),
+        lambda name: tmp_path / artifacts.Cache(64).mask(name),
+        lambda name: tmp_path / artifacts.Run("run").probability_map(artifacts.OOF, name),
         artifacts.dicom_overlay,
         artifacts.dicom_mask,
         artifacts.dicom_segmentation,
@@ -306,8 +306,8 @@ HOLDER = textwrap.dedent(
     """
     import sys, time
     from pathlib import Path
-    from pneumothorax import stage
-    with stage.lock(Path(sys.argv[1]), "00_prepare_data"):
+    from pneumothorax.pipeline import locks
+    with locks.lock(Path(sys.argv[1]), "00_prepare_data"):
         print("held", flush=True)
         time.sleep(60)
     """
@@ -330,10 +330,10 @@ def holder(tmp_path):
 def test_the_second_run_on_one_output_is_told_who_holds_it(tmp_path, holder):
     with (
         pytest.raises(OutputLocked, match=rf"process {holder.pid} on "),
-        stage.lock(tmp_path, "00_prepare_data"),
+        locks.lock(tmp_path, "00_prepare_data"),
     ):
         pass
-    with stage.lock(tmp_path, "01_make_folds"):  # another part of the output is free
+    with locks.lock(tmp_path, "01_make_folds"):  # another part of the output is free
         pass
 
 
@@ -367,7 +367,7 @@ def test_a_holder_that_has_not_written_its_name_yet_is_another_process(tmp_path,
         (tmp_path / ".locks" / "00_prepare_data.holder.json").write_text(text)
         with (
             pytest.raises(OutputLocked, match="by another process"),
-            stage.lock(tmp_path, "00_prepare_data"),
+            locks.lock(tmp_path, "00_prepare_data"),
         ):
             pass
 
@@ -375,7 +375,7 @@ def test_a_holder_that_has_not_written_its_name_yet_is_another_process(tmp_path,
 def test_a_dead_holder_blocks_nobody(tmp_path, holder):
     holder.kill()
     holder.wait()
-    with stage.lock(tmp_path, "00_prepare_data"):
+    with locks.lock(tmp_path, "00_prepare_data"):
         assert (
             json.loads((tmp_path / ".locks" / "00_prepare_data.holder.json").read_text())["pid"]
             == os.getpid()
@@ -383,14 +383,14 @@ def test_a_dead_holder_blocks_nobody(tmp_path, holder):
 
 
 def test_the_lock_is_free_again_after_an_error(tmp_path, monkeypatch):
-    locks, real = [], filelock.FileLock
+    made, real = [], filelock.FileLock
     monkeypatch.setattr(
-        filelock, "FileLock", lambda *args, **how: locks.append(real(*args, **how)) or locks[-1]
+        filelock, "FileLock", lambda *args, **how: made.append(real(*args, **how)) or made[-1]
     )
     for _ in range(2):
-        with pytest.raises(KeyError), stage.lock(tmp_path, "x"):
+        with pytest.raises(KeyError), locks.lock(tmp_path, "x"):
             raise KeyError
-    assert [lock.is_locked for lock in locks] == [False, False]
+    assert [lock.is_locked for lock in made] == [False, False]
 
 
 @pytest.mark.parametrize("flag", ["--input", "--output"])

@@ -91,17 +91,17 @@ def test_every_network_but_mask_r_cnn_gives_the_maps_of_pytorch_for_any_number_o
     (cut,) = onnx_runtime.load(tmp_path / "network.onnx", [0])
     assert cut.image_size == SIZE
     with torch.inference_mode():
-        (logits, presence), (expected, _) = (
+        (logits, classification), (expected, _) = (
             one.outputs(images.float() / 255) for one in (cut.network, network)
         )
-    assert presence is None
+    assert classification is None
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
 def two():
-    """Two networks with a presence head, of folds 0 and 3, and the model that holds them."""
-    networks = {fold: lively("albunet", seed=fold, presence_weight=0.5) for fold in (0, 3)}
+    """Two networks with a classification head, of folds 0 and 3, and the model that holds them."""
+    networks = {fold: lively("albunet", seed=fold, classification_weight=0.5) for fold in (0, 3)}
     return networks, onnx_export.export(networks, image_size=SIZE, facts={"run": "two"})
 
 
@@ -109,18 +109,18 @@ def test_the_outputs_are_means_over_image_and_mirror_and_over_the_folds(two):
     networks, graph = two
     images = grey(3)
     found = run(graph, images)
-    maps, presences = [], []
+    maps, classifications = [], []
     with torch.no_grad():
         for network in networks.values():
             for mirror in (False, True):
                 pixels = images.float() / 255
-                logits, presence = network.outputs(pixels.flip(3) if mirror else pixels)
+                logits, classification = network.outputs(pixels.flip(3) if mirror else pixels)
                 maps.append((logits.flip(3) if mirror else logits).sigmoid())
-                presences.append(presence.sigmoid())
-    assert list(found) == ["probability", "presence"]
-    assert found["presence"].shape == (3,)
+                classifications.append(classification.sigmoid())
+    assert list(found) == ["probability", "classification"]
+    assert found["classification"].shape == (3,)
     np.testing.assert_allclose(found["probability"], sum(maps) / 4, atol=1e-4)
-    np.testing.assert_allclose(found["presence"], sum(presences) / 4, atol=1e-4)
+    np.testing.assert_allclose(found["classification"], sum(classifications) / 4, atol=1e-4)
     assert (maps[0] - maps[1]).abs().max() > 0.1  # a mirror matters
     assert (maps[0] - maps[2]).abs().max() > 0.1  # and so does a fold
 
@@ -132,9 +132,12 @@ def test_each_folds_network_can_be_cut_out_of_the_file(two, tmp_path):
     for fold, network in networks.items():
         (cut,) = onnx_runtime.load(tmp_path / "network.onnx", [fold])
         with torch.inference_mode():
-            (logits, presence), expected = cut.network.outputs(images), network.outputs(images)
+            (logits, classification), expected = (
+                cut.network.outputs(images),
+                network.outputs(images),
+            )
         torch.testing.assert_close(logits, expected[0], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(presence, expected[1], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(classification, expected[1], rtol=1e-3, atol=1e-3)
 
 
 def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(two):
@@ -146,7 +149,7 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(two):
     assert facts["image_size"] == "64"
     assert facts["input"].startswith("images (N, 1, 64, 64) uint8 grey, 0 to 255")
     assert facts["output"].startswith("probability (N, 1, 64, 64) float32 in 0 to 1")
-    assert facts["output_presence"].startswith("presence (N) float32")
+    assert facts["output_classification"].startswith("classification (N) float32")
     for place in (str(ROOT), "site-packages", "onnx_export.py", "stack_trace"):
         assert place.encode() not in graph
 
@@ -189,7 +192,7 @@ def made(tmp_path_factory):
     """(output, networks, weights) after a file was written for folds 0 and 1 of run "r", without cached images."""
     output = tmp_path_factory.mktemp("made")
     networks = {fold: Predictor(lively("unet", seed=fold), SIZE) for fold in (0, 1)}
-    weights = {artifacts.best_weights("r", fold): f"hash {fold}" for fold in networks}
+    weights = {artifacts.Run("r").fold(fold).best_weights: f"hash {fold}" for fold in networks}
     assert (
         onnx_export.write(output, "r", networks, weights=weights, images=[output / "absent.png"])
         <= 1
@@ -206,7 +209,7 @@ def written(made, tmp_path):
 
 def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     output, networks, weights = written
-    path = output / artifacts.onnx_file("r")
+    path = output / artifacts.Run("r").onnx
     good = path.read_bytes()
     monkeypatch.setattr(onnx_export, "export", lambda *_, **__: good)
     other = {0: networks[0], 1: Predictor(lively("unet", seed=2), SIZE)}
@@ -222,7 +225,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
 
 def test_a_difference_is_counted_in_the_steps_of_a_stored_map(made):
     output, networks, _ = made
-    graph = (output / artifacts.onnx_file("r")).read_bytes()
+    graph = (output / artifacts.Run("r").onnx).read_bytes()
     ours = [one.network for one in networks.values()]
     assert onnx_export.largest_difference(graph, ours, grey(3)) <= 1
     other = [ours[0], lively("unet", seed=9)]
@@ -236,7 +239,7 @@ def test_a_difference_is_counted_in_the_steps_of_a_stored_map(made):
 
 def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(made, monkeypatch):
     output, networks, _ = made
-    graph = (output / artifacts.onnx_file("r")).read_bytes()
+    graph = (output / artifacts.Run("r").onnx).read_bytes()
 
     class Broken:
         def run(self, names, images):
@@ -257,7 +260,7 @@ def test_a_file_is_current_for_the_folds_it_holds_while_it_and_their_weights_are
     def is_current(folds, weights, *, or_more=False):
         return onnx_export.is_current(output, "r", folds, weights, or_more=or_more)
 
-    first = {artifacts.best_weights("r", 0): "hash 0"}
+    first = {artifacts.Run("r").fold(0).best_weights: "hash 0"}
     assert is_current([0, 1], weights)
     assert is_current([0], first, or_more=True)
     assert not is_current([0], first)
@@ -265,9 +268,9 @@ def test_a_file_is_current_for_the_folds_it_holds_while_it_and_their_weights_are
         [0, 1], {**weights, **dict.fromkeys(first, "of another training")}, or_more=True
     )
     assert not is_current(
-        [0, 1, 2], {**weights, artifacts.best_weights("r", 2): "hash 2"}, or_more=True
+        [0, 1, 2], {**weights, artifacts.Run("r").fold(2).best_weights: "hash 2"}, or_more=True
     )
-    path = output / artifacts.onnx_file("r")
+    path = output / artifacts.Run("r").onnx
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -289,7 +292,7 @@ def test_maps_are_compared_on_images_of_the_run_and_on_noise_where_those_are_gon
 def test_real_radiographs_get_the_maps_of_pytorch(real_data):
     files = sorted((real_data / "siim").rglob("*.dcm"))
     images = torch.from_numpy(
-        np.stack([png.shrink(dicom.read(path).image, 128) for path in files])
+        np.stack([png.downsample(dicom.read(path).image, 128) for path in files])
     ).unsqueeze(1)
     assert len(images) >= 60
     network = lively("ica_resunet")
@@ -301,7 +304,7 @@ def test_real_radiographs_get_the_maps_of_pytorch(real_data):
 
 TINY = """
 model: albunet
-model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, presence_weight: 0.5}
+model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, classification_weight: 0.5}
 image_size: 64
 epochs: 3
 batch_size: 4
@@ -337,10 +340,10 @@ def predict(output, *more):
 
 
 def test_the_exported_file_holds_all_folds_of_the_run_and_is_not_made_twice(trained, capsys):
-    path = trained / artifacts.onnx_file("tiny")
+    path = trained / artifacts.Run("tiny").onnx
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert facts["run"] == "tiny"
-    best = [artifacts.best_weights("tiny", fold) for fold in (0, 1)]
+    best = [artifacts.Run("tiny").fold(fold).best_weights for fold in (0, 1)]
     assert json.loads(facts["weights"]) == records.hashes(trained, best)
     made = path.stat().st_mtime_ns
     predict(trained, "--export", "onnx")
@@ -350,10 +353,10 @@ def test_the_exported_file_holds_all_folds_of_the_run_and_is_not_made_twice(trai
 
 def stored(output):
     """The predictions table, and all its maps as whole numbers."""
-    table = artifacts.read_table(output, artifacts.predictions("tiny"))
+    table = artifacts.read_table(output, artifacts.Run("tiny").predictions)
     places = zip(table["split"], table["image_id"], strict=True)
     maps = [
-        png.read(artifacts.probability_map(output, "tiny", split, image_id))
+        png.read(output / artifacts.Run("tiny").probability_map(split, image_id))
         for split, image_id in places
     ]
     return table, np.stack(maps).astype(int)
@@ -361,7 +364,7 @@ def stored(output):
 
 def backends(output):
     """By which of the two each entry of the journal was made, the last entry of an image."""
-    entries = journal.read(artifacts.prediction_journal(output, "tiny"))
+    entries = journal.read(output / artifacts.Run("tiny").prediction_journal())
     return {
         name: "onnxruntime" if "onnxruntime" in entry["key"] else "pytorch"
         for name, entry in entries.items()
@@ -381,11 +384,14 @@ def test_stage_03_gives_pytorchs_maps_with_onnxruntime_and_never_takes_one_for_t
     assert "network.onnx is up to date" in capsys.readouterr().out
     table_again, maps_again = stored(trained)
     assert np.abs(maps - maps_again).max() <= 1
-    np.testing.assert_allclose(table["p_presence"], table_again["p_presence"], atol=1e-4)
+    np.testing.assert_allclose(
+        table["p_classification"], table_again["p_classification"], atol=1e-4
+    )
     assert table["image_id"].equals(table_again["image_id"])
     assert list(backends(trained).values()) == ["onnxruntime"] * len(table)
     assert (
-        records.read(trained, artifacts.predicted("tiny"))["settings"]["backend"] == "onnxruntime"
+        records.read(trained, artifacts.Run("tiny").predicted)["settings"]["backend"]
+        == "onnxruntime"
     )
 
     predict(trained, "--backend", "onnxruntime")
@@ -397,13 +403,13 @@ def test_stage_03_gives_pytorchs_maps_with_onnxruntime_and_never_takes_one_for_t
 
 def test_a_file_of_earlier_weights_is_made_again_before_it_predicts(trained, tmp_path, capsys):
     output = shutil.copytree(trained, tmp_path / "output")
-    path = output / artifacts.onnx_file("tiny")
+    path = output / artifacts.Run("tiny").onnx
     good = path.read_bytes()
-    record = records.read(output, artifacts.exported("tiny"))
+    record = records.read(output, artifacts.Run("tiny").exported)
     path.write_bytes(b"of earlier weights")
     records.write(
         output,
-        artifacts.exported("tiny"),
+        artifacts.Run("tiny").exported,
         settings=record["settings"],
         inputs=dict.fromkeys(record["inputs"], "of earlier weights"),
         outputs=record["outputs"],

@@ -99,7 +99,7 @@ def history(shift=0.0):
     return pd.DataFrame(
         {"epoch": [1, 2, 3], "learning_rate": [1e-4, 5e-5, 1e-6], "positives_per_negative": [2.0, 2.0, 1.0],
          "train_loss": np.array([1.0, 0.5, 0.25]) + shift, "siim_dice": np.array([0.5, 0.6, 0.7]) + shift,
-         "nothing_predicted": [0.75] * 3}
+         "all_empty": [0.75] * 3}
     )  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def test_the_threshold_surface_is_the_best_over_bottom_thresholds_and_marks_the_
     star = next(line for line in axes.get_lines() if line.get_marker() == "*")
     assert star.get_xydata().tolist() == [[2, 1]]
     assert "chosen: top 0.75, minimum area 100, bottom 0.2: 0.1750" in legend(figure.legends[0])
-    assert "nothing predicted: 0.1000" in legend(figure.legends[0])
+    assert "all-empty baseline: 0.1000" in legend(figure.legends[0])
 
 
 @pytest.mark.parametrize("scores", [[0.5, 0.5, 0.5, 0.5], [0.5]])
@@ -221,7 +221,7 @@ def test_folds_show_every_score_with_mean_and_standard_deviation_and_what_nothin
     ends = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     np.testing.assert_allclose(ends, [0.7 - 0.14142, 0.7 + 0.14142], atol=1e-4)
     assert [text.get_text() for text in axes.get_xticklabels()] == ["b", "a"]
-    assert [0.55, 0.55] in dots and "nothing predicted" in [text.get_text() for text in axes.texts]
+    assert [0.55, 0.55] in dots and "all-empty baseline" in [text.get_text() for text in axes.texts]
 
 
 def test_strata_have_a_panel_each_with_dice_and_interval_of_every_level_that_has_positives():
@@ -253,7 +253,7 @@ def test_learning_curves_are_the_history_and_the_mean_over_folds():
     np.testing.assert_allclose(thin, [0.25, 0.35])
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "learning rate", "training loss", "SIIM Dice, validation fold"]  # fmt: skip
-    assert legend(figure.legends[0]) == ["ours", "theirs", "nothing predicted"]
+    assert legend(figure.legends[0]) == ["ours", "theirs", "all-empty baseline"]
 
 
 def test_a_run_has_one_colour_in_all_figures_also_where_a_blend_before_it_has_no_curve():
@@ -441,8 +441,8 @@ def test_strata_of_a_run_without_positives_say_so():
 
 def test_reading_takes_cached_images_masks_and_run_lengths(tmp_path):
     one = radiograph()
-    for path, data in ((artifacts.cached_image(tmp_path, SIZE, "a"), png.encode(one.image)),
-                       (artifacts.cached_mask(tmp_path, SIZE, "a"), png.encode_mask(one.truth))):  # fmt: skip
+    for path, data in ((tmp_path / artifacts.Cache(SIZE).image("a"), png.encode(one.image)),
+                       (tmp_path / artifacts.Cache(SIZE).mask("a"), png.encode_mask(one.truth))):  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     larger = np.kron(one.truth, np.ones((2, 2), np.uint8))  # labels at twice the cache's size

@@ -103,10 +103,10 @@ def test_every_image_has_a_thumbnail_that_looks_like_it(sample, written):
     ]
     for n in range(3):
         shown = cv2.imread(str(folder / "gallery" / f"{image_id(n)}.jpg"), cv2.IMREAD_UNCHANGED)
-        image = png.read(artifacts.cached_image(sample.output, SIZE, image_id(n)))
+        image = png.read(sample.output / artifacts.Cache(SIZE).image(image_id(n)))
         assert shown.shape == (256, 256)
-        enlarged = cv2.resize(image, (256, 256), interpolation=cv2.INTER_LINEAR).astype(int)
-        assert np.abs(enlarged - shown).mean() < 2  # JPEG at 85
+        upsampled = cv2.resize(image, (256, 256), interpolation=cv2.INTER_LINEAR).astype(int)
+        assert np.abs(upsampled - shown).mean() < 2  # JPEG at 85
 
 
 def test_the_data_have_the_tables_numbers_and_each_runs_outcome(sample, written):
@@ -140,14 +140,14 @@ def test_outlines_in_the_data_are_those_of_truth_and_prediction(sample, written)
         drawn = [columns["images"]["truth"][n], *(run["outline"][n] for run in columns["runs"])]
         for name, path in zip(("truth", "steady", "other"), drawn, strict=True):
             mask = np.kron(sample.masks[image_id(n), name], np.ones((scale, scale), dtype=np.uint8))
-            # A small mask is enlarged bilinearly: its rim may move by half of its own pixels.
+            # A small mask is upsampled bilinearly: its rim may move by half of its own pixels.
             assert (draw(path) != mask).sum() <= 0.06 * mask.sum()
 
 
 def test_the_larger_view_finds_the_cached_image(sample, written):
     folder = written[1]
     large = folder / read(folder)["large"] / f"{image_id(0)}.png"
-    assert large.resolve() == artifacts.cached_image(sample.output, SIZE, image_id(0)).resolve()
+    assert large.resolve() == (sample.output / artifacts.Cache(SIZE).image(image_id(0))).resolve()
 
 
 def test_writing_again_gives_the_same_bytes_and_drops_images_that_are_no_more(sample, tmp_path):
@@ -176,11 +176,13 @@ def test_twelve_thousand_images_of_three_runs_are_written_within_two_gibibytes(t
         import numpy as np
         import pandas as pd
         from joblib.externals.loky import get_reusable_executor
-        from pneumothorax import artifacts, atomic, gallery, png, rle
+        from pneumothorax import png, rle
+        from pneumothorax.pipeline import artifacts, atomic
+        from pneumothorax.report import gallery
 
         output, n = Path(sys.argv[1]), 12_000
         rng = np.random.default_rng(0)
-        first = artifacts.cached_image(output, 512, "0")
+        first = output / artifacts.Cache(512).image("0")
         atomic.write_bytes(first, png.encode(rng.integers(0, 255, (512, 512), dtype=np.uint8)))
         for number in range(1, n):
             os.link(first, first.with_name(f"{number}.png"))

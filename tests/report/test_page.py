@@ -90,7 +90,7 @@ def test_table_1_has_each_runs_scores_of_all_images_in_percent_by_averaging():
 def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows():
     table = tables()["Networks compared"]
     assert [cells[0] for cells in table[2:]] == [
-        *("nothing predicted", "ica", "unet"),
+        *("all-empty baseline", "ica", "unet"),
         *(
             "reported in the paper, averaging not named",
             "U-Net",
@@ -100,7 +100,7 @@ def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows
         ),
     ]
     assert (
-        row(table, "nothing predicted")[1] == "60.06"
+        row(table, "all-empty baseline")[1] == "60.06"
     )  # its SIIM Dice in report_samples.run: 0.6 + 6 / 10000
     assert row(table, "ICA-ResUNet")[1:5] == ["85.67", "92.42", "87.25", "81.37"]
 
@@ -120,7 +120,7 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
     table = tables()["Cross-validation of ica"]
     assert [cells[0] for cells in table[1:]] == [
         *(
-            "nothing predicted",
+            "all-empty baseline",
             "fold 0",
             "fold 1",
             "mean of folds",
@@ -234,13 +234,15 @@ def test_figures_have_a_picture_for_dark_screens_where_there_is_one():
         "Curves": [
             page.Figure("ROC", "of two runs", "figures/roc.png", "rising", "figures/roc-dark.png")
         ],
-        "Figures of the paper": [page.Figure("Sample", "of the data", "figures/a b.png", "a film")],
+        "Figures of the paper": [
+            page.Figure("Sample", "of the data", "figures/a b.png", "a radiograph")
+        ],
         "None": [],
     }
     text = page.render(content(figures=figures))
     assert '<source srcset="figures/roc-dark.png" media="(prefers-color-scheme: dark)">' in text
     assert re.search(r'<img src="figures/roc.png" alt="rising"', text)
-    assert re.search(r'<img src="figures/a%20b.png" alt="a film"', text)
+    assert re.search(r'<img src="figures/a%20b.png" alt="a radiograph"', text)
     assert text.count("<source ") == 1
     assert "<h2>None</h2>" not in text
 

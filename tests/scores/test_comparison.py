@@ -153,7 +153,7 @@ def test_an_image_that_comes_twice_is_refused():
 
 def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting_nothing_can_be_one():
     table = run()
-    frames = {"new": better(table), "old": table, per_image.NOTHING: per_image.nothing(table)}
+    frames = {"new": better(table), "old": table, per_image.ALL_EMPTY: per_image.nothing(table)}
     found = comparison.all_pairs(frames, ["siim_dice", "ppv"], repeats=200)
     assert list(found.columns) == [
         "first",
@@ -165,7 +165,7 @@ def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting
         "p",
         "p_holm",
     ]
-    pairs = [("new", "old"), ("new", per_image.NOTHING), ("old", per_image.NOTHING)]
+    pairs = [("new", "old"), ("new", per_image.ALL_EMPTY), ("old", per_image.ALL_EMPTY)]
     assert list(zip(found["first"], found["second"], strict=True)) == [
         pair for pair in pairs for _ in range(2)
     ]
@@ -175,7 +175,7 @@ def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting
         np.testing.assert_array_equal(
             rows[["difference", "low", "high", "p"]], alone[["difference", "low", "high", "p"]]
         )
-    undefined = found[(found["score"] == "ppv") & (found["second"] == per_image.NOTHING)]
+    undefined = found[(found["score"] == "ppv") & (found["second"] == per_image.ALL_EMPTY)]
     assert undefined[["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
     one = found[
         (found["score"] == "ppv") & (found["second"] == "old")

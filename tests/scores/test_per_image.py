@@ -60,13 +60,13 @@ def test_table_by_hand():
 
 def test_nothing_keeps_the_images_and_scores_what_metrics_says():
     table = per_image.nothing(per_image.table(*parts(), "unet"))
-    assert set(table["run"]) == {"nothing predicted"}
+    assert set(table["run"]) == {"all-empty baseline"}
     assert table["image_id"].tolist() == ["a", "b", "c"]
     assert (table[["predicted_px", "overlap_px", "p_positive"]] == 0).all(axis=None)
     for column in ("dice", "precision", "recall", "iou"):
         assert table[column].tolist() == [0, 1, 1]
     pixels = (table[column] for column in ("true_px", "predicted_px", "overlap_px", "p_positive"))
-    expected = metrics.nothing_predicted(table["true_px"])
+    expected = metrics.all_empty(table["true_px"])
     assert metrics.scores(*pixels) == pytest.approx(expected, nan_ok=True)
 
 

@@ -41,7 +41,7 @@ def test_quarters_of_the_mask_share_by_hand():
     )
     assert table["sensitivity"].tolist() == pytest.approx([np.nan, 0.5, 0.5, 1, 1], nan_ok=True)
     assert table["specificity"].tolist() == pytest.approx([0.5, *[np.nan] * 4], nan_ok=True)
-    assert table["nothing_predicted"].tolist() == [1, 0, 0, 0, 0]
+    assert table["all_empty"].tolist() == [1, 0, 0, 0, 0]
 
 
 def test_the_share_is_of_the_image_and_not_of_1024_x_1024():
@@ -57,8 +57,8 @@ def test_views_and_sexes_by_hand_with_those_not_given_as_unknown():
     assert views["positives"].to_dict() == {"PA": 3, "AP": 3, "LL": 1, "unknown": 1}
     assert views.loc["PA", "siim_dice"] == pytest.approx((1 + 0.5 + 0.25 + 1) / 4)
     assert views.loc["PA", "positive_dice"] == pytest.approx((1 + 0.5 + 0.25) / 3)
-    assert views.loc["PA", "nothing_predicted"] == 0.25
-    assert views.loc["unknown", ["sensitivity", "specificity", "nothing_predicted"]].tolist() == [
+    assert views.loc["PA", "all_empty"] == 0.25
+    assert views.loc["unknown", ["sensitivity", "specificity", "all_empty"]].tolist() == [
         0,
         0,
         0.5,

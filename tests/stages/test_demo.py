@@ -47,10 +47,10 @@ def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do
 ):
     seconds, printed = demo(tmp_path, INPUT=phantoms)
     assert seconds < 480
-    table = artifacts.read_table(tmp_path, artifacts.cross_validation("ica_resunet")).set_index(
-        "row"
-    )
-    gain = table.at["all", "siim_dice"] - table.at["nothing predicted", "siim_dice"]
+    table = artifacts.read_table(
+        tmp_path, artifacts.Submission("ica_resunet").cross_validation
+    ).set_index("row")
+    gain = table.at["all", "siim_dice"] - table.at["all-empty baseline", "siim_dice"]
     assert gain >= 0.05
     assert 0.5 <= table.at["all", "positive_dice"] < 0.95
     assert "submission.csv" in printed
@@ -70,9 +70,11 @@ def test_the_four_networks_of_table_1_beat_predicting_nothing_within_forty_minut
     )
     assert seconds < 2400
     for name in names:
-        table = artifacts.read_table(tmp_path, artifacts.cross_validation(name)).set_index("row")
-        assert table.at["all", "siim_dice"] > table.at["nothing predicted", "siim_dice"]
-        assert name in printed.split("nothing predicted")[-1]
+        table = artifacts.read_table(
+            tmp_path, artifacts.Submission(name).cross_validation
+        ).set_index("row")
+        assert table.at["all", "siim_dice"] > table.at["all-empty baseline", "siim_dice"]
+        assert name in printed.split("all-empty baseline")[-1]
 
 
 def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
@@ -81,7 +83,7 @@ def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
     train = manifest[manifest["split"] == artifacts.TRAIN]
     assert (len(train), int(train["positive"].sum())) == (30, 8)
     sample = pd.read_csv(real_data / "siim" / "stage_2_sample_submission.csv", dtype=str)
-    submission = pd.read_csv(artifacts.submission(tmp_path, "ica_resunet"), dtype=str)
+    submission = pd.read_csv(tmp_path / artifacts.Submission("ica_resunet").csv, dtype=str)
     assert list(submission.columns) == list(sample.columns)
     assert submission["ImageId"].tolist() == sample["ImageId"].tolist()
     assert "these scores say that the pipeline runs, not how good it is" in printed
@@ -93,7 +95,7 @@ def test_the_demo_runs_on_real_files_without_a_test_set(real_data, tmp_path):
     manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
     assert (len(manifest), int(manifest["positive"].sum())) == (502, 160)
     assert artifacts.read_table(tmp_path, artifacts.FOLDS)["patient_id"].nunique() == 404
-    assert not artifacts.submission(tmp_path, "ica_resunet").exists()
+    assert not (tmp_path / artifacts.Submission("ica_resunet").csv).exists()
     assert (tmp_path / artifacts.REPORT_PAGE).is_file()
 
 
@@ -130,7 +132,7 @@ def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undis
 
     subprocess.run(command(prepared), cwd=ROOT, check=True)
     moments = random.Random(5)
-    last = artifacts.fold_folder(killed, "tiny", 0) / "last.pt"
+    last = (killed / artifacts.Run("tiny").fold(0).folder) / "last.pt"
     stands = []
     for _ in range(5):
         process = subprocess.Popen(command(killed), cwd=ROOT, start_new_session=True)
@@ -145,7 +147,7 @@ def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undis
     assert sum(step > 0 for _, step in stands) >= 2
     assert stands[-1][0] < 6
     states = [
-        torch.load(artifacts.fold_folder(o, "tiny", 0) / "last.pt", weights_only=True)
+        torch.load((o / artifacts.Run("tiny").fold(0).folder) / "last.pt", weights_only=True)
         for o in (prepared, killed)
     ]
     for first, second in (
@@ -155,7 +157,7 @@ def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undis
         assert all(torch.equal(first[name], second[name]) for name in first)
     times = ["seconds", "images_per_second"]
     first, second = (
-        pd.read_csv(artifacts.fold_folder(o, "tiny", 0) / "history.csv").drop(columns=times)
+        pd.read_csv((o / artifacts.Run("tiny").fold(0).folder) / "history.csv").drop(columns=times)
         for o in (prepared, killed)
     )
     pd.testing.assert_frame_equal(first, second)
@@ -177,9 +179,9 @@ def test_the_first_places_recipe_runs_in_one_command_and_beats_predicting_nothin
     names = [f"first_place_{part}" for part in (1, 2, 3)]
     demo(tmp_path, INPUT=phantoms, CONFIGS=" ".join(f"configs/demo/{name}.yaml" for name in names))
     for fold in range(3):
-        record = records.read(tmp_path, artifacts.trained("first_place_3", fold))
-        assert artifacts.best_weights("first_place_2", fold) in record["inputs"]
-    table = artifacts.read_table(tmp_path, artifacts.cross_validation("first_place_3")).set_index(
-        "row"
-    )
-    assert table.at["all", "siim_dice"] > table.at["nothing predicted", "siim_dice"]
+        record = records.read(tmp_path, artifacts.Run("first_place_3").fold(fold).trained)
+        assert artifacts.Run("first_place_2").fold(fold).best_weights in record["inputs"]
+    table = artifacts.read_table(
+        tmp_path, artifacts.Submission("first_place_3").cross_validation
+    ).set_index("row")
+    assert table.at["all", "siim_dice"] > table.at["all-empty baseline", "siim_dice"]

@@ -110,7 +110,9 @@ def results(output):
 
 def weights(output):
     return [
-        torch.load(output / artifacts.best_weights("tiny", fold), weights_only=True)["network"]
+        torch.load(output / artifacts.Run("tiny").fold(fold).best_weights, weights_only=True)[
+            "network"
+        ]
         for fold in (0, 1)
     ]
 
@@ -241,15 +243,15 @@ def test_a_flipped_byte_is_noticed_by_the_stage_that_reads_it(undisturbed, tmp_p
     path, stage, says = {
         "manifest.csv": (output / artifacts.MANIFEST.path, STAGES[1], "00_prepare_data.py again"),
         "folds.csv": (output / artifacts.FOLDS.path, STAGES[2], "01_make_folds.py again"),
-        "cache": (artifacts.cached_image(output, 64, image_id), STAGES[2], "00_prepare_data.py"),
-        "best.pt": (output / artifacts.best_weights("tiny", 0), STAGES[3], "02_train.py"),
+        "cache": (output / artifacts.Cache(64).image(image_id), STAGES[2], "00_prepare_data.py"),
+        "best.pt": (output / artifacts.Run("tiny").fold(0).best_weights, STAGES[3], "02_train.py"),
         "predictions.csv": (
-            output / artifacts.predictions("tiny").path,
+            output / artifacts.Run("tiny").predictions.path,
             STAGES[4],
             "03_predict.py",
         ),
         "oof map": (
-            artifacts.probability_map(output, "tiny", "oof", image_id),
+            output / artifacts.Run("tiny").probability_map("oof", image_id),
             STAGES[4],
             "03_predict.py",
         ),

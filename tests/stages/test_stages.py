@@ -21,7 +21,7 @@ from pneumothorax import png, rle
 from pneumothorax.data import discovery
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 from pneumothorax.masks import postprocess, thresholds
-from pneumothorax.pipeline import artifacts, records, stage
+from pneumothorax.pipeline import artifacts, locks, records
 from pneumothorax.prediction import probability_maps
 from pneumothorax.report import contents
 from pneumothorax.training import loop
@@ -69,40 +69,44 @@ def files_below(folder):
 
 def test_the_submission_has_the_samples_ids_in_order_and_legal_rows(finished):
     made, output = finished
-    with open(artifacts.submission(output, "tiny"), newline="") as file:
+    with open(output / artifacts.Submission("tiny").csv, newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["ImageId", "EncodedPixels"]
     assert [row[0] for row in rows] == made.test_ids
     for _, text in rows:
         assert rle.encode(rle.decode(text, (128, 128))) == text
-    assert b"\r" not in artifacts.submission(output, "tiny").read_bytes()
+    assert b"\r" not in (output / artifacts.Submission("tiny").csv).read_bytes()
 
 
 def test_every_training_image_is_predicted_out_of_fold_by_the_network_of_its_own_fold(finished):
     made, output = finished
     folds = artifacts.read_table(output, artifacts.FOLDS).set_index("image_id")["fold"]
-    table = artifacts.read_table(output, artifacts.predictions("tiny"))
+    table = artifacts.read_table(output, artifacts.Run("tiny").predictions)
     oof = table[table["split"] == artifacts.OOF].set_index("image_id")["fold"]
     assert set(oof.index) == set(made.masks)
     assert (oof == folds[oof.index]).all()
     for image_id in made.masks:
         assert png.read(
-            artifacts.probability_map(output, "tiny", artifacts.OOF, image_id)
+            output / artifacts.Run("tiny").probability_map(artifacts.OOF, image_id)
         ).shape == (64, 64)
 
 
 def test_cv_csv_agrees_with_masks_counted_again(finished):
     made, output = finished
-    oof = artifacts.read_table(output, artifacts.out_of_fold("tiny")).set_index("image_id")
+    oof = artifacts.read_table(output, artifacts.Submission("tiny").out_of_fold).set_index(
+        "image_id"
+    )
     expected = []
     for image_id, truth in made.masks.items():
         predicted = rle.decode(oof.at[image_id, "rle"], truth.shape)
         both, total = int((truth & predicted).sum()), int(truth.sum() + predicted.sum())
         expected.append(2 * both / total if total else 1.0)
-    table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
+    table = artifacts.read_table(output, artifacts.Submission("tiny").cross_validation).set_index(
+        "row"
+    )
     assert table.at["all", "siim_dice"] == pytest.approx(np.mean(expected), abs=1e-5)
     negatives = len(made.masks) - len(made.positives)
-    assert table.at["nothing predicted", "siim_dice"] == pytest.approx(negatives / len(made.masks))
+    assert table.at["all-empty baseline", "siim_dice"] == pytest.approx(negatives / len(made.masks))
     per_fold = table.loc[["fold 0", "fold 1"], "siim_dice"]
     assert table.at["mean", "siim_dice"] == pytest.approx(per_fold.mean(), abs=1e-5)
     assert table.at["std", "siim_dice"] == pytest.approx(per_fold.std(ddof=1), abs=1e-5)
@@ -136,7 +140,7 @@ def test_the_second_run_of_any_stage_is_refused_and_changes_nothing(finished, co
     made, output = finished
     before = files_below(output)
     with (
-        stage.lock(output, name),
+        locks.lock(output, name),
         pytest.raises(OutputLocked, match=rf"in use for {name} by process {os.getpid()}"),
     ):
         run_all(made.folder, output, config, stages=[number])
@@ -145,7 +149,7 @@ def test_the_second_run_of_any_stage_is_refused_and_changes_nothing(finished, co
 
 def test_history_has_one_row_per_epoch_and_the_ratio_of_the_schedule(finished):
     _, output = finished
-    history = pd.read_csv(artifacts.fold_folder(output, "tiny", 0) / "history.csv")
+    history = pd.read_csv((output / artifacts.Run("tiny").fold(0).folder) / "history.csv")
     assert list(history.columns) == list(artifacts.HISTORY_COLUMNS)
     assert history["epoch"].tolist() == [1, 2]
     assert history["positives_per_negative"].tolist() == [
@@ -181,20 +185,22 @@ def test_epochs_between_validations_have_no_scores_and_the_last_one_has(copied, 
         "--workers",
         0,
     )
-    history = pd.read_csv(artifacts.fold_folder(output, "rare", 0) / "history.csv")
+    history = pd.read_csv((output / artifacts.Run("rare").fold(0).folder) / "history.csv")
     assert history["siim_dice"].notna().tolist() == [False, True, True]
     assert history["train_loss"].notna().all()
-    best = torch.load(artifacts.fold_folder(output, "rare", 0) / "best.pt", weights_only=True)
+    best = torch.load(
+        (output / artifacts.Run("rare").fold(0).folder) / "best.pt", weights_only=True
+    )
     assert best["epoch"] in (2, 3)
 
 
 def test_the_run_knows_what_its_network_is_made_of_and_what_training_took(finished):
     _, output = finished
-    facts = json.loads((output / artifacts.network_facts("tiny")).read_text("utf-8"))
+    facts = json.loads((output / artifacts.Run("tiny").network_facts).read_text("utf-8"))
     network = models.build("ica_resunet", **yaml.safe_load(TINY)["model_settings"])
     assert facts["parameters"] == sum(weights.numel() for weights in network.parameters())
     assert facts["size"] == 64
-    record = records.read(output, artifacts.trained("tiny", 0))
+    record = records.read(output, artifacts.Run("tiny").fold(0).trained)
     assert record["peak_memory_mib"] > 100  # PyTorch alone takes more
     assert "CPU" in record["device"]
 
@@ -203,7 +209,9 @@ def test_the_report_shows_the_scores_and_every_file_it_names_is_there(finished):
     _, output = finished
     folder = output / "report"
     page = (folder / "index.html").read_text("utf-8")
-    table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
+    table = artifacts.read_table(output, artifacts.Submission("tiny").cross_validation).set_index(
+        "row"
+    )
     assert f"{table.at['all', 'siim_dice']:.4f}" in page
     assert f"{100 * table.at['all', 'pooled_iou']:.2f}" in page  # Table 1 is in percent
     assert "are positive: these scores say that the pipeline runs, not how good it is" in page
@@ -223,8 +231,10 @@ def test_the_report_shows_the_scores_and_every_file_it_names_is_there(finished):
 def test_the_per_image_table_lets_anyone_compute_the_scores_again(finished):
     _, output = finished
     rows = artifacts.read_table(output, artifacts.PER_IMAGE)
-    table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
-    for run, row in (("tiny", "all"), ("nothing predicted", "nothing predicted")):
+    table = artifacts.read_table(output, artifacts.Submission("tiny").cross_validation).set_index(
+        "row"
+    )
+    for run, row in (("tiny", "all"), ("all-empty baseline", "all-empty baseline")):
         own = rows[rows["run"] == run]
         assert own["dice"].mean() == pytest.approx(table.at[row, "siim_dice"])
         assert own["iou"].mean() == pytest.approx(table.at[row, "image_iou"])
@@ -254,18 +264,22 @@ def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
 
 def test_thresholds_fitted_on_another_grid_are_fitted_again(copied, monkeypatch):
     _, output = copied
-    before = artifacts.read_table(output, artifacts.threshold_surface("tiny"))
+    before = artifacts.read_table(output, artifacts.Submission("tiny").threshold_surface)
     smaller = ((0.5, 0.9), (0, 500), (0.3,), (0,), (False,), (0.0,))
     monkeypatch.setattr(thresholds.Grid.__init__, "__defaults__", smaller)
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--workers", 0)
-    assert len(artifacts.read_table(output, artifacts.threshold_surface("tiny"))) == 4 < len(before)
+    assert (
+        len(artifacts.read_table(output, artifacts.Submission("tiny").threshold_surface))
+        == 4
+        < len(before)
+    )
 
 
 def test_another_network_under_the_name_of_a_run_that_was_killed_at_once_is_described_as_what_it_is(
     copied, config
 ):
     _, output = copied
-    left = output / artifacts.network_facts("young")
+    left = output / artifacts.Run("young").network_facts
     left.parent.mkdir(parents=True)
     left.write_text('{"network": "UNet"}')
     more = ["--run", "young", "--fold", 0, "--set", "epochs=1", "--output", output, "--workers", 0]
@@ -279,7 +293,7 @@ def test_another_network_under_the_name_of_a_run_that_was_killed_at_once_is_desc
 )
 def test_damaged_facts_of_a_network_are_noticed_and_made_again(copied, config, damage):
     made, output = copied
-    path = output / artifacts.network_facts("tiny")
+    path = output / artifacts.Run("tiny").network_facts
     good = path.read_text("utf-8")
     path.write_text(damage(good))
     with pytest.raises(BadInput, match=r"network\.json is not what 02_train\.py"):
@@ -292,7 +306,7 @@ def test_damaged_facts_of_a_network_are_noticed_and_made_again(copied, config, d
 def test_a_swapped_cached_image_is_noticed_before_it_is_shown_under_anothers_truth(copied):
     made, output = copied
     first, second = (
-        artifacts.cached_image(output, 64, image_id) for image_id in list(made.masks)[:2]
+        output / artifacts.Cache(64).image(image_id) for image_id in list(made.masks)[:2]
     )
     first.write_bytes(second.read_bytes())
     with pytest.raises(BadInput, match=r"damaged"):
@@ -312,10 +326,12 @@ def test_two_submissions_of_one_run_do_not_differ(copied):
     against = {
         row["first"]: row["difference"]
         for row in differences
-        if row["second"] == "nothing predicted"
+        if row["second"] == "all-empty baseline"
     }
-    table = artifacts.read_table(output, artifacts.cross_validation("tiny")).set_index("row")
-    gain = table.at["all", "siim_dice"] - table.at["nothing predicted", "siim_dice"]
+    table = artifacts.read_table(output, artifacts.Submission("tiny").cross_validation).set_index(
+        "row"
+    )
+    gain = table.at["all", "siim_dice"] - table.at["all-empty baseline", "siim_dice"]
     assert against == {"again": pytest.approx(gain), "tiny": pytest.approx(gain)}
 
 
@@ -335,7 +351,7 @@ def test_a_report_of_other_runs_keeps_no_figure_of_earlier_ones(copied):
 def test_the_report_says_of_the_demo_data_that_its_chests_are_drawn(copied, config, tmp_path):
     made, output = copied
     shutil.copytree(made.folder, tmp_path / "input")
-    (tmp_path / "input" / discovery.DRAWN_NOTE).touch()
+    (tmp_path / "input" / discovery.PHANTOM_NOTE).touch()
     run_all(tmp_path / "input", output, config, stages=[0, 1, 2, 3, 4, 5])
     assert "drawn chests" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
 
@@ -343,8 +359,8 @@ def test_the_report_says_of_the_demo_data_that_its_chests_are_drawn(copied, conf
 def test_without_a_sample_submission_the_stages_give_scores_alone(tmp_path, config):
     made = tiny_input(tmp_path / "input", test=0, unlabelled=0)
     run_all(made.folder, tmp_path / "output", config)
-    assert (tmp_path / "output" / artifacts.cross_validation("tiny").path).is_file()
-    assert not artifacts.submission(tmp_path / "output", "tiny").exists()
+    assert (tmp_path / "output" / artifacts.Submission("tiny").cross_validation.path).is_file()
+    assert not (tmp_path / "output" / artifacts.Submission("tiny").csv).exists()
 
 
 def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_weights(
@@ -367,7 +383,7 @@ def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_wei
         "0",
     ]
     command += ["--fold", "0"]
-    history = artifacts.fold_folder(output, "tiny", 0) / "history.csv"
+    history = (output / artifacts.Run("tiny").fold(0).folder) / "history.csv"
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -382,7 +398,7 @@ def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_wei
     assert same_weights(output, whole)
     times = ["seconds", "images_per_second"]
     ours, theirs = (
-        pd.read_csv(artifacts.fold_folder(place, "tiny", 0) / "history.csv")
+        pd.read_csv((place / artifacts.Run("tiny").fold(0).folder) / "history.csv")
         for place in (output, whole)
     )
     pd.testing.assert_frame_equal(ours.drop(columns=times), theirs.drop(columns=times))
@@ -390,7 +406,7 @@ def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_wei
 
 def same_weights(output, other):
     ours, theirs = (
-        torch.load(artifacts.fold_folder(place, "tiny", 0) / "last.pt", weights_only=True)[
+        torch.load((place / artifacts.Run("tiny").fold(0).folder) / "last.pt", weights_only=True)[
             "network"
         ]
         for place in (output, other)
@@ -476,7 +492,10 @@ def test_new_folds_make_older_runs_unusable_until_trained_again(copied, config):
 def test_networks_trained_again_make_older_maps_unusable(copied):
     """As on a GPU, where the same settings give weights that differ a little."""
     _, output = copied
-    path, record = output / artifacts.best_weights("tiny", 0), artifacts.trained("tiny", 0)
+    path, record = (
+        output / artifacts.Run("tiny").fold(0).best_weights,
+        artifacts.Run("tiny").fold(0).trained,
+    )
     state = torch.load(path, weights_only=True)
     state["network"]["segmentation_head.0.bias"] += 0.001
     torch.save(state, path)
@@ -530,15 +549,17 @@ def test_new_test_images_leave_the_trained_networks_valid(copied, config, tmp_pa
     write_dicom(folder / "stage_2_images" / "ID_new.dcm", noise(77), jpeg=True)
     with open(folder / "stage_2_sample_submission.csv", "a") as file:
         file.write("ID_new,-1\n")
-    weights = (artifacts.fold_folder(output, "tiny", 0) / "last.pt").stat().st_mtime_ns
+    weights = ((output / artifacts.Run("tiny").fold(0).folder) / "last.pt").stat().st_mtime_ns
     run_all(folder, output, config)
-    assert (artifacts.fold_folder(output, "tiny", 0) / "last.pt").stat().st_mtime_ns == weights
-    assert "ID_new" in artifacts.submission(output, "tiny").read_text()
+    assert (
+        (output / artifacts.Run("tiny").fold(0).folder) / "last.pt"
+    ).stat().st_mtime_ns == weights
+    assert "ID_new" in (output / artifacts.Submission("tiny").csv).read_text()
 
 
 def test_a_damaged_best_checkpoint_is_noticed_and_its_fold_trained_again_on_request(copied, config):
     made, output = copied
-    path = artifacts.fold_folder(output, "tiny", 0) / "best.pt"
+    path = (output / artifacts.Run("tiny").fold(0).folder) / "best.pt"
     good = path.read_bytes()
     path.write_bytes(
         good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 0xFF]) + good[len(good) // 2 + 1 :]
@@ -553,7 +574,7 @@ def test_a_damaged_best_checkpoint_is_noticed_and_its_fold_trained_again_on_requ
 
 def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before_it(copied, config, capsys):
     made, output = copied
-    folder = artifacts.fold_folder(output, "tiny", 0)
+    folder = output / artifacts.Run("tiny").fold(0).folder
     (folder / "finished.json").unlink()
     weights = torch.load(folder / "last.pt", weights_only=True)["network"]
     (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000])
@@ -578,7 +599,7 @@ def interrupted(output, config, number):
         text=True,
         start_new_session=True,
     )
-    path = artifacts.fold_folder(output, "stopped", 0) / "history.csv"
+    path = (output / artifacts.Run("stopped").fold(0).folder) / "history.csv"
     deadline = time.monotonic() + 120
     while not path.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -599,7 +620,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(copied, config, numb
     epochs = len(pd.read_csv(path))
     saved = torch.load(path.with_name("last.pt"), weights_only=True)["progress"]
     assert saved["epoch"] == epochs
-    assert not (output / artifacts.trained("stopped", 0).path).exists()
+    assert not (output / artifacts.Run("stopped").fold(0).trained.path).exists()
     left = ["--set", "epochs=200", "--fold", 0, "--run", "stopped", "--max-time", 0.05]
     with pytest.raises(Stopped) as stopped:  # goes on until the time is up
         run_stage("02_train.py", "--config", config, *left, "--output", output, "--workers", 0)
@@ -620,7 +641,7 @@ def test_out_of_memory_says_what_to_try_and_leaves_what_was_saved(
     copied, config, monkeypatch, error
 ):
     _, output = copied
-    folder = artifacts.fold_folder(output, "large", 0)
+    folder = output / artifacts.Run("large").fold(0).folder
 
     def allocate(self, epoch):
         if epoch == 1:
@@ -642,9 +663,9 @@ def test_a_disk_without_room_for_checkpoints_is_said_before_training(copied, con
     usage = shutil.disk_usage(output)
     weights = sum(
         value.nbytes
-        for value in torch.load(output / artifacts.best_weights("tiny", 0), weights_only=True)[
-            "network"
-        ].values()
+        for value in torch.load(
+            output / artifacts.Run("tiny").fold(0).best_weights, weights_only=True
+        )["network"].values()
     )
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 * weights))
     settings = ["--config", config, "--output", output, "--workers", 0]
@@ -652,8 +673,8 @@ def test_a_disk_without_room_for_checkpoints_is_said_before_training(copied, con
         BadInput, match="MiB are needed"
     ):  # three states with Adam's two moments, and the best weights
         run_stage("02_train.py", *settings, "--run", "roomy")
-    assert not (artifacts.fold_folder(output, "roomy", 0) / "last.pt").exists()
-    (output / artifacts.trained("tiny", 0).path).unlink()
+    assert not ((output / artifacts.Run("roomy").fold(0).folder) / "last.pt").exists()
+    (output / artifacts.Run("tiny").fold(0).trained.path).unlink()
     run_stage(
         "02_train.py", *settings, "--run", "tiny"
     )  # what is there needs one state more, while it is written
@@ -712,14 +733,16 @@ def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(copie
     second_part(output, config)
     for fold in (0, 1):
         first, second = (
-            torch.load(output / artifacts.best_weights(run, fold), weights_only=True)["network"]
+            torch.load(output / artifacts.Run(run).fold(fold).best_weights, weights_only=True)[
+                "network"
+            ]
             for run in ("tiny", "second")
         )
         torch.testing.assert_close(
             first["segmentation_head.0.weight"], second["segmentation_head.0.weight"]
         )
-        record = records.read(output, artifacts.trained("second", fold))
-        path = artifacts.best_weights("tiny", fold)
+        record = records.read(output, artifacts.Run("second").fold(fold).trained)
+        path = artifacts.Run("tiny").fold(fold).best_weights
         assert record["inputs"][path] == records.sha256(output / path)
 
 
@@ -752,7 +775,7 @@ def test_when_the_run_before_the_run_it_started_from_changes_a_run_is_out_of_dat
 def test_a_finished_run_outlives_the_one_it_started_from(copied, config, capsys):
     _, output = copied
     second_part(output, config)
-    shutil.rmtree(artifacts.run_folder(output, "tiny"))
+    shutil.rmtree(output / artifacts.Run("tiny").folder)
     second_part(output, config)
     assert "fold 1 is finished" in capsys.readouterr().out
     run_stage("03_predict.py", "--run", "second", "--output", output, "--workers", 0)
@@ -817,7 +840,7 @@ def test_starting_from_a_run_that_is_missing_or_of_another_network_is_refused(co
 
 def test_a_swapped_cached_mask_is_noticed_before_training(copied, config):
     made, output = copied
-    first, second = (artifacts.cached_mask(output, 64, image_id) for image_id in made.positives[:2])
+    first, second = (output / artifacts.Cache(64).mask(image_id) for image_id in made.positives[:2])
     first.write_bytes(second.read_bytes())
     with pytest.raises(BadInput, match=rf"{made.positives[0]}\.png: damaged"):
         run_all(made.folder, output, config, "--overwrite", stages=[2])
@@ -825,7 +848,7 @@ def test_a_swapped_cached_mask_is_noticed_before_training(copied, config):
 
 def test_a_swapped_cached_image_is_noticed_before_its_map_is_made(copied):
     made, output = copied
-    first, second = (artifacts.cached_image(output, 64, image_id) for image_id in made.test_ids[:2])
+    first, second = (output / artifacts.Cache(64).image(image_id) for image_id in made.test_ids[:2])
     first.write_bytes(second.read_bytes())
     with pytest.raises(BadInput, match=rf"{made.test_ids[0]}\.png: damaged"):
         run_stage(
@@ -838,24 +861,24 @@ def test_a_network_whose_maps_are_no_numbers_is_named_with_the_images(copied, mo
     real = probability_maps.probabilities
 
     def broken(networks, images):
-        maps, presence = real(networks, images)
-        return maps * float("nan"), presence
+        maps, classification = real(networks, images)
+        return maps * float("nan"), classification
 
     monkeypatch.setattr(probability_maps, "probabilities", broken)
-    before = artifacts.read_table(output, artifacts.predictions("tiny"))
-    (output / artifacts.predicted("tiny").path).unlink()
-    artifacts.prediction_journal(output, "tiny").unlink()
+    before = artifacts.read_table(output, artifacts.Run("tiny").predictions)
+    (output / artifacts.Run("tiny").predicted.path).unlink()
+    (output / artifacts.Run("tiny").prediction_journal()).unlink()
     with pytest.raises(
         BadInput, match=r"run tiny: \d+ maps are not finite numbers: train the run again"
     ):
         run_stage("03_predict.py", "--run", "tiny", "--output", output, "--workers", 0)
-    assert not (output / artifacts.predicted("tiny").path).exists()
-    assert artifacts.read_table(output, artifacts.predictions("tiny")).equals(before)
+    assert not (output / artifacts.Run("tiny").predicted.path).exists()
+    assert artifacts.read_table(output, artifacts.Run("tiny").predictions).equals(before)
 
 
 def test_what_a_killed_run_left_half_written_among_the_maps_goes(copied):
     made, output = copied
-    path = artifacts.probability_map(output, "tiny", artifacts.TEST, made.test_ids[0])
+    path = output / artifacts.Run("tiny").probability_map(artifacts.TEST, made.test_ids[0])
     path.unlink()
     path.with_name(".gone.png.123.tmp").write_bytes(b"half")
     run_stage("03_predict.py", "--run", "tiny", "--output", output, "--workers", 0)
@@ -885,7 +908,7 @@ def test_a_submission_of_empty_masks_is_a_warning_and_the_command_to_hand_it_in_
         "warning: no image has a predicted pneumothorax; 50.0% of the training images have one"
         in printed
     )
-    path = artifacts.submission(output, "tiny")
+    path = output / artifacts.Submission("tiny").csv
     assert (
         f"kaggle competitions submit -c siim-acr-pneumothorax-segmentation -f {path} -m tiny"
         in printed
@@ -897,7 +920,7 @@ def test_a_run_that_never_gives_finite_numbers_is_not_finished(copied, config):
     settings = ["--set", "learning_rate=1e30", "--set", "epochs=8", "--run", "wild"]
     with pytest.raises(BadInput, match="not finite"):
         run_stage("02_train.py", "--config", config, *settings, "--output", output, "--workers", 0)
-    assert not (output / artifacts.trained("wild", 0).path).exists()
+    assert not (output / artifacts.Run("wild").fold(0).trained.path).exists()
     settings = [
         "--set",
         "learning_rate=1e30",
@@ -910,7 +933,7 @@ def test_a_run_that_never_gives_finite_numbers_is_not_finished(copied, config):
         BadInput, match="fold 0: no epoch gave finite weights and scores: lower learning_rate"
     ):
         run_stage("02_train.py", "--config", config, *settings, "--output", output, "--workers", 0)
-    assert not (output / artifacts.trained("short", 0).path).exists()
+    assert not (output / artifacts.Run("short").fold(0).trained.path).exists()
 
 
 def test_a_typo_in_the_settings_leaves_no_run_behind(copied, config):
@@ -918,7 +941,7 @@ def test_a_typo_in_the_settings_leaves_no_run_behind(copied, config):
     wrong = ["--config", config, "--run", "typo", "--output", output, "--set"]
     with pytest.raises(BadConfig, match="resnet999"):
         run_stage("02_train.py", *wrong, "model_settings.encoder=resnet999")
-    assert not artifacts.run_config(output, "typo").exists()
+    assert not (output / artifacts.Run("typo").config).exists()
 
 
 def test_no_network_is_trained_on_an_image_or_patient_of_the_fold_that_scores_it(
@@ -951,13 +974,15 @@ def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(
     for fold in (0, 1):
         image_id = rows.loc[rows["fold"] == fold, "image_id"].iloc[0]
         image = (
-            torch.from_numpy(png.read(artifacts.cached_image(output, 64, image_id)))[None, None]
+            torch.from_numpy(png.read(output / artifacts.Cache(64).image(image_id)))[None, None]
             / 255
         )
-        stored = png.read(artifacts.probability_map(output, "tiny", artifacts.OOF, image_id))
+        stored = png.read(output / artifacts.Run("tiny").probability_map(artifacts.OOF, image_id))
         maps = []
         for number in (fold, 1 - fold):
-            state = torch.load(output / artifacts.best_weights("tiny", number), weights_only=True)
+            state = torch.load(
+                output / artifacts.Run("tiny").fold(number).best_weights, weights_only=True
+            )
             network = models.build_untrained(
                 "ica_resunet", **state["config"]["model_settings"]
             ).eval()
@@ -969,7 +994,7 @@ def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(
 
 def test_maps_in_16_bits_are_those_in_32_but_for_rounding_and_never_taken_for_them(copied):
     _, output = copied
-    table, stored = artifacts.predictions("tiny"), {}
+    table, stored = artifacts.Run("tiny").predictions, {}
     for name in ("bf16", "fp32"):
         run_stage(
             "03_predict.py",
@@ -982,11 +1007,11 @@ def test_maps_in_16_bits_are_those_in_32_but_for_rounding_and_never_taken_for_th
             "--workers",
             0,
         )
-        assert records.read(output, artifacts.predicted("tiny"))["settings"]["bf16"] == (
+        assert records.read(output, artifacts.Run("tiny").predicted)["settings"]["bf16"] == (
             name == "bf16"
         )
         paths = [
-            artifacts.probability_map(output, "tiny", row.split, row.image_id)
+            output / artifacts.Run("tiny").probability_map(row.split, row.image_id)
             for row in artifacts.read_table(output, table).itertuples()
         ]
         stored[name] = np.stack([png.read(path).astype(int) for path in paths])
@@ -1008,14 +1033,16 @@ def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copie
     )
     monkeypatch.setattr(thresholds, "fit", lambda *_: fitted)
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--overwrite", "--workers", 0)
-    oof = artifacts.read_table(output, artifacts.out_of_fold("tiny"))
+    oof = artifacts.read_table(output, artifacts.Submission("tiny").out_of_fold)
     for image_id, fold, text in zip(oof["image_id"], oof["fold"], oof["rle"], strict=True):
-        stored = png.read(artifacts.probability_map(output, "tiny", artifacts.OOF, image_id))
+        stored = png.read(output / artifacts.Run("tiny").probability_map(artifacts.OOF, image_id))
         shape = (64, 64) if image_id.endswith(".0.3") else (128, 128)
         assert rle.encode(postprocess.mask(stored, by_fold[fold], shape)) == text
     other = [
         postprocess.mask(
-            png.read(artifacts.probability_map(output, "tiny", artifacts.OOF, i)), final, (128, 128)
+            png.read(output / artifacts.Run("tiny").probability_map(artifacts.OOF, i)),
+            final,
+            (128, 128),
         )
         for i in oof["image_id"]
     ]
@@ -1029,15 +1056,15 @@ def test_a_stale_submission_is_not_offered_once_the_test_maps_are_gone(copied, c
     )
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--workers", 0)
     run_stage("05_report.py", "--output", output)
-    assert not artifacts.submission(output, "tiny").exists()
+    assert not (output / artifacts.Submission("tiny").csv).exists()
     assert "submission.csv" not in capsys.readouterr().out
 
 
 def test_a_map_of_another_image_is_refused(copied):
     _, output = copied
-    table = artifacts.read_table(output, artifacts.predictions("tiny"))
+    table = artifacts.read_table(output, artifacts.Run("tiny").predictions)
     first, second = (
-        artifacts.probability_map(output, "tiny", artifacts.OOF, image_id)
+        output / artifacts.Run("tiny").probability_map(artifacts.OOF, image_id)
         for image_id in table["image_id"][:2]
     )
     first.write_bytes(second.read_bytes())
@@ -1049,8 +1076,8 @@ def test_a_map_of_another_image_is_refused(copied):
 
 def test_a_map_that_was_changed_is_predicted_again(finished):
     _, output = finished
-    table = artifacts.read_table(output, artifacts.predictions("tiny"))
-    path = artifacts.probability_map(output, "tiny", artifacts.OOF, table.at[0, "image_id"])
+    table = artifacts.read_table(output, artifacts.Run("tiny").predictions)
+    path = output / artifacts.Run("tiny").probability_map(artifacts.OOF, table.at[0, "image_id"])
     good = path.read_bytes()
     path.write_bytes(good[:-20])
     run_stage("03_predict.py", "--run", "tiny", "--output", output, "--workers", 0)

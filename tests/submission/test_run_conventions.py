@@ -38,8 +38,8 @@ def test_overlaps_are_those_of_the_drawn_masks(shift):
 
 
 def test_nothing_overlaps_nothing():
-    assert intervals.overlap(intervals.NOTHING, runs((0, 5))) == 0
-    assert intervals.overlap(runs((0, 5)), intervals.NOTHING) == 0
+    assert intervals.overlap(intervals.ALL_EMPTY, runs((0, 5))) == 0
+    assert intervals.overlap(runs((0, 5)), intervals.ALL_EMPTY) == 0
 
 
 def test_columns_agree_by_the_share_of_pixels_with_a_neighbour():

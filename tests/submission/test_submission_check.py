@@ -5,7 +5,7 @@ import pytest
 
 from pneumothorax import rle
 from pneumothorax.data import labels
-from pneumothorax.pipeline import artifacts, stage
+from pneumothorax.pipeline import artifacts, locks
 from pneumothorax.submission import checking
 from pneumothorax.submission.checking import Training
 from pneumothorax.submission.intervals import Mask
@@ -321,7 +321,7 @@ def test_checking_writes_nothing_and_waits_for_nobody(output, check, right):
     def contents():
         return {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
-    with stage.lock(output, "04_submit-ica_resunet"), stage.lock(output, "03_predict-ica_resunet"):
+    with locks.lock(output, "04_submit-ica_resunet"), locks.lock(output, "03_predict-ica_resunet"):
         before = contents()
         assert check(right)[0] == 0
         assert contents() == before

@@ -25,7 +25,7 @@ def row(epoch, **changed):
     }
     return (
         values
-        | {"positive_dice": 0.5, "nothing_predicted": 0.6, "seconds": 9.0, "images_per_second": 5.0}
+        | {"positive_dice": 0.5, "all_empty": 0.6, "seconds": 9.0, "images_per_second": 5.0}
         | changed
     )
 
@@ -52,7 +52,7 @@ def test_the_picture_shows_loss_scores_rate_and_ratio_over_all_epochs_to_come():
         [0.7, 0.8],
     )  # an epoch without validation has no point
     assert drawn(found["scores"], 1) == ([1, 3], [0.5, 0.6])
-    assert found["scores"].lines[2].get_ydata()[0] == 0.6  # predicting nothing
+    assert found["scores"].lines[2].get_ydata()[0] == 0.6  # the all-empty baseline
     assert drawn(found["rate"]) == ([1, 2, 3], [0.1, 0.01, 0.001])
     assert drawn(found["ratio"], 1) == ([1, 2, 3], [2, 2, 1])
     assert all(axes.get_xlim() == (0.5, 10.5) for axes in found.values())

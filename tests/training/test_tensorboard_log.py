@@ -14,7 +14,7 @@ from tests.helpers.images import disc
 
 SIZE = 32
 IMAGE = np.full((SIZE, SIZE), 50, np.uint8)
-NOTHING = np.zeros((SIZE, SIZE), np.uint8)
+ALL_EMPTY = np.zeros((SIZE, SIZE), np.uint8)
 
 
 def row(epoch, **changed):
@@ -25,7 +25,7 @@ def log_epoch(log, epoch, *, train_loss, p_pixel=0.0):
     """The numbers, and two pictures whose every pixel has probability `p_pixel`."""
     log.scalars(row(epoch, train_loss=train_loss))
     log.overlays(
-        [IMAGE] * 2, [NOTHING] * 2, [np.full((SIZE, SIZE), p_pixel, np.float32)] * 2, epoch=epoch
+        [IMAGE] * 2, [ALL_EMPTY] * 2, [np.full((SIZE, SIZE), p_pixel, np.float32)] * 2, epoch=epoch
     )
 
 

@@ -135,7 +135,7 @@ class Headless(torch.nn.Identity):
 def test_probabilities_are_the_mean_over_networks_and_over_the_mirror_image():
     images = torch.rand(2, 1, 4, 8)
     network = Brightness()
-    found, presence = probability_maps.probabilities([network, Headless()], images)
+    found, classification = probability_maps.probabilities([network, Headless()], images)
     by_hand = (
         network(images).sigmoid()
         + network(images.flip(3)).sigmoid().flip(3)
@@ -143,13 +143,13 @@ def test_probabilities_are_the_mean_over_networks_and_over_the_mirror_image():
     ) / 4
     np.testing.assert_allclose(found.numpy(), by_hand.numpy(), atol=1e-6)
     assert (
-        presence is None
-    )  # a mean over the networks that have a presence head would be of other networks
+        classification is None
+    )  # a mean over the networks that have a classification head would be of other networks
 
 
-def test_the_presence_heads_probability_is_the_mean_over_networks_and_mirror_images():
+def test_the_classification_heads_probability_is_the_mean_over_networks_and_mirror_images():
     images = torch.rand(2, 1, 4, 8)
-    _, presence = probability_maps.probabilities([Brightness(), Brightness()], images)
+    _, classification = probability_maps.probabilities([Brightness(), Brightness()], images)
     np.testing.assert_allclose(
-        presence.numpy(), images.mean((1, 2, 3)).sigmoid().numpy(), atol=1e-6
+        classification.numpy(), images.mean((1, 2, 3)).sigmoid().numpy(), atol=1e-6
     )

@@ -20,6 +20,7 @@ from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts
 from pneumothorax.training import averaging, history, loop, validation
 from pneumothorax.training.config import TrainConfig
+from pneumothorax.training.loop import MAX_BAD_STEPS
 from pneumothorax.training.validation import Scores
 
 TIMES = ["seconds", "images_per_second"]
@@ -83,7 +84,7 @@ def fold_training(
         network or Small(),
         data,
         TrainConfig(**{**SMALL, **settings}),
-        folder=artifacts.fold_folder(output, "small", fold),
+        run="small",
         device=torch.device("cpu"),
         workers=workers,
         stop=stop or StopAfter(),
@@ -111,7 +112,7 @@ def same(first, second):
 
 
 def history_file(output):
-    return pd.read_csv(artifacts.fold_folder(output, "small", 0) / "history.csv")
+    return pd.read_csv((output / artifacts.Run("small").fold(0).folder) / "history.csv")
 
 
 EVERYTHING = {
@@ -143,7 +144,7 @@ def test_stopped_again_and_again_a_training_ends_in_the_weights_of_an_undisturbe
             disturbed.run()
             break
         except Stopped:
-            assert (artifacts.fold_folder(output, "small", 0) / "last.pt").is_file()
+            assert ((output / artifacts.Run("small").fold(0).folder) / "last.pt").is_file()
     assert 1 < sessions < 19
     assert same(disturbed, undisturbed)
     written = history_file(output).drop(columns=TIMES)
@@ -155,9 +156,9 @@ def test_stopped_again_and_again_a_training_ends_in_the_weights_of_an_undisturbe
 def test_when_asked_to_stop_it_saves_the_steps_of_the_epoch_under_way(output):
     with pytest.raises(Stopped):
         fold_training(output, stop=StopAfter(0)).run()
-    saved = torch.load(artifacts.fold_folder(output, "small", 0) / "last.pt", weights_only=True)[
-        "progress"
-    ]
+    saved = torch.load(
+        (output / artifacts.Run("small").fold(0).folder) / "last.pt", weights_only=True
+    )["progress"]
     assert (saved["epoch"], saved["step"]) == (0, 1)
 
 
@@ -208,7 +209,7 @@ def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(output):
         stop=StopAfter(),
     )
     scores, examples = found
-    assert scores.nothing_predicted == 0.5
+    assert scores.all_empty == 0.5
     assert scores.siim_dice > 0.8  # with a top threshold of 0.6 nothing would be found: 0.5
     assert len(examples) == validation.MAX_EXAMPLES
     assert all(
@@ -501,7 +502,7 @@ def test_ten_broken_steps_in_a_row_stop_the_run(output):
 
 def test_broken_steps_with_good_ones_in_between_do_not_stop_the_run(output):
     loop = trained(output, network=Broken(set(range(0, 100, 2))), epochs=8, validate_every=8)
-    assert sum(row["skipped_steps"] for row in loop.progress.history) > loop.MAX_BAD_STEPS
+    assert sum(row["skipped_steps"] for row in loop.progress.history) > MAX_BAD_STEPS
 
 
 def test_best_weights_are_never_other_than_finite_whatever_their_score(output):
@@ -548,7 +549,7 @@ def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_diffe
     other.checkpoints.identity["inputs"] = {"folds": "others"}
     with pytest.raises(BadInput, match="folds changed since"):
         other.resume()
-    shutil.copytree(loop.checkpoints.folder, artifacts.fold_folder(output, "small", 1))
+    shutil.copytree(output / artifacts.Run("small").fold(0).folder, output / artifacts.Run("small").fold(1).folder)
     with pytest.raises(BadInput, match="fold: 0 there, 1 now"):
         fold_training(output, epochs=1, fold=1).resume()
     larger = Small()
@@ -723,7 +724,7 @@ def test_scores_by_hand():
         for stored, truth in pairs
     ]
     scores = validation.scores(profiles)
-    assert scores.nothing_predicted == 0.5
+    assert scores.all_empty == 0.5
     assert scores.positive_dice == 0.5
     assert scores.siim_dice == 0.5
 
@@ -734,7 +735,7 @@ def test_training_runs_what_was_compiled_with_the_same_result(name, output, monk
     settings["ica_resunet"] = {
         "encoder": "resnet18",
         "decoder_channels": [8] * 5,
-        "presence_weight": 0.5,
+        "classification_weight": 0.5,
     }
 
     def network():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.network import Criterion, SegmentationNetwork
 
 
-class PresenceHead(nn.Module):
+class ClassificationHead(nn.Module):
     """features (N, C, h, w) -> logits (N,): the mean of every channel, and one linear layer."""
 
     def __init__(self, channels: int) -> None:
@@ -22,23 +22,23 @@ class PresenceHead(nn.Module):
         return self.linear(features.mean((2, 3))).squeeze(1)
 
 
-class NetworkWithPresence(SegmentationNetwork):
-    """A network that may have a presence head on its encoder's deepest features, trained with the mask.
+class NetworkWithClassification(SegmentationNetwork):
+    """A network that may have a classification head on its encoder's deepest features, trained with the mask.
 
-    A subclass calls `add_presence_head` and writes `outputs`, which ends in `return logits, self.presence(features)`.
+    A subclass calls `add_classification_head` and writes `outputs`, which ends in `return logits, self.classification(features)`.
     """
 
-    presence_head: PresenceHead | None
-    presence_weight: float
+    classification_head: ClassificationHead | None
+    classification_weight: float
 
-    def add_presence_head(self, channels: int, weight: float) -> None:
+    def add_classification_head(self, channels: int, weight: float) -> None:
         """With a weight of 0 there is no head. Raises ValueError for a negative or infinite weight."""
-        self.presence_weight = checked(weight)
-        self.presence_head = PresenceHead(channels) if weight else None
+        self.classification_weight = checked(weight)
+        self.classification_head = ClassificationHead(channels) if weight else None
 
-    def presence(self, features: torch.Tensor) -> torch.Tensor | None:
+    def classification(self, features: torch.Tensor) -> torch.Tensor | None:
         """features (N, C, h, w) -> logits (N,), None without a head."""
-        return None if self.presence_head is None else self.presence_head(features)
+        return None if self.classification_head is None else self.classification_head(features)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         raise NotImplementedError(f"{type(self).__name__} does not define outputs")
@@ -49,18 +49,22 @@ class NetworkWithPresence(SegmentationNetwork):
     def training_loss(
         self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
     ) -> dict[str, torch.Tensor]:
-        """`loss` is mask + presence_weight x presence, the cross-entropy of whether the mask has any pixel."""
-        logits, presence = self.outputs(images)
+        """`loss` is mask + classification_weight x classification, the cross-entropy of whether the mask has any pixel."""
+        logits, classification = self.outputs(images)
         mask = criterion(logits, masks)
-        if presence is None:
+        if classification is None:
             return {"loss": mask}
         positive = masks.amax((1, 2, 3))
-        of_image = F.binary_cross_entropy_with_logits(presence.float(), positive)
-        return {"loss": mask + self.presence_weight * of_image, "mask": mask, "presence": of_image}
+        of_image = F.binary_cross_entropy_with_logits(classification.float(), positive)
+        return {
+            "loss": mask + self.classification_weight * of_image,
+            "mask": mask,
+            "classification": of_image,
+        }
 
 
 def checked(weight: float) -> float:
     """ValueError unless it is at least 0 and finite."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"presence_weight is at least 0 and finite, got {weight}")
+        raise ValueError(f"classification_weight is at least 0 and finite, got {weight}")
     return weight

@@ -1,0 +1,71 @@
+"""Locks on parts of the output folder, and room on its disk."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import filelock
+
+from pneumothorax.errors import BadInput, OutputLocked
+
+
+@contextmanager
+def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
+    """Hold one part of the output folder, and get the file that names this run as the holder.
+
+    Raises OutputLocked, naming the holder, when another run has it for `patience_s`. The lock is the operating
+    system's: it goes with its process, so a dead holder blocks nobody.
+    """
+    folder = output / ".locks"
+    holder = folder / f"{name}.holder.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = filelock.FileLock(folder / f"{name}.lock", timeout=patience_s)
+        held.acquire()
+    except filelock.Timeout as error:
+        raise OutputLocked(
+            f"{output} is in use for {name} by {_read_holder(holder)}: wait for it or stop it"
+        ) from error
+    except OSError as error:
+        raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        holder.write_text(
+            json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}), "utf-8"
+        )
+        yield holder
+    finally:
+        holder.unlink(missing_ok=True)
+        held.release()
+
+
+def check_room(output: Path, needed_bytes: int) -> None:
+    """Raises BadInput where the disk of `output` has less room than a stage is about to need."""
+    free_bytes = shutil.disk_usage(output).free
+    if needed_bytes > free_bytes:
+        needed, free = (-(-size // 2**20) for size in (needed_bytes, free_bytes))
+        raise BadInput(
+            f"{output}: about {needed} MiB are needed, {free} are free: make room or choose another --output"
+        )
+
+
+def is_held(output: Path, name: str) -> bool:
+    """Whether another run has this part of the output folder now."""
+    try:
+        with lock(output, name):
+            return False
+    except OutputLocked:
+        return True
+
+
+def _read_holder(path: Path) -> str:
+    try:
+        body = json.loads(path.read_text("utf-8"))
+        return f"process {body['pid']} on {body['host']}, started {body['started']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
