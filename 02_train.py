@@ -199,9 +199,9 @@ def claim_run(args: argparse.Namespace, settings: TrainConfig, *, n_folds: int) 
             if not args.overwrite:
                 headline = f"run {args.run} has other settings (choose another --run, or --overwrite to start it anew):"
                 raise BadInput("\n  ".join([headline, *differences]))
-            with contextlib.ExitStack() as locks:  # nobody is training any of its folds
+            with contextlib.ExitStack() as held:  # nobody is training any of its folds
                 for fold in range(n_folds):
-                    locks.enter_context(locks.lock(args.output, lock_name(args.run, fold)))
+                    held.enter_context(locks.lock(args.output, lock_name(args.run, fold)))
                 print(f"starting {folder} anew: its settings change")
                 shutil.rmtree(folder)
         config.save(path, settings)
