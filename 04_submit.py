@@ -40,7 +40,7 @@ from pneumothorax.masks.evaluation import Evaluation
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.masks.predicted import Predicted
 from pneumothorax.masks.thresholds import Grid
-from pneumothorax.pipeline import artifacts, lineage, records, stage
+from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
 from pneumothorax.pipeline.engine import Engine, in_order
 from pneumothorax.scores import gain
 from pneumothorax.submission import checking, comparing, writing
