@@ -33,7 +33,7 @@ from pneumothorax.compute import checkpoint, distributed, network_cost, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data import cache
 from pneumothorax.errors import BadConfig, BadInput
-from pneumothorax.pipeline import artifacts, atomic, lineage, locks, locks, records, stage
+from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, stage
 from pneumothorax.training import config, loop
 from pneumothorax.training.config import TrainConfig
 

@@ -542,14 +542,17 @@ def test_a_last_state_that_is_not_finite_is_left_for_the_one_before_it(output, c
 
 
 def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_difference(output):
-    loop = trained(output, epochs=1)
+    trained(output, epochs=1)
     with pytest.raises(BadInput, match=r"learning_rate: 0\.01 there, 0\.02 now"):
         fold_training(output, epochs=1, learning_rate=0.02).resume()
     other = fold_training(output, epochs=1)
     other.checkpoints.identity["inputs"] = {"folds": "others"}
     with pytest.raises(BadInput, match="folds changed since"):
         other.resume()
-    shutil.copytree(output / artifacts.Run("small").fold(0).folder, output / artifacts.Run("small").fold(1).folder)
+    shutil.copytree(
+        output / artifacts.Run("small").fold(0).folder,
+        output / artifacts.Run("small").fold(1).folder,
+    )
     with pytest.raises(BadInput, match="fold: 0 there, 1 now"):
         fold_training(output, epochs=1, fold=1).resume()
     larger = Small()
