@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# From DICOM files to a submission and a cross-validation table, in one command.
+# From DICOM files to a submission and a report, in one command. Safe to interrupt: run it again to resume.
 #
-#   ./demo.sh                                     on built-in demo data, a few minutes on two CPU cores
+#   ./demo.sh       on built-in demo data, about five minutes on two CPU cores
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
 #
-# One run per config, all compared in one report. FOLDS is 3 unless set, SIZE (of the cached images) is 512.
-# SETTINGS='image_size=128 epochs=30' changes these settings of every config.
-# Started again it goes on where it stopped, and does nothing where nothing is left to do.
+# One run per config, all compared in one report. Also read from the environment:
+#   FOLDS=3                                  number of folds
+#   SIZE=512                                 height and width of the cached images
+#   SETTINGS='image_size=128 epochs=30'      changes these settings of every config
+#   PYTHON=python3.12                        the interpreter for a new .venv
 set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./environment.sh
 make_environment requirements.txt
 
-from_here() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }  # paths are the caller's
+from_here() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }  # relative to the caller's folder
 output=output
 [ -z "${OUTPUT:-}" ] || output=$(from_here "$OUTPUT")
 [ -z "${PATIENTS:-}" ] || PATIENTS=$(from_here "$PATIENTS")
@@ -27,7 +29,7 @@ elif [ -z "$(find input -mindepth 1 -maxdepth 1 ! -name '.*' ! -name demo -print
     input=input/demo
     [ -e "$input" ] || python -m pneumothorax.phantom --to "$input"
 elif [ -e input/demo ]; then
-    echo "error: input/ holds the demo data and other files: remove input/demo, or say which with INPUT=" >&2
+    echo "error: input/ holds the demo data and other files: remove input/demo, or choose a folder with INPUT=" >&2
     exit 3
 else
     input=input
