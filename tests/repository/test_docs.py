@@ -1,7 +1,8 @@
-"""Whatever README, CONTRIBUTING and docs/ name exists: scripts, flags, settings, configs, files, links."""
+"""Every script, flag, setting, file and link that the documentation names exists."""
 
 import contextlib
 import functools
+import importlib
 import io
 import re
 import runpy
@@ -19,7 +20,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 # Programs of other projects: their flags are not ours to check.
 OTHERS = "torchrun pip dask kaggle tensorboard pytest git uv ruff mypy pre-commit docker".split()
-OUR_SHELL_SCRIPTS = {"demo.sh": set(), "test.sh": {"--all"}}
+OUR_SHELL_SCRIPTS = {"demo.sh": [], "test.sh": ["--all"]}
 PYTHONS = {"python", "python3"}
 OUR_MODULES = ("benchmarks", "pneumothorax")
 OUR_FOLDERS = "benchmarks configs docs models pneumothorax tests".split()
@@ -69,9 +70,9 @@ def command(line: str) -> Command | None:
         if script is None:
             return Command(line, variables, program, words[1:])
         return Command(line, variables, script, words[words.index(script) + 1 :])
-    is_ours = program.endswith(".py") or program in OUR_SHELL_SCRIPTS
-    is_ours = is_ours or program.split(".")[0] in OUR_MODULES
-    if is_ours and "/" not in program or program in OTHERS:
+    is_script = re.fullmatch(r"(?!test_)[0-9a-z_]+\.py", program) is not None
+    is_module = re.fullmatch(rf"(?:{'|'.join(OUR_MODULES)})\.[a-z_]+", program) is not None
+    if is_script or is_module or program in (*OUR_SHELL_SCRIPTS, *OTHERS):
         return Command(line, variables, program, words[1:])
     return None
 
@@ -101,9 +102,11 @@ def known_flags(program: str) -> frozenset[str]:
 
 def help_of_module(name: str) -> None:
     """`python -m NAME --help` in this process."""
+    is_package = (ROOT / name.replace(".", "/")).is_dir()
+    module = importlib.import_module(f"{name}.__main__" if is_package else name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", [name, "--help"])
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
+        module.main()
 
 
 def exists(program: str) -> bool:
@@ -159,7 +162,9 @@ def test_every_flag_of_a_command_is_known_to_its_program(text):
 
 def test_every_flag_named_alone_is_known_to_some_program(text):
     _, inline = code_of(text)
-    named = {flag for code in inline if not command(code) for flag in re.findall(r"--[a-z-]+", code)}
+    named = {
+        flag for code in inline if not command(code) for flag in re.findall(r"--[a-z-]+", code)
+    }
     scripts = [path.name for path in ROOT.glob("*.py")]
     assert len(scripts) > 5
     known = set().union(*(known_flags(program) for program in [*scripts, *OUR_SHELL_SCRIPTS]))
@@ -236,6 +241,9 @@ def test_a_command_line_is_understood(line, program, flags):
     assert (found.program, found.flags) == (program, flags)
 
 
-@pytest.mark.parametrize("line", ["siim_dice", "image_size: 512", "../demo/x.yaml", "it's"])
+@pytest.mark.parametrize(
+    "line",
+    ["siim_dice", "image_size: 512", "../demo/x.yaml", "it's", "pneumothorax", "test_docs.py"],
+)
 def test_what_is_no_command_is_not_taken_for_one(line):
     assert command(line) is None

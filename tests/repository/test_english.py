@@ -1,4 +1,4 @@
-"""Phrases that sound translated, or name a thing by a second name, are not left in the repository."""
+"""No text in the repository has phrases that sound translated, or second names for a thing."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ BETTER = {
     r"\bso many\b|\bso often\b": "the number of, this many, at this interval",
     r"\btold\b(?! apart)": "reported, given",
     r"\bhand(ed|s|ing)? (it |them )?in\b": "submit",
-    r"(?<!one )\bof (its|their|his) own\b": "its own, a separate",
+    r"(?<!one\s)\bof (its|their|his) own\b": "its own, a separate",
     r"\bstands? there\b|\bstood there\b": "is listed, is there",
     r"\bis no image of\b": "is not in",
     r"\bloses no night\b": "safe to interrupt",
@@ -90,7 +90,8 @@ def test_a_phrase_is_found(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["flex-shrink: 0", "its own folder", "so that many images", "Enlarge", "one of its own files"]
+    "text",
+    ["flex-shrink: 0", "its own folder", "so that many images", "Enlarge", "one of its own files"],
 )
 def test_plain_english_passes(text):
     assert found(text) == []
