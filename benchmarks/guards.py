@@ -21,7 +21,7 @@ from pydicom.encaps import generate_frames
 from benchmarks import timing
 from benchmarks.preparing import ours
 from pneumothorax import png, rle
-from pneumothorax.data import prepare
+from pneumothorax.data import jobs, one_image
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
     timing.machine("opencv-python-headless", "pydicom")
     with timing.material(args) as (paths, labels), tempfile.TemporaryDirectory() as temporary:
         root = labels.parent
-        job = prepare.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "first")
-        labelled = [path for path in paths if "row" in prepare.prepare_one(path, root, job, None)]
+        job = jobs.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "first")
+        labelled = [path for path in paths if "row" in one_image.prepare(path, root, job, None)]
         rounds = itertools.count()
         ways = {
             "guarded": lambda: ours(
@@ -42,13 +42,13 @@ def main() -> None:
     timing.ratio(medians, "guarded", "unguarded", "at most 1.1")
 
 
-def unguarded(paths: list[Path], job: prepare.Job, folder: Path) -> list[dict[str, Any]]:
+def unguarded(paths: list[Path], job: jobs.Job, folder: Path) -> list[dict[str, Any]]:
     for kind in ("images", "masks"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     return [manifest_row(path, job, folder) for path in paths]
 
 
-def manifest_row(path: Path, job: prepare.Job, folder: Path) -> dict[str, Any]:
+def manifest_row(path: Path, job: jobs.Job, folder: Path) -> dict[str, Any]:
     dataset = pydicom.dcmread(path)
     image_id = str(dataset.SOPInstanceUID)
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -68,7 +68,7 @@ def manifest_row(path: Path, job: prepare.Job, folder: Path) -> dict[str, Any]:
     (folder / "images" / f"{image_id}.png").write_bytes(image_png)
     return {
         "image_id": image_id,
-        "patient_id": prepare.patient_hash(str(dataset.get("PatientID", "")), job.salt),
+        "patient_id": labels.patient_hash(str(dataset.get("PatientID", "")), job.salt),
         "view": str(dataset.get("ViewPosition", "")),
         "sex": str(dataset.get("PatientSex", "")),
         "age": str(dataset.get("PatientAge", "")),

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from benchmarks import timing
 from benchmarks.run_lengths import decode_naive
-from pneumothorax.data import prepare
+from pneumothorax.data import jobs, one_image
 
 
 def main() -> None:
@@ -30,8 +30,8 @@ def main() -> None:
     timing.machine("opencv-python-headless", "pydicom", "scipy")
     with timing.material(args) as (paths, labels), tempfile.TemporaryDirectory() as temporary:
         root = labels.parent
-        job = prepare.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "first")
-        labelled = [path for path in paths if "row" in prepare.prepare_one(path, root, job, None)]
+        job = jobs.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "first")
+        labelled = [path for path in paths if "row" in one_image.prepare(path, root, job, None)]
         rounds = itertools.count()
         frame = pd.read_csv(labels, skipinitialspace=True).set_index("ImageId")
         ways = {
@@ -46,10 +46,10 @@ def main() -> None:
     timing.ratio(medians, "ours", "floor", "at most 2")
 
 
-def ours(paths: list[Path], root: Path, job: prepare.Job) -> None:
+def ours(paths: list[Path], root: Path, job: jobs.Job) -> None:
     """Into a new folder each time, as when data is prepared: replacing files costs more."""
     for path in paths:
-        prepare.prepare_one(path, root, job, None)
+        one_image.prepare(path, root, job, None)
 
 
 def naive(path: Path, frame: pd.DataFrame, folder: Path) -> None:

@@ -43,10 +43,10 @@ def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_ar
     rows += [row("d", pixels="2", positive=1, mask="m"), row("f", pixels="3", split="test")]
     lines = doctor.same_radiographs(rows)
     assert lines == [
-        "2 groups of ids of the same radiograph:",
+        "2 groups of ids share a radiograph:",
         "  a, b",
         "  e, f",  # of a test image there is no label to contradict
-        "1 groups of ids of the same radiograph with contradictory labels (warning):",
+        "1 groups of ids share a radiograph but not the label (warning):",
         "  c, d",
     ]
 
@@ -90,10 +90,10 @@ def test_verify_lists_what_was_found_and_fails_where_training_would_be_wrong(tmp
     with pytest.raises(BadInput, match=r"1 of 5 files rejected"):
         verify(folder, tmp_path)
     printed = capsys.readouterr().out
-    assert "2 files that are not used:" in printed
+    assert "2 files are not used:" in printed
     assert "stranger.dcm: UNLABELLED" in printed
     assert "broken.dcm: NOT_DICOM" in printed
-    assert "with contradictory labels (warning):\n  a, b\n" in printed
+    assert "but not the label (warning):\n  a, b\n" in printed
     assert "sizes: 3 128 x 128" in printed
     assert "sexes: 2 F, 1 unknown" in printed
     assert not (tmp_path / "out").exists()
@@ -117,5 +117,5 @@ def test_missing_decoders_are_named_with_the_command(monkeypatch, missing):
     assert len(lines) == len(missing)
     for line in lines:
         assert line.startswith(
-            "no decoder for JPEG-LS Lossless Image Compression; should there be such files: python"
+            "no decoder for JPEG-LS Lossless Image Compression; to read such files: python"
         )

@@ -159,7 +159,7 @@ def test_unknown_patients_are_no_leak():
 def test_too_few_patients_or_positives_are_bad_input():
     with pytest.raises(BadInput, match="2 patients cannot fill 3 folds"):
         folds.assign(training(["a", "a", "b", "b"], [1, 0, 1, 0]), n_folds=3, seed=0)
-    with pytest.raises(BadInput, match=r"no positive image \(1 in all\)"):
+    with pytest.raises(BadInput, match=r"no positive image \(1 in all folds together\)"):
         folds.assign(training(list("abcdefgh"), [9, 0, 0, 0, 0, 0, 0, 0]), n_folds=4, seed=0)
     with pytest.raises(BadInput, match="no positive image"):
         folds.assign(training(list("abcdefgh"), [0] * 8), n_folds=2, seed=0)
@@ -170,7 +170,7 @@ def test_too_few_patients_or_positives_are_bad_input():
 def test_an_empty_fold_is_bad_input():
     table = pd.DataFrame({"fold": [0, 0, 2, 2], "stratum": ["area 1", "negative"] * 2})
     with pytest.raises(BadInput, match="fold 1 is empty"):
-        folds._check(table, 3)
+        folds.check(table, 3)
 
 
 def test_an_image_without_an_entry_in_the_patients_file_is_named():

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from pneumothorax import dicom, png
-from pneumothorax.data import discovery, prepare
+from pneumothorax.data import discovery, one_image, outcome
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, journal
 from tests.helpers.dicoms import write_dicom
@@ -439,9 +439,9 @@ def test_a_copy_that_went_away_counts_as_another_file(tmp_path):
     for name in ("one", "copy"):
         (tmp_path / name).write_bytes(b"the same")
     (tmp_path / "other").write_bytes(b"not the same")
-    assert prepare.same_contents([tmp_path / "one", tmp_path / "copy"])
-    assert not prepare.same_contents([tmp_path / "one", tmp_path / "other"])
-    assert not prepare.same_contents([tmp_path / "one", tmp_path / "gone"])
+    assert outcome.same_contents([tmp_path / "one", tmp_path / "copy"])
+    assert not outcome.same_contents([tmp_path / "one", tmp_path / "other"])
+    assert not outcome.same_contents([tmp_path / "one", tmp_path / "gone"])
 
 
 def test_where_file_name_and_uid_disagree_the_listed_one_names_the_image(tmp_path):
@@ -467,7 +467,7 @@ def test_colour_images_and_label_rows_that_stand_there_twice_are_mentioned(tmp_p
     assert prepared(folder, tmp_path / "out").loc["b", "mask_pixels"] == 5
     printed = capsys.readouterr().out
     assert "1 colour images converted to grey" in printed
-    assert "warning: 1 label rows stand there twice" in printed
+    assert "1 label rows are listed twice (warning)" in printed
 
 
 def test_ids_that_differ_in_case_only_are_all_rejected(tmp_path):
@@ -827,7 +827,7 @@ def test_the_entry_point_ends_with_3_and_a_message_without_traceback(tmp_path):
 
 def test_an_entry_of_another_version_is_not_trusted(tiny, tmp_path, monkeypatch):
     prepared(tiny.folder, tmp_path / "out")
-    monkeypatch.setattr(prepare, "VERSION", prepare.VERSION + 1)
+    monkeypatch.setattr(one_image, "VERSION", one_image.VERSION + 1)
     monkeypatch.setattr(png, "encode", lambda image: b"made again")
     assert set(prepared(tiny.folder, tmp_path / "out")["sha256"]) == {
         hashlib.sha256(b"made again").hexdigest()
