@@ -8,9 +8,9 @@ All images of a patient share a fold, and so do images with identical pixels. Fo
 on "negative" and the quartiles of the mask's area. The same manifest and seed always give the
 same file, which lists training images only.
 
-PatientID in the SIIM-ACR files does not identify patients (every image has a different one): without
---patients (ImageId,PatientId), images of one person end up in several folds and the scores come
-out too high.
+PatientID in the SIIM-ACR files does not identify patients: every image has a different one.
+Without --patients (ImageId,PatientId), images of one person end up in several folds and the
+scores come out too high.
 
     python 01_make_folds.py --folds 5 --patients nih_patients.csv
 """
