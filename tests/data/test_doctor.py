@@ -38,7 +38,7 @@ def verify(folder, tmp_path, *flags):
     )
 
 
-def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_are_a_warning():
+def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_give_a_warning():
     rows = [row("a", pixels="1"), row("b", pixels="1"), row("c", pixels="2"), row("e", pixels="3")]
     rows += [row("d", pixels="2", positive=1, mask="m"), row("f", pixels="3", split="test")]
     lines = doctor.same_radiographs(rows)
@@ -62,14 +62,14 @@ def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_ar
         (0, 3, False),
     ],
 )
-def test_a_share_of_positives_that_chance_does_not_explain_is_a_warning(positives, images, warned):
+def test_a_share_of_positives_that_chance_does_not_explain_gives_a_warning(positives, images, warned):
     lines = doctor.share_of_positives(
         [row(str(n), positive=int(n < positives)) for n in range(images)]
     )
     assert bool(lines) == warned
 
 
-def test_the_real_files_positives_are_named_for_what_they_are(real_data, tmp_path, capsys):
+def test_verify_reports_the_real_files_and_writes_nothing(real_data, tmp_path, capsys):
     verify(real_data / "siim", tmp_path)
     printed = capsys.readouterr().out
     assert "sizes: 90 1024 x 1024" in printed
@@ -77,7 +77,7 @@ def test_the_real_files_positives_are_named_for_what_they_are(real_data, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_verify_lists_what_was_found_and_fails_where_training_would_be_wrong(tmp_path, capsys):
+def test_verify_lists_its_findings_and_fails_where_training_would_be_wrong(tmp_path, capsys):
     folder = tmp_path / "in"
     same = noise(1)
     for name in ("a", "b"):
@@ -100,7 +100,7 @@ def test_verify_lists_what_was_found_and_fails_where_training_would_be_wrong(tmp
     verify(folder, tmp_path, "--max-bad", 1)
 
 
-def test_images_without_any_positive_are_no_training_set(tmp_path):
+def test_images_without_any_positive_are_refused(tmp_path):
     folder = tmp_path / "in"
     write_dicom(folder / "a.dcm", noise(1))
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1"])

@@ -150,7 +150,7 @@ def test_a_planted_leak_is_found():
     }
 
 
-def test_unknown_patients_are_no_leak():
+def test_unknown_patients_are_not_a_leak():
     frame = training([""] * 20, [5, 0] * 10)
     table = folds.assign(frame, n_folds=5, seed=0)
     assert folds.leaks(frame, table)["patients_in_several_folds"] == 0
@@ -213,7 +213,7 @@ def test_missing_manifest_names_the_stage_to_run(tmp_path):
         run_stage(STAGE, "--output", tmp_path)
 
 
-def test_the_stage_writes_training_images_alone_with_hashed_patients(output):
+def test_the_stage_writes_only_training_images_with_hashed_patients(output):
     out, tiny = output
     run_stage(STAGE, "--output", out, "--folds", 3)
     table = folded(out)
@@ -239,7 +239,7 @@ def test_the_stage_writes_training_images_alone_with_hashed_patients(output):
     assert sum(counts["images"] for counts in record["counts"].values()) == 10
 
 
-def test_the_stage_again_is_a_no_op_until_manifest_seed_or_folds_change(output, capsys):
+def test_running_the_stage_again_does_nothing_until_manifest_seed_or_folds_change(output, capsys):
     out, _ = output
     run_stage(STAGE, "--output", out, "--folds", 2)
     times = [(out / name).stat().st_mtime_ns for name in ("folds.csv", "folds.json")]
@@ -279,7 +279,7 @@ def test_a_changed_manifest_gives_new_folds_and_an_edited_one_is_refused(output)
         run_stage(STAGE, "--output", out, "--folds", 2)
 
 
-def test_a_patients_file_decides_over_the_patient_id(output, tmp_path):
+def test_a_patients_file_takes_precedence_over_the_patient_id(output, tmp_path):
     out, tiny = output
     ids = list(tiny.masks)
     # Six people: neither of them a patient of the DICOM files, none of them the image's neighbour.

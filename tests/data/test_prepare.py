@@ -160,7 +160,7 @@ def test_two_workers_give_the_same_bytes_as_one(real_data, siim, tmp_path):
     assert (tmp_path / "prepare.json").read_bytes() == (siim / "prepare.json").read_bytes()
 
 
-def test_the_502_real_files_are_all_training_images_and_there_is_no_sample_submission(
+def test_the_502_real_files_are_all_training_images_without_a_sample_submission(
     real_data, tmp_path, capsys
 ):
     manifest = prepared(real_data / "siim_502", tmp_path, size=128)
@@ -174,7 +174,7 @@ def test_the_502_real_files_are_all_training_images_and_there_is_no_sample_submi
 # What is made of a good folder
 
 
-def test_masks_and_images_of_the_cache_are_the_truth_at_their_own_size(tiny, tmp_path):
+def test_cached_masks_at_the_size_of_the_images_are_the_truth(tiny, tmp_path):
     manifest = prepared(tiny.folder, tmp_path / "output", size=128)
     assert manifest["positive"].sum() == len(tiny.positives) == 3
     for image_id, mask in tiny.masks.items():
@@ -190,7 +190,7 @@ def test_masks_and_images_of_the_cache_are_the_truth_at_their_own_size(tiny, tmp
             assert image[cv2.erode(mask, np.ones((5, 5))) == 1].mean() == pytest.approx(230, abs=3)
 
 
-def test_the_manifest_is_sorted_by_split_and_id_wherever_the_files_lie(tmp_path):
+def test_the_manifest_is_sorted_by_split_and_id_wherever_the_files_are(tmp_path):
     folder = labelled(tmp_path / "in", {"b": noise(1)})
     write_dicom(folder / "z" / "a.dcm", noise(2))
     write_dicom(folder / "a" / "c.dcm", noise(3))
@@ -216,7 +216,7 @@ def test_patients_are_hashed_and_two_images_of_one_patient_share_the_hash(tiny, 
     assert not set(salted["patient_id"]) - {""} & set(hashes)
 
 
-def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line_printed(
+def test_planted_names_and_patient_ids_reach_no_output_file_and_no_printed_line(
     tmp_path, capfd
 ):
     planted = {
@@ -260,7 +260,7 @@ def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line
         assert word.decode() not in printed
 
 
-def test_a_uid_that_is_no_name_of_the_image_is_kept_nowhere(tmp_path):
+def test_a_uid_that_does_not_name_the_image_is_not_kept(tmp_path):
     """Of a damaged file it may be another tag's text."""
     folder = labelled(tmp_path / "in", {"a": noise(1)}, SOPInstanceUID="planted-patient-79")
     assert list(prepared(folder, tmp_path / "out").index) == ["a"]
@@ -319,7 +319,7 @@ def test_verify_checks_everything_and_writes_nothing(tiny, tmp_path, capsys):
     assert snapshot(tmp_path) == before
 
 
-def test_unlabelled_images_are_listed_and_used_by_nobody(tiny, tmp_path, capsys):
+def test_unlabelled_images_are_listed_and_not_used(tiny, tmp_path, capsys):
     manifest = prepared(tiny.folder, tmp_path / "output")
     (unlabelled,) = tiny.unlabelled_ids
     assert unlabelled not in manifest.index
@@ -435,7 +435,7 @@ def test_two_files_of_one_id_with_different_contents_are_both_rejected(tmp_path)
         assert not list((tmp_path / "out" / "cache").rglob("a.png"))
 
 
-def test_a_copy_that_went_away_counts_as_another_file(tmp_path):
+def test_a_copy_that_has_vanished_counts_as_another_file(tmp_path):
     for name in ("one", "copy"):
         (tmp_path / name).write_bytes(b"the same")
     (tmp_path / "other").write_bytes(b"not the same")
@@ -461,7 +461,7 @@ def test_identical_pixels_under_two_ids_are_mentioned(tmp_path, capsys):
     assert "2 images share their pixels" in capsys.readouterr().out
 
 
-def test_colour_images_and_label_rows_that_stand_there_twice_are_mentioned(tmp_path, capsys):
+def test_colour_images_and_repeated_label_rows_are_mentioned(tmp_path, capsys):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": cv2.merge([noise(2)] * 3)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "b,0 5", "b,0 5"])
     assert prepared(folder, tmp_path / "out").loc["b", "mask_pixels"] == 5
@@ -470,7 +470,7 @@ def test_colour_images_and_label_rows_that_stand_there_twice_are_mentioned(tmp_p
     assert "1 label rows are listed twice (warning)" in printed
 
 
-def test_ids_that_differ_in_case_only_are_all_rejected(tmp_path):
+def test_ids_that_differ_only_in_case_are_all_rejected(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_dicom(folder / "one" / "b.dcm", noise(2))
     write_dicom(folder / "two" / "B.dcm", noise(3))
@@ -497,7 +497,7 @@ def test_a_folder_that_cannot_be_listed_is_rejected_and_the_others_are_read(tmp_
     assert list(manifest_of(tmp_path / "out").index) == ["a"]
 
 
-def test_a_file_whose_name_is_no_text_is_used_and_listed(tmp_path):
+def test_a_file_whose_name_is_not_text_is_used_and_listed(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     try:
         (folder / "b.dcm").rename(folder / os.fsdecode(b"\xff.dcm"))
@@ -511,7 +511,7 @@ def test_a_file_whose_name_is_no_text_is_used_and_listed(tmp_path):
 # Labels that do not fit
 
 
-def test_a_run_past_the_images_end_is_a_label_error_and_never_a_silent_resize(tmp_path):
+def test_a_pixel_run_past_the_end_of_the_image_is_a_label_error_and_never_a_silent_resize(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1, 64), "b": noise(2, 128)})
     write_lines(
         folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,4000 100", "b,4000 100"]
@@ -556,7 +556,7 @@ def test_images_and_labels_of_different_stages_are_noticed(tmp_path):
     assert "no image has a label" in refused(folder, tmp_path / "out", "--allow-missing")
 
 
-def test_the_search_names_what_is_missing_or_double(tmp_path):
+def test_the_search_names_missing_and_ambiguous_files(tmp_path):
     with pytest.raises(BadInput, match="--input"):
         discovery.search(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=r"no \*\.dcm"):
@@ -618,7 +618,7 @@ def test_a_damaged_png_in_the_cache_is_made_again(tiny, tmp_path, kind, damage):
     assert contents(tmp_path / "out") == before
 
 
-def test_a_changed_label_or_image_is_made_again_and_a_negatives_old_mask_goes(tiny, tmp_path):
+def test_a_changed_label_or_image_is_prepared_again_and_an_outdated_mask_is_removed(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out", size=128)
     first, second, third = tiny.positives
     lines = (tiny.folder / "train-rle.csv").read_text().splitlines()
@@ -642,7 +642,7 @@ def test_a_changed_label_or_image_is_made_again_and_a_negatives_old_mask_goes(ti
 
 
 @pytest.mark.parametrize("then", ["changed", "gone"])
-def test_a_file_that_changes_while_it_is_worked_on_is_read_again_the_next_time(
+def test_a_file_that_changes_while_it_is_read_is_read_again_by_the_next_run(
     tmp_path, monkeypatch, then
 ):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
@@ -666,7 +666,7 @@ def test_a_file_that_changes_while_it_is_worked_on_is_read_again_the_next_time(
         assert prepared(folder, tmp_path / "out").loc["b", "sha256"] != first.loc["b", "sha256"]
 
 
-def test_a_sample_submission_that_is_gone_takes_its_test_images_with_it(tiny, tmp_path):
+def test_without_its_sample_submission_a_second_run_has_no_test_images(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     (tiny.folder / "stage_2_sample_submission.csv").unlink()
     manifest = prepared(tiny.folder, tmp_path / "out")
@@ -674,7 +674,7 @@ def test_a_sample_submission_that_is_gone_takes_its_test_images_with_it(tiny, tm
     assert not (tmp_path / "out" / "sample_submission.csv").exists()
 
 
-def test_an_interruption_while_the_tables_are_written_leaves_nothing_half_done(
+def test_an_interruption_while_the_tables_are_written_does_no_damage(
     tiny, tmp_path, monkeypatch
 ):
     prepared(tiny.folder, tmp_path / "whole")
@@ -696,7 +696,7 @@ def test_an_interruption_while_the_tables_are_written_leaves_nothing_half_done(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
+def test_a_run_that_is_killed_five_times_gives_the_same_bytes(
     real_data, siim, tmp_path
 ):
     command = [
@@ -744,7 +744,7 @@ def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
     assert len(journal.read(tmp_path / "out" / artifacts.Cache(512).journal)) == 90
 
 
-def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
+def test_half_written_files_of_killed_runs_are_removed_from_the_cache(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     before = contents(tmp_path / "out")
     for kind in ("images", "masks"):
@@ -754,7 +754,7 @@ def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_damage_to_the_journal_costs_time_and_nothing_else(tiny, tmp_path):
+def test_damage_to_the_journal_costs_only_time(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     before = contents(tmp_path / "out")
     path = tmp_path / "out" / artifacts.Cache(64).journal
@@ -772,7 +772,7 @@ def test_damage_to_the_journal_costs_time_and_nothing_else(tiny, tmp_path):
         assert contents(tmp_path / "out") == before
 
 
-def test_what_was_rejected_is_tried_again(tmp_path):
+def test_rejected_files_are_tried_again(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     whole = (folder / "b.dcm").read_bytes()
     (folder / "b.dcm").write_bytes(whole[:-100])
@@ -793,12 +793,12 @@ def test_read_only_input_works_and_is_not_touched(tiny, tmp_path):
     assert snapshot(tiny.folder) == before
 
 
-def test_an_output_that_cannot_be_made_is_said_at_once(tiny, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_reported_at_once(tiny, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert "cannot write to" in refused(tiny.folder, tmp_path / "file" / "out")
 
 
-def test_a_disk_without_room_for_the_cache_is_said_before_anything_is_written(
+def test_a_disk_without_room_for_the_cache_is_reported_before_anything_is_written(
     tiny, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)
@@ -811,7 +811,7 @@ def test_a_disk_without_room_for_the_cache_is_said_before_anything_is_written(
     prepared(tiny.folder, tmp_path / "out", size=64)  # they are in the cache
 
 
-def test_the_entry_point_ends_with_3_and_a_message_without_traceback(tmp_path):
+def test_bad_input_exits_with_3_and_a_message_without_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, STAGE, "--input", tmp_path / "none", "--output", tmp_path / "out"],
         cwd=ROOT,
@@ -834,6 +834,6 @@ def test_an_entry_of_another_version_is_not_trusted(tiny, tmp_path, monkeypatch)
     }
 
 
-def test_dicom_codes_of_the_documentation_are_the_ones_used():
+def test_a_rejection_is_bad_input_with_a_code():
     assert issubclass(dicom.Rejected, BadInput)
     assert dicom.Rejected("IO", "message").code == "IO"
