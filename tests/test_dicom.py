@@ -170,8 +170,9 @@ def test_a_window_is_applied_after_the_rescale(tmp_path):
         "WindowCenter": 1100,
         "WindowWidth": 401,
     }
-    # Rescaled: -100, 700, 900, 1100, 1300, 8090. PS3.3 C.11.2.1.2: ((x - 1099.5) / 400 + 0.5), clipped to 0..1:
-    # 0, 0, 0.00125, 0.50125, 1 (1.00125), 1; times 255: 0, 0, 0.3, 127.8, 255, 255.
+    # Rescaled: -100, 700, 900, 1100, 1300, 8090.
+    # PS3.3 C.11.2.1.2, (x - 1099.5) / 400 + 0.5, clipped: 0, 0, 0.00125, 0.50125, 1, 1.
+    # Times 255: 0, 0, 0.3, 127.8, 255, 255.
     expected = [[0, 0, 0], [128, 255, 255]]
     np.testing.assert_array_equal(
         dicom.read(write_dicom(tmp_path / "a.dcm", stored, **tags)).image, expected
@@ -189,7 +190,8 @@ def test_a_windowed_monochrome1_file_and_its_twin_give_the_same_image(tmp_path):
     light = write_dicom(
         tmp_path / "a.dcm", stored, BitsStored=12, WindowCenter=1500, WindowWidth=1001
     )
-    # The twin's values are 4095 - v, so its window's centre c - 0.5 moves to 4095 - (c - 0.5): c' = 4096 - c.
+    # The twin's values are 4095 - v, so the window's centre c - 0.5 moves to 4095 - (c - 0.5):
+    # c' = 4096 - c.
     tags = {
         "BitsStored": 12,
         "WindowCenter": 2596,

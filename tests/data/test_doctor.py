@@ -1,4 +1,4 @@
-"""The data doctor: what --verify tells a person about a data set before a night is spent training on it."""
+"""The data doctor: what --verify says about a data set before hours of training."""
 
 from types import SimpleNamespace
 
@@ -13,9 +13,12 @@ from tests.helpers.stages import run_stage, write_lines
 
 
 def row(image_id, *, positive=0, pixels="", mask="", split="train", sex="F"):
-    """A manifest row, as far as the doctor looks at it."""
-    own = {"image_id": image_id, "split": split, "positive": positive, "sha256": pixels or image_id}
-    return own | {
+    """The columns of a manifest row that the doctor looks at."""
+    return {
+        "image_id": image_id,
+        "split": split,
+        "positive": positive,
+        "sha256": pixels or image_id,
         "mask_sha256": mask,
         "sex": sex,
         "height": 1024,
@@ -25,17 +28,8 @@ def row(image_id, *, positive=0, pixels="", mask="", split="train", sex="F"):
 
 
 def verify(folder, tmp_path, *flags):
-    run_stage(
-        "00_prepare_data.py",
-        "--input",
-        folder,
-        "--output",
-        tmp_path / "out",
-        "--verify",
-        "--workers",
-        1,
-        *flags,
-    )
+    common = ["--input", folder, "--output", tmp_path / "out", "--workers", 1]
+    run_stage("00_prepare_data.py", "--verify", *common, *flags)
 
 
 def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_give_a_warning():
@@ -45,7 +39,7 @@ def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_gi
     assert lines == [
         "2 groups of ids share a radiograph:",
         "  a, b",
-        "  e, f",  # of a test image there is no label to contradict
+        "  e, f",  # f is a test image, without a label to contradict
         "1 groups of ids share a radiograph but not the label (warning):",
         "  c, d",
     ]
@@ -62,11 +56,11 @@ def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_gi
         (0, 3, False),
     ],
 )
-def test_a_share_of_positives_that_chance_does_not_explain_gives_a_warning(positives, images, warned):
-    lines = doctor.share_of_positives(
-        [row(str(n), positive=int(n < positives)) for n in range(images)]
-    )
-    assert bool(lines) == warned
+def test_a_share_of_positives_that_chance_does_not_explain_gives_a_warning(
+    positives, images, warned
+):
+    rows = [row(str(n), positive=int(n < positives)) for n in range(images)]
+    assert bool(doctor.share_of_positives(rows)) == warned
 
 
 def test_verify_reports_the_real_files_and_writes_nothing(real_data, tmp_path, capsys):

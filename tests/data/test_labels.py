@@ -1,4 +1,4 @@
-"""The three tables a user brings: read the same however they are written, refused with every error listed."""
+"""The three tables a user brings: accepted in every usual spelling, or all errors listed."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ def read(tmp_path, data):
 
 
 def refusal(tmp_path, data, reader=labels.read):
-    """The message with which a table is refused."""
+    """The message of the BadInput for this table."""
     with pytest.raises(BadInput) as caught:
         reader(written(tmp_path, data))
     return str(caught.value)
@@ -46,17 +46,10 @@ def refusal(tmp_path, data, reader=labels.read):
         KAGGLE.replace("b, -1", "b, "),
         KAGGLE.replace("a, 10 3", '"a"," 10 3 "'),
     ],
-    ids=[
-        "as Kaggle's",
-        "no spaces",
-        "BOM",
-        "CRLF",
-        "blank lines",
-        "empty cells",
-        "no last newline",
-        "empty for -1",
-        "quoted",
-    ],
+    ids=(
+        "Kaggle's; no spaces; BOM; CRLF; blank lines; empty cells; no last newline; "
+        "empty for -1; quoted".split("; ")
+    ),
 )
 def test_the_same_table_written_differently_gives_the_same_labels(tmp_path, data):
     found = read(tmp_path, data)
@@ -262,9 +255,7 @@ def test_a_submission_keeps_the_header_and_order_of_the_sample(tmp_path, header)
     assert (tmp_path / "submission.csv").read_bytes() == f"{header}\nb,0 3\na,-1\n".encode()
 
 
-def test_a_submission_that_does_not_read_back_is_not_written(
-    tmp_path, monkeypatch
-):
+def test_a_submission_that_does_not_read_back_is_not_written(tmp_path, monkeypatch):
     sample = labels.read_sample(
         write_lines(tmp_path / "sample.csv", ["ImageId,EncodedPixels", "a,-1"])
     )

@@ -1,4 +1,4 @@
-"""Stage 00: every file accounted for, the right pixels in the cache, and the same bytes whatever happens on the way."""
+"""Stage 00: every file accounted for, the right pixels cached, the same bytes after any mishap."""
 
 import hashlib
 import os
@@ -39,7 +39,7 @@ def manifest_of(output):
 
 
 def refused(source, output, *flags, **settings):
-    """The message with which stage 00 ends."""
+    """The message of the BadInput that ends stage 00."""
     with pytest.raises(BadInput) as caught:
         prepared(source, output, *flags, **settings)
     return str(caught.value)
@@ -54,7 +54,7 @@ def rejected(output):
 def contents(
     folder, *, only=("manifest.csv", "labels.csv", "rejected.csv", "sample_submission.csv", ".png")
 ):
-    """{relative path: sha256} of the tables and cached PNGs."""
+    """{path below the folder: sha256} of the tables and cached PNGs."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -63,7 +63,7 @@ def contents(
 
 
 def snapshot(folder):
-    """Everything below a folder, with times."""
+    """{path: (time, size)} of everything below a folder."""
     return {
         str(path): (path.lstat().st_mtime_ns, path.lstat().st_size)
         for path in sorted(folder.rglob("*"))
@@ -76,7 +76,7 @@ def tiny(tmp_path):
 
 
 def labelled(folder, images, **tags):
-    """A folder of negative training images {name: (H, W) array}, with its label file."""
+    """A folder with negative training images {name: (H, W) array} and their labels."""
     for name, image in images.items():
         write_dicom(folder / f"{name}.dcm", image, **tags)
     write_lines(
@@ -171,7 +171,7 @@ def test_the_502_real_files_are_all_training_images_without_a_sample_submission(
     assert "0 test images" in capsys.readouterr().out
 
 
-# What is made of a good folder
+# A good folder
 
 
 def test_cached_masks_at_the_size_of_the_images_are_the_truth(tiny, tmp_path):
@@ -211,14 +211,12 @@ def test_patients_are_hashed_and_two_images_of_one_patient_share_the_hash(tiny, 
     assert hashes.str.fullmatch("[0-9a-f]{16}").all()
     assert (
         manifest.loc[tiny.test_ids, "patient_id"] == ""
-    ).all()  # no PatientID: nobody, not one person
+    ).all()  # without PatientID they are unknown, not one person
     salted = prepared(tiny.folder, tmp_path / "salted", "--salt", "other")
     assert not set(salted["patient_id"]) - {""} & set(hashes)
 
 
-def test_planted_names_and_patient_ids_reach_no_output_file_and_no_printed_line(
-    tmp_path, capfd
-):
+def test_planted_names_and_patient_ids_reach_no_output_file_and_no_printed_line(tmp_path, capfd):
     planted = {
         "PatientName": "Planted^Name",
         "PatientID": "planted-patient-77",
@@ -246,7 +244,7 @@ def test_planted_names_and_patient_ids_reach_no_output_file_and_no_printed_line(
     }
     with pytest.raises(
         BadInput, match=r"00_prepare_data\.py first"
-    ):  # not before the bad files are accepted
+    ):  # the bad files are not accepted yet
         run_stage("01_make_folds.py", "--output", tmp_path / "out", "--folds", 2)
     prepared(folder, tmp_path / "out", "--max-bad", 2)
     run_stage("01_make_folds.py", "--output", tmp_path / "out", "--folds", 2)
@@ -261,7 +259,7 @@ def test_planted_names_and_patient_ids_reach_no_output_file_and_no_printed_line(
 
 
 def test_a_uid_that_does_not_name_the_image_is_not_kept(tmp_path):
-    """Of a damaged file it may be another tag's text."""
+    """In a damaged file it may be the text of another tag."""
     folder = labelled(tmp_path / "in", {"a": noise(1)}, SOPInstanceUID="planted-patient-79")
     assert list(prepared(folder, tmp_path / "out").index) == ["a"]
     written = b"".join(
@@ -281,9 +279,13 @@ def test_stages_00_and_01_do_not_import_torch(tiny, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tiny.folder, tmp_path / "output"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -291,31 +293,12 @@ def test_stages_00_and_01_do_not_import_torch(tiny, tmp_path):
 def test_verify_checks_everything_and_writes_nothing(tiny, tmp_path, capsys):
     (tiny.folder / "bad.dcm").write_bytes(b"text")
     before = snapshot(tmp_path)
+    command = [STAGE, "--verify", "--input", tiny.folder, "--output", tmp_path / "output"]
     with pytest.raises(BadInput, match=r"bad\.dcm: NOT_DICOM"):
-        run_stage(
-            STAGE,
-            "--input",
-            tiny.folder,
-            "--output",
-            tmp_path / "output",
-            "--verify",
-            "--workers",
-            1,
-        )
+        run_stage(*command, "--workers", 1)
     assert snapshot(tmp_path) == before
     assert "6 training images, 3 with pneumothorax" in capsys.readouterr().out
-    run_stage(
-        STAGE,
-        "--input",
-        tiny.folder,
-        "--output",
-        tmp_path / "output",
-        "--verify",
-        "--max-bad",
-        1,
-        "--workers",
-        2,
-    )
+    run_stage(*command, "--max-bad", 1, "--workers", 2)
     assert snapshot(tmp_path) == before
 
 
@@ -373,10 +356,17 @@ def test_every_bad_file_is_listed_with_its_code_and_the_good_ones_are_kept(tmp_p
     (folder / "folder.dcm").mkdir()
     message = refused(folder, tmp_path / "out", "--allow-missing")
     expected = {
-        "empty.dcm": "NOT_DICOM", "text.dcm": "NOT_DICOM", "cut.dcm": "TRUNCATED", "frames.dcm": "MULTI_FRAME",
-        "huge.dcm": "TOO_LARGE", "evil.dcm": "BAD_ID", "nopixels.dcm": "NO_PIXELS", "renamed.dcm": "BAD_ID",
-        "good.9.dcm": "BAD_ID", "folder.dcm": "NOT_A_FILE",
-    }  # fmt: skip
+        "empty.dcm": "NOT_DICOM",
+        "text.dcm": "NOT_DICOM",
+        "cut.dcm": "TRUNCATED",
+        "frames.dcm": "MULTI_FRAME",
+        "huge.dcm": "TOO_LARGE",
+        "evil.dcm": "BAD_ID",
+        "nopixels.dcm": "NO_PIXELS",
+        "renamed.dcm": "BAD_ID",
+        "good.9.dcm": "BAD_ID",
+        "folder.dcm": "NOT_A_FILE",
+    }
     assert rejected(tmp_path / "out") == expected
     assert set(manifest_of(tmp_path / "out").index) == {
         "good.1",
@@ -425,7 +415,7 @@ def test_two_files_of_one_id_with_different_contents_are_both_rejected(tmp_path)
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,0 500", "b,-1"])
     write_dicom(folder / "again" / "a.dcm", noise(3))
-    for _ in range(2):  # and the same when the command is given again
+    for _ in range(2):  # the same when the command runs again
         assert "2 of 3 files rejected" in refused(folder, tmp_path / "out")
         assert rejected(tmp_path / "out") == {
             "a.dcm": "DUPLICATE_ID",
@@ -486,7 +476,7 @@ def test_a_folder_that_cannot_be_listed_is_rejected_and_the_others_are_read(tmp_
     scan = os.scandir
 
     def refuse(path):
-        if str(path).endswith("closed"):  # the tests may run as root, who may list everything
+        if str(path).endswith("closed"):  # not by chmod: root may list everything
             raise PermissionError
         return scan(path)
 
@@ -502,7 +492,7 @@ def test_a_file_whose_name_is_not_text_is_used_and_listed(tmp_path):
     try:
         (folder / "b.dcm").rename(folder / os.fsdecode(b"\xff.dcm"))
     except OSError:
-        pytest.skip("this file system takes names of text only")
+        pytest.skip("this file system accepts only names that are text")
     assert prepared(folder, tmp_path / "out").loc["b", "source"] == "\\udcff.dcm"
     shutil.copy(folder / os.fsdecode(b"\xff.dcm"), folder / "copy.dcm")
     assert list(prepared(folder, tmp_path / "out").index) == ["a", "b"]
@@ -586,7 +576,7 @@ def test_wrong_flags_are_usage_errors(tmp_path, capsys):
     capsys.readouterr()
 
 
-# Again, interrupted, damaged
+# A second run, interruptions, damage
 
 
 def test_a_second_run_touches_no_cached_png_and_gives_the_same_tables(tiny, tmp_path):
@@ -637,8 +627,8 @@ def test_a_changed_label_or_image_is_prepared_again_and_an_outdated_mask_is_remo
     assert set(
         np.unique(png.read(tmp_path / "out" / "cache" / "128" / "images" / f"{third}.png"))
     ) == {90, 91}
-    prepared(tiny.folder, tmp_path / "anew", size=128)
-    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    prepared(tiny.folder, tmp_path / "scratch", size=128)
+    assert contents(tmp_path / "out") == contents(tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("then", ["changed", "gone"])
@@ -648,7 +638,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_by_the_next_run(
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     decode = dicom.decode
 
-    def slowly(header, dataset):
+    def decode_and_change(header, dataset):
         read = decode(header, dataset)
         if header.image_id == "b" and then == "gone":
             (folder / "b.dcm").unlink()
@@ -657,7 +647,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_by_the_next_run(
         return read
 
     with monkeypatch.context() as patch:
-        patch.setattr(dicom, "decode", slowly)
+        patch.setattr(dicom, "decode", decode_and_change)
         first = prepared(folder, tmp_path / "out")
     assert list(first.index) == ["a", "b"]
     if then == "gone":
@@ -674,9 +664,7 @@ def test_without_its_sample_submission_a_second_run_has_no_test_images(tiny, tmp
     assert not (tmp_path / "out" / "sample_submission.csv").exists()
 
 
-def test_an_interruption_while_the_tables_are_written_does_no_damage(
-    tiny, tmp_path, monkeypatch
-):
+def test_an_interruption_while_the_tables_are_written_does_no_damage(tiny, tmp_path, monkeypatch):
     prepared(tiny.folder, tmp_path / "whole")
     for moment in range(1, 6):  # rejected, manifest, labels, sample submission, record
         real, calls = atomic.write_text, []
@@ -696,23 +684,12 @@ def test_an_interruption_while_the_tables_are_written_does_no_damage(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_run_that_is_killed_five_times_gives_the_same_bytes(
-    real_data, siim, tmp_path
-):
-    command = [
-        sys.executable,
-        STAGE,
-        "--input",
-        real_data / "siim",
-        "--output",
-        tmp_path / "out",
-        "--size",
-        "512",
-    ]
+def test_a_run_that_is_killed_five_times_gives_the_same_bytes(real_data, siim, tmp_path):
+    folders = ["--input", real_data / "siim", "--output", tmp_path / "out"]
+    command = [sys.executable, STAGE, *folders, "--size", "512"]
     images = tmp_path / "out" / "cache" / "512" / "images"
-    moments = sorted(
-        random.Random(4).sample(range(1, 75), 5)
-    )  # PNGs in the cache when the run is killed
+    # The number of cached PNGs at which a run is killed
+    moments = sorted(random.Random(4).sample(range(1, 75), 5))
     killed = 0
     for number, moment in enumerate(moments):
         process = subprocess.Popen(
@@ -731,7 +708,7 @@ def test_a_run_that_is_killed_five_times_gives_the_same_bytes(
             process.wait()
         killed += process.returncode == -signal.SIGKILL
     assert killed >= 3  # on a busy machine a run may end before it is noticed
-    time.sleep(0.3)  # the last one's workers notice that they are alone
+    time.sleep(0.3)  # for the workers of the last run to notice that it is gone
     subprocess.run(
         [*map(str, command), "--workers", "1"],
         cwd=ROOT,
