@@ -7,11 +7,11 @@ Writes  output/manifest.csv             one row per usable image
         output/cache/<size>/masks/      1-bit PNGs of the positives: the union of their label rows
         output/labels.csv, output/sample_submission.csv    what later stages need of the two tables
 
-Images with a label are for training, images in the sample submission for testing; an image in
-neither is listed and not used. Bad files do not stop the good ones: all are listed at the end,
-and the exit code is 3 unless --max-bad accepts them. An interrupted run resumes with the same
-command. With --scheduler a Dask cluster whose workers see the same folders does the work, with
-the same result.
+Images with a label are for training, images in the sample submission for testing; an
+image in neither is listed and not used. Bad files do not stop the good ones: all are
+listed at the end, and the exit code is 3 unless --max-bad accepts them. An interrupted
+run resumes with the same command. With --scheduler a Dask cluster whose workers see the
+same folders does the work, with the same result.
 
     python 00_prepare_data.py --input input --output output
     python 00_prepare_data.py --input input --verify        check everything, write nothing
@@ -107,7 +107,10 @@ def write_tables(output: Path, result: outcome.Outcome, job: jobs.Job) -> None:
 
 
 def judge(args: argparse.Namespace, found: discovery.Found, result: outcome.Outcome) -> None:
-    """Print the numbers to check. Raises BadInput when training on these images would be wrong."""
+    """Print the numbers to check.
+
+    Raises BadInput when training on these images would be wrong.
+    """
     print(*doctor.summary(result), sep="\n")
     doctor.require_usable(
         result,

@@ -4,13 +4,13 @@ Reads   output/manifest.csv   one row per image (stage 00); optionally --patient
 Writes  output/folds.csv      image_id, patient_id (salted hash), fold 0..n-1, stratum
         output/folds.json     leak report, counts, seed, and the hash that later stages check
 
-All images of a patient share a fold, and so do images with identical pixels. Folds are balanced
-on "negative" and the quartiles of the mask's area. The same manifest and seed always give the
-same file, which lists training images only.
+All images of a patient share a fold, and so do images with identical pixels. Folds are
+balanced on "negative" and the quartiles of the mask's area. The same manifest and seed
+always give the same file, which lists training images only.
 
-PatientID in the SIIM-ACR files does not identify patients: every image has a different one.
-Without --patients (ImageId,PatientId), images of one person end up in several folds and the
-scores come out too high.
+PatientID in the SIIM-ACR files does not identify patients: every image has a different
+one. Without --patients (ImageId,PatientId), images of one person end up in several
+folds and the scores come out too high.
 
     python 01_make_folds.py --folds 5 --patients nih_patients.csv
 """
@@ -66,7 +66,7 @@ def read_patients(args: argparse.Namespace) -> dict[str, str] | None:
 
 
 def made_from(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
-    """(settings, inputs) of the record: when neither has changed, the folds are up to date."""
+    """(settings, inputs) of the record; the folds are up to date until one changes."""
     settings = {
         "folds": args.folds,
         "seed": 42 if args.seed is None else args.seed,
@@ -80,7 +80,7 @@ def made_from(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def read_training_rows(output: Path, patients: dict[str, str] | None) -> pd.DataFrame:
-    """The manifest's training rows, with the patients of the file where one was given."""
+    """The manifest's training rows, with the patients of the file if one was given."""
     manifest = artifacts.read_table(output, artifacts.MANIFEST)
     train = manifest[manifest["split"] == artifacts.TRAIN].reset_index(drop=True)
     return train if patients is None else folds.with_patients(train, patients)

@@ -1,1 +1,1 @@
-"""Our way against the naive way and the floor, in one run: `python -m benchmarks.NAME`."""
+"""Our way against the naive way and the floor: `python -m benchmarks.NAME`."""

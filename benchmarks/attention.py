@@ -1,8 +1,8 @@
-"""The cost of improved coordinate attention in ICA-ResUNet, against the network without it.
+"""The cost of improved coordinate attention in ICA-ResUNet.
 
-Forward pass (inference mode) and training step (forward, backward, Adam), in both memory
-formats. "naive" is the same block as most code writes it: adaptive pooling modules and
-x + x * a_h * a_w.
+Forward pass (inference mode) and training step (forward, backward, Adam) with and
+without attention, in both memory formats. "naive" is the same block as most code writes
+it: adaptive pooling modules and x + x * a_h * a_w.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --shapes 4x512 --repeats 20 --encoder resnet50
@@ -22,7 +22,7 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 class NaiveAttention(nn.Module):
-    """x (N, C, H, W) -> x + x * a_h * a_w, with the weights of an ImprovedCoordAttention.
+    """x (N, C, H, W) -> x + x * a_h * a_w, by the weights of ImprovedCoordAttention.
 
     The block must have merge="concat".
     """
@@ -130,7 +130,7 @@ def main(argv=None):
 
 
 def measure(args, batch: int, size: int, format_name: str) -> None:
-    """Print two lines, forward pass and training step, for one batch shape and memory format."""
+    """Print a line for the forward pass and one for the training step."""
     memory_format = FORMATS[format_name]
     images = torch.rand(batch, 1, size, size, device=args.device)
     images = images.contiguous(memory_format=memory_format)

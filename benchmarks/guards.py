@@ -1,8 +1,8 @@
 """Stage 00: what its guards cost, per image, in one process.
 
-Goal: at most 10 % of the time. `unguarded` gives the same PNGs and manifest rows, as fast, but
-trusts every file: it checks no sizes, headers, ids and frames, may leave half-written files,
-and keeps no key to resume from.
+Goal: at most 10 % of the time. `unguarded` gives the same PNGs and manifest rows, as
+fast, but trusts every file: it checks no sizes, headers, ids and frames, may leave
+half-written files, and keeps no key to resume from.
 
     python -m benchmarks.guards --input DIR
 """

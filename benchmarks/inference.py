@@ -1,8 +1,9 @@
 """Stage 03: probability maps with mirror averaging, in images per second.
 
-Goal: at least 2.2 times eager fp32 on CPU. Measured: eager fp32, channels_last in fp32 (stage
-03) and in bf16, and on a CPU onnxruntime in fp32 (stage 03 with --backend onnxruntime; needs
-requirements-extra.txt), each with its largest difference in probability.
+Goal: at least 2.2 times eager fp32 on CPU. Measured: eager fp32, channels_last in fp32
+(stage 03) and in bf16, and on a CPU onnxruntime in fp32 (stage 03 with --backend
+onnxruntime; needs requirements-extra.txt), each with its largest difference in
+probability.
 
     python -m benchmarks.inference --size 512 --batch 2
 """

@@ -1,8 +1,9 @@
 """Memory of stages 00, 03, 04 and 05 with as many images as the competition has.
 
-Goal: at most 2 GiB for each, all its processes together, with 12,000 training and 3,205 test
-images. The DICOM files are links to a few phantoms, and the network has random weights and
-works at 32 x 32: neither changes what is kept in memory. Linux only (reads /proc).
+Goal: at most 2 GiB for each, all its processes together, with 12,000 training and 3,205
+test images. The DICOM files are links to a few phantoms, and the network has random
+weights and works at 32 x 32: neither changes what is kept in memory. Linux only (reads
+/proc).
 
     python -m benchmarks.memory
     python -m benchmarks.memory --train 1200 --test 320
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def write_input(folder: Path, n_train: int, n_test: int) -> None:
-    """Links to 40 phantoms under invented ids: only these, the file names, are listed."""
+    """Links to 40 phantoms. Only the links' names are listed, so they are the ids."""
     writing.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
     rows_of = labels.read(folder / "phantoms" / "train-rle.csv").rows
     found = discovery.search(folder / "phantoms").dicoms
@@ -108,7 +109,7 @@ def write_run(output: Path) -> None:
 
 
 def measure(*command: str, title: str = "") -> None:
-    """Run a stage; print its seconds and the highest memory of all its processes together."""
+    """Run a stage; print its seconds and the peak memory of all its processes."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)

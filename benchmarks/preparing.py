@@ -30,7 +30,7 @@ from pneumothorax.data import jobs, one_image
 
 @dataclass(frozen=True)
 class Material:
-    """DICOM files with a label, and a stage 00 job that starts from scratch each time."""
+    """DICOM files with a label, and a job of stage 00 from scratch."""
 
     files: list[Path]
     labels: Path
@@ -38,7 +38,7 @@ class Material:
     folder: Path  # empty
 
     def new_folder(self) -> Path:
-        """A folder that does not exist yet: replacing files costs more than writing new ones."""
+        """Not there yet: replacing files would cost more than writing new ones."""
         return self.folder / uuid.uuid4().hex
 
     def prepare(self) -> None:

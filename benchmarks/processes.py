@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def peak(process: subprocess.Popen[bytes], measure: Callable[[int], int]) -> int:
-    """Wait for the process to end; the highest bytes that `measure(process id)` gave meanwhile."""
+    """Wait for the process to end; the highest `measure(process id)` until then."""
     highest = 0
     while process.poll() is None:
         highest = max(highest, measure(process.pid))
@@ -16,7 +16,7 @@ def peak(process: subprocess.Popen[bytes], measure: Callable[[int], int]) -> int
 
 
 def proportional_set_size(root: int) -> int:
-    """Bytes of the whole family now; pages that n processes share count 1/n for each."""
+    """Bytes of the family now; a page shared by n processes counts 1/n in each."""
     return sum(_bytes(pid, "smaps_rollup", "Pss:") for pid in family(root))
 
 

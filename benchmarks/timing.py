@@ -1,4 +1,4 @@
-"""Alternating timings and their ratios: machines drift, so only neighbours are compared."""
+"""Alternating timings and their ratios: machines drift, so ways take turns."""
 
 import argparse
 import os
@@ -72,7 +72,7 @@ def alternate(
 def compare(
     ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str
 ) -> dict[str, float]:
-    """Print and return each way's median milliseconds per unit; one call does `per` units."""
+    """Print and return each way's median ms per unit; a call does `per` units."""
     medians = {}
     for name, seconds in alternate(ways, repeats=repeats).items():
         low, medians[name], high = (

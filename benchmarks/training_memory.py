@@ -1,8 +1,8 @@
 """The memory that one more image in a batch takes in training, at 512 x 512.
 
 On a CUDA device it is the peak of allocated memory in a step; elsewhere the bytes that
-autograd keeps for the backward pass, which are most of it. Goal for ICA-ResUNet in mixed
-precision: at most 240 MiB per image.
+autograd keeps for the backward pass, which are most of it. Goal for ICA-ResUNet in
+mixed precision: at most 240 MiB per image.
 
     python -m benchmarks.training_memory
     python -m benchmarks.training_memory configs/unet.yaml configs/chexlocnet.yaml --size 256
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def peak(chosen: TrainConfig, size: int, device: torch.device) -> int:
-    """The most bytes allocated during a training step, including the optimizer's state."""
+    """The most bytes allocated in a training step, including the optimizer's state."""
     run = step(chosen, size, device, memory_format=torch.channels_last)
     run()
     torch.cuda.reset_peak_memory_stats(device)

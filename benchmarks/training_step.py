@@ -1,7 +1,8 @@
-"""One training step of stage 02, in 32 and 16 bits, both memory formats, compiled or not.
+"""A training step of stage 02: 32 and 16 bits, both memory formats, compiled or not.
 
-On a CUDA device images per second and peak memory at 512 x 512 follow, with an allocator
-limited to 11 GB, for the batches that have to fit: 16 in fp32 and 32 in mixed precision.
+On a CUDA device images per second and peak memory at 512 x 512 follow, with an
+allocator limited to 11 GB, for the batches that have to fit: 16 in fp32 and 32 in mixed
+precision.
 
     python -m benchmarks.training_step
     python -m benchmarks.training_step --config configs/unet.yaml --size 256 --batch 4 --compile

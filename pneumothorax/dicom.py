@@ -1,8 +1,8 @@
-"""One DICOM file: is it a radiograph we can use, the few tags we keep, and its grey image.
+"""One DICOM file: whether we can use it, the few tags we keep, and its grey image.
 
-Nothing is ever read with `force=True`, no tag outside the whitelist is kept, and sizes are
-checked before memory is taken for pixels. A file that cannot be used raises `Rejected`
-with a code. PS3.x are the parts of the DICOM standard.
+Nothing is ever read with `force=True`, no tag outside the whitelist is kept, and sizes
+are checked before memory is taken for pixels. A file that cannot be used raises
+`Rejected` with a code. PS3.x are the parts of the DICOM standard.
 """
 
 import io
@@ -54,13 +54,16 @@ class Rejected(BadInput):
         self.code = code
 
     def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str]]:
-        """An exception with two arguments cannot travel between processes without this."""
+        """Needed for an exception with two arguments to travel between processes."""
         return type(self), (self.code, str(self))
 
 
 @dataclass(frozen=True)
 class Header:
-    """The tags we keep. `patient_id` is the raw PatientID: hash it before it is written anywhere."""
+    """The tags we keep.
+
+    `patient_id` is the raw PatientID: hash it before it is written anywhere.
+    """
 
     image_id: str  # SOPInstanceUID
     patient_id: str
@@ -131,8 +134,8 @@ def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
 def whole_header(path: Path) -> pydicom.Dataset:
     """Every tag but the pixels, for an object that refers to this file.
 
-    The only place where all identifiers are read. For files that `open_header` accepted;
-    raises Rejected, or pydicom's own errors where the rest is broken.
+    The only place where all identifiers are read. For files that `open_header`
+    accepted; raises Rejected, or pydicom's own errors where the rest is broken.
     """
     data = _inflatable(_read_file(path))
     with _tolerant():
@@ -140,7 +143,7 @@ def whole_header(path: Path) -> pydicom.Dataset:
 
 
 def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
-    """(area of a pixel in square millimetres, the tag it comes from); (None, "") if unknown."""
+    """(area of a pixel in mm^2, the tag it comes from); (None, "") if unknown."""
     with _tolerant():
         for name in SPACINGS:
             try:
@@ -153,7 +156,7 @@ def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
 
 
 def is_image_id(text: str) -> bool:
-    """Ids become file names: letters, digits, `.`, `_`, `-`, at most 64, not starting with a dot."""
+    """Ids become file names: 1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `-`, no leading dot."""
     return IMAGE_ID.fullmatch(text) is not None
 
 
@@ -161,8 +164,8 @@ def is_image_id(text: str) -> bool:
 def _tolerant() -> Iterator[None]:
     """Without pydicom's validation and warnings.
 
-    Stage 2 ids are not valid UIDs, and a warning may quote what a patient tag holds. Values
-    are converted when they are asked for, so reading a tag may raise anything.
+    Stage 2 ids are not valid UIDs, and a warning may quote what a patient tag holds.
+    Values are converted when they are asked for, so reading a tag may raise anything.
     """
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
@@ -170,7 +173,7 @@ def _tolerant() -> Iterator[None]:
 
 
 def _read_file(path: Path) -> bytes:
-    """The bytes of a regular file that begins as PS3.10 7.1 demands: 128 bytes, then "DICM"."""
+    """The bytes of a regular file that has "DICM" at byte 128 (PS3.10 7.1)."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -188,7 +191,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _inflatable(data: bytes) -> bytes:
-    """`data`, unchanged. Raises Rejected when it would inflate to more than 2 * MAX_PIXELS bytes.
+    """`data`, unchanged. Raises Rejected if it inflates to over 2 * MAX_PIXELS bytes.
 
     Deflated data sets: PS3.5 A.5. dcmread inflates them without a limit.
     """
@@ -251,13 +254,13 @@ def _text(dataset: pydicom.Dataset, name: str) -> str:
 
 
 def _word(dataset: pydicom.Dataset, name: str) -> str:
-    """A coded value such as PA or F; "" for longer text, which might identify somebody."""
+    """A coded value such as PA or F; "" for longer text, which might name somebody."""
     text = _text(dataset, name)
     return text if re.fullmatch(r"[A-Z0-9_]{1,4}", text) else ""
 
 
 def _years(age: str) -> str:
-    """PatientAge in whole years: '064Y' (PS3.5 6.2, AS) or '64' (SIIM) -> '64', '018M' -> '1'.
+    """PatientAge in years: '064Y' (PS3.5 6.2) or '64' (SIIM) -> '64', '018M' -> '1'.
 
     "" for anything else.
     """
@@ -294,8 +297,8 @@ def _code_of_lack(dataset: pydicom.Dataset, name: str) -> str:
 def short_error(error: Exception) -> str:
     """An error's kind and first line, without what it quotes.
 
-    File contents (PatientID!) must not reach logs. Everything from the first quotation mark
-    to the last goes, since the quoted text may contain quotation marks.
+    File contents (PatientID!) must not reach logs. Everything from the first quotation
+    mark to the last goes, since the quoted text may contain quotation marks.
     """
     lines = str(error).splitlines() or [""]
     unquoted = re.sub(r"""['"](.*['"]|.*$)""", "'...'", lines[0])

@@ -1,10 +1,10 @@
 """The pixels of a DICOM data set -> (H, W) uint8 grey, white = dense.
 
-Two steps. Stored values: 8-bit JPEG baseline frames go straight to libjpeg-turbo, all others
-through pydicom's decoders. Grey values, in the order of DICOM PS3.4 N.2: modality LUT (PS3.3
-C.11.1), window or VOI LUT (PS3.3 C.11.2), inversion of MONOCHROME1 (PS3.3 C.7.6.3.1.2), then
-the fixed range of possible values to 0..255. Plain 8-bit values pass unchanged, and nothing
-is stretched to the range of one image.
+Two steps. Stored values: 8-bit JPEG baseline frames go straight to libjpeg-turbo, all
+others through pydicom's decoders. Grey values, in the order of DICOM PS3.4 N.2:
+modality LUT (PS3.3 C.11.1), window or VOI LUT (PS3.3 C.11.2), inversion of MONOCHROME1
+(PS3.3 C.7.6.3.1.2), then the fixed range of possible values to 0..255. Plain 8-bit
+values pass unchanged, and nothing is stretched to the range of one image.
 """
 
 import struct
@@ -137,7 +137,7 @@ def _check_length(dataset: pydicom.Dataset) -> None:
 
 
 def _check_frame_size(frame: bytes, height: int, width: int) -> None:
-    """Refuse a JPEG or JPEG 2000 frame of another size, before memory is taken for its pixels."""
+    """Refuse a JPEG or JPEG 2000 frame of another size before it is decoded."""
     found = _jpeg_size(frame) or _jpeg2000_size(frame)
     if found is None:  # for example a PNG, which OpenCV would decode at any size
         raise Undecodable("TRUNCATED", "the frame does not begin as a JPEG or JPEG 2000 image does")
@@ -148,7 +148,7 @@ def _check_frame_size(frame: bytes, height: int, width: int) -> None:
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) from the start-of-frame segment (ISO 10918-1, B.2.2); None without one."""
+    """(height, width) from the start-of-frame segment (ISO 10918-1, B.2.2), or None."""
     if frame[:2] != b"\xff\xd8":
         return None
     at = 2
@@ -163,7 +163,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg2000_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) from the SIZ segment (ISO 15444-1, A.5.1); None without one."""
+    """(height, width) from the SIZ segment (ISO 15444-1, A.5.1), or None."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if start < 0 or len(frame) < start + 24:
         return None
@@ -186,10 +186,11 @@ def _grey(stored: np.ndarray, dataset: pydicom.Dataset, *, inverted: bool) -> np
 
 
 def _output_range(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """(lowest, highest) value that modality LUT and window can give, from the header alone.
+    """(lowest, highest) value that modality LUT and window can give, by the header.
 
     The third value of a LUTDescriptor is the number of bits of a table's entries (PS3.3
-    C.11.1.1 and C.11.2.1.1). A window keeps the range of its input (pydicom scales to it).
+    C.11.1.1 and C.11.2.1.1). A window keeps the range of its input (pydicom scales to
+    it).
     """
     windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
     if "VOILUTSequence" in dataset and not windowed:

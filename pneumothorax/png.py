@@ -41,7 +41,10 @@ def _encode(image: np.ndarray, options: tuple[int, ...]) -> bytes:
 
 
 def decode(data: bytes, name: object) -> np.ndarray:
-    """The bytes of a grey PNG -> (H, W) uint8. Raises BadInput naming `name` when damaged."""
+    """The bytes of a grey PNG -> (H, W) uint8.
+
+    Raises BadInput naming `name` when damaged.
+    """
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
         raise BadInput(f"{name} is not a whole PNG file")
@@ -49,7 +52,10 @@ def decode(data: bytes, name: object) -> np.ndarray:
 
 
 def read(path: Path) -> np.ndarray:
-    """A grey PNG file -> (H, W) uint8. Raises BadInput when it is missing or damaged."""
+    """A grey PNG file -> (H, W) uint8.
+
+    Raises BadInput when it is missing or damaged.
+    """
     try:
         return decode(path.read_bytes(), path)
     except OSError as error:
@@ -57,7 +63,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def downsample(image: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) image -> (size, size) by area averaging; a smaller image is upsampled bilinearly."""
+    """(H, W) -> (size, size) by area averaging; smaller ones are upsampled bilinearly."""
     if image.shape == (size, size):
         return image
     smaller = size <= image.shape[0] and size <= image.shape[1]
@@ -67,7 +73,7 @@ def downsample(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def downsample_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) uint8 of 0 and 1 -> (size, size) uint8 of 0 and 1: pixels at least half covered.
+    """(H, W) uint8 of 0 and 1 -> (size, size) likewise: pixels at least half covered.
 
     A mask too thin to half-cover any pixel keeps the pixels it covers most: a positive
     stays positive.

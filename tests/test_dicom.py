@@ -1,4 +1,4 @@
-"""DICOM: the right grey values from every kind of file we accept, a code for every other file."""
+"""DICOM: the right grey values from the files we accept, a code for all others."""
 
 import io
 import os

@@ -10,7 +10,10 @@ from pneumothorax.pipeline import artifacts, lineage, records
 
 
 def size(output: Path, image_size: int) -> int:
-    """Height and width of the cached images. Raises BadInput when smaller than `image_size`."""
+    """Height and width of the cached images.
+
+    Raises BadInput when smaller than `image_size`.
+    """
     found = int(lineage.prepared(output)["settings"]["size"])
     if found < image_size:
         needed = f"{image_size} are needed: run 00_prepare_data.py --size {image_size}"
@@ -19,7 +22,7 @@ def size(output: Path, image_size: int) -> int:
 
 
 def verify(output: Path, cache_size: int, rows: pd.DataFrame, *, workers: int) -> None:
-    """Compare the cached images and masks of these manifest rows with the recorded hashes.
+    """Compare the cached images and masks of manifest rows with the recorded hashes.
 
     Raises BadInput that lists damaged and missing files.
     """

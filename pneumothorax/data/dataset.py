@@ -15,7 +15,10 @@ from pneumothorax.pipeline import artifacts
 
 
 class Item(NamedTuple):
-    """One image, by its position in the data set, in one epoch; `copy` counts repeats of a positive."""
+    """One image, by its position in the data set, in one epoch.
+
+    `copy` counts the repeats of a positive.
+    """
 
     epoch: int
     position: int
@@ -23,7 +26,7 @@ class Item(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """image and mask: (1, S, S) uint8, the mask of 0 and 1; position: of the image's row."""
+    """image, mask (of 0 and 1): (1, S, S) uint8; position: the image's row."""
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -31,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class RadiographDataset(Dataset[Sample]):
-    """Images and masks of manifest rows, read from the cache and resized to `image_size`.
+    """Images and masks of manifest rows, from the cache, resized to `image_size`.
 
     Args:
         rows: manifest rows: image_id and positive.
@@ -67,7 +70,7 @@ class RadiographDataset(Dataset[Sample]):
         return Sample(_tensor(image), _tensor(mask), item.position)
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (S, S) uint8 and mask (S, S) uint8 of 0 and 1, S = image_size, not augmented."""
+        """Image and mask (of 0 and 1), not augmented: (S, S) uint8, S = image_size."""
         image_id, cache = self.image_ids[position], artifacts.Cache(self.cache_size)
         image = png.downsample(png.read(self.output / cache.image(image_id)), self.image_size)
         if not self.positive[position]:
@@ -77,7 +80,10 @@ class RadiographDataset(Dataset[Sample]):
 
 
 class InOrder:
-    """A batch sampler: `n` items once, in order. Several processes take batches in turn."""
+    """A batch sampler: `n` items once, in order.
+
+    Several processes take batches in turn.
+    """
 
     def __init__(self, n: int, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
         starts = range(0, n, batch_size)
@@ -92,7 +98,7 @@ class InOrder:
 
 
 def to_network(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N, 1, S, S) uint8 -> float32 in [0, 1] on the device, after the transfer of uint8."""
+    """(N, 1, S, S) uint8 -> float32 in [0, 1], converted on the device."""
     return images.to(device, non_blocking=True).float().div_(255)
 
 

@@ -1,4 +1,4 @@
-"""What lies below the input folder: DICOM files at any depth, the label CSV, the sample submission."""
+"""What is below the input folder: DICOM files, the label CSV, the sample submission."""
 
 import os
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ def search(
     """Walk the folder once, leaving out the folder `skip` (our own output).
 
     Args:
-        any_name: also take every file that begins like a DICOM file, as clinical systems
-            export files without a suffix.
+        any_name: also take every file that begins like a DICOM file, as clinical
+            systems export files without a suffix.
 
     Raises BadInput when the folder is missing or holds no DICOM file.
     """
@@ -65,7 +65,7 @@ def search(
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM file other than a DICOMDIR; True for one that cannot be read."""
+    """Whether a file is DICOM, but not a DICOMDIR; True for one that cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
@@ -79,7 +79,10 @@ def source_name(path: Path, root: Path) -> str:
 
 
 def label_file(found: Found, given: Path | None) -> Path:
-    """The label CSV: the one given, or the only one found. Raises BadInput for none or several."""
+    """The label CSV: the one given, or the only one found.
+
+    Raises BadInput for none or several.
+    """
     path = _given_or_only(found, given, LABEL_NAMES, "--labels")
     if path is None:
         names = " or ".join(LABEL_NAMES)
@@ -93,14 +96,14 @@ def sample_file(found: Found, given: Path | None) -> Path | None:
 
 
 def holds_phantoms(folder: Path) -> bool:
-    """Whether the input folder says that its images are phantoms (python -m pneumothorax.phantom)."""
+    """Whether the input folder says that its images are phantoms."""
     return (folder / PHANTOM_NOTE).is_file()
 
 
 def _walk(
     folder: Path, unreadable: list[Path], *, follow_symlinks: bool, skip: Path | None
 ) -> Iterator[os.DirEntry[str]]:
-    """Everything below the folder, once; folders that cannot be listed go to `unreadable`."""
+    """Everything below the folder; folders that cannot be listed go to `unreadable`."""
     pending = [folder]
     seen = {os.path.realpath(folder), *([os.path.realpath(skip)] if skip else [])}
     while pending:

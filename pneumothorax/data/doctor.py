@@ -1,4 +1,4 @@
-"""What stage 00 says about a data set: the numbers to check, everything odd, and reasons to refuse it."""
+"""What stage 00 says about a data set: numbers, oddities, reasons to refuse it."""
 
 from collections import Counter, defaultdict
 
@@ -43,7 +43,7 @@ def summary(outcome: Outcome) -> list[str]:
 def require_usable(
     outcome: Outcome, n_sources: int, *, max_bad: str, allow_missing: bool, need_positives: bool
 ) -> None:
-    """Raises one BadInput with everything that would make training on these images wrong.
+    """Raise one BadInput with everything that makes training on these images wrong.
 
     Args:
         n_sources: files that stage 00 had to account for.
@@ -84,7 +84,7 @@ def report(outcome: Outcome) -> list[str]:
 
 
 def missing_decoders() -> list[str]:
-    """The transfer syntaxes of images that nothing installed here decodes, in one line."""
+    """The transfer syntaxes of images that nothing installed decodes, in one line."""
     missing = []
     for syntax in AllTransferSyntaxes:
         try:
@@ -96,7 +96,7 @@ def missing_decoders() -> list[str]:
 
 
 def share_of_positives(train: list[Entry]) -> list[str]:
-    """A warning where chance does not explain how far the share of positives is from SIIM-ACR's."""
+    """A warning where chance does not explain the distance from SIIM-ACR's share."""
     from scipy.stats import binomtest
 
     if not train:

@@ -1,4 +1,4 @@
-"""Cross-validation folds: every patient in one fold, balanced by mask area, and a leak report."""
+"""Cross-validation folds: each patient in one, balanced by mask area; leak report."""
 
 import warnings
 
@@ -11,7 +11,7 @@ NEGATIVE = "negative"
 
 
 def with_patients(train: pd.DataFrame, patients: dict[str, str]) -> pd.DataFrame:
-    """The manifest's training rows with `patient_id` taken from `patients`, {image id: patient id}.
+    """Training rows with `patient_id` taken from `patients`, {image id: patient id}.
 
     Raises BadInput when an image has no patient.
     """
@@ -22,10 +22,10 @@ def with_patients(train: pd.DataFrame, patients: dict[str, str]) -> pd.DataFrame
 
 
 def assign(train: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
-    """Training rows of the manifest -> image_id, patient_id, fold, stratum, in the same order.
+    """Training rows of the manifest -> image_id, patient_id, fold, stratum, in order.
 
-    The same rows and seed always give the same folds. Raises BadInput when a fold is empty
-    or has no positive.
+    The same rows and seed always give the same folds. Raises BadInput when a fold is
+    empty or has no positive.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -73,7 +73,7 @@ def strata(train: pd.DataFrame) -> np.ndarray:
 
 
 def groups(train: pd.DataFrame) -> np.ndarray:
-    """(N,) of int: the same number for images of one patient and for images with identical pixels.
+    """(N,) of int: one number per patient, shared by images with identical pixels.
 
     An empty patient id means "unknown": each such image counts as a patient.
     """
@@ -93,7 +93,7 @@ def groups(train: pd.DataFrame) -> np.ndarray:
 
 
 def leaks(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]:
-    """The number of patients, and of identical images, in more than one fold; both must be 0."""
+    """The numbers of patients and identical images in several folds; both must be 0."""
     known = table["patient_id"] != ""
     spread = table[known].groupby("patient_id")["fold"].nunique()
     twins = table.groupby(train["sha256"].to_numpy())["fold"].nunique()
@@ -112,7 +112,7 @@ def require_no_leaks(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Per fold: images, patients, positives, and each stratum in percent of the fold's images."""
+    """Per fold: images, patients, positives, each stratum in percent of the images."""
     by_fold = table.groupby("fold")
 
     def count_patients(ids: pd.Series) -> int:

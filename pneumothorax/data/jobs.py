@@ -1,4 +1,4 @@
-"""What preparing one image needs beyond its file: the label tables, the size, the salt, the output folder."""
+"""What preparing an image needs beyond its file: the two tables, size, salt, output."""
 
 import functools
 import platform
@@ -12,7 +12,7 @@ from pneumothorax.pipeline import records
 
 @dataclass(frozen=True)
 class Listed:
-    """The two label tables: label rows by training id, test ids, number of repeated label rows."""
+    """The two tables: label rows by training id, test ids, number of repeated rows."""
 
     rows: dict[str, tuple[str, ...]]
     test_ids: frozenset[str]
@@ -29,8 +29,9 @@ class Job:
     """One run of stage 00, small enough to travel with every file to a worker.
 
     Args:
-        tables_hash: of `labels` and `sample` as the run found them. A worker may outlive
-            a run or see another folder: it must not answer from another version.
+        tables_hash: of `labels` and `sample` as the run found them. A worker may
+            outlive a run or see another folder: it must not answer from another
+            version.
         size: height and width of the cached images in pixels.
         output: None checks everything and writes nothing.
     """
@@ -44,7 +45,10 @@ class Job:
 
     @property
     def listed(self) -> Listed:
-        """The tables, read once per process. Raises BadInput where they have changed."""
+        """The tables, read once per process.
+
+        Raises BadInput where they have changed.
+        """
         return _read_tables(self.labels, self.sample, self.tables_hash)
 
 

@@ -1,9 +1,9 @@
 """The label CSV, the sample submission and the patients CSV, read strictly.
 
-Every error is reported with its line and id. Leading spaces, a BOM, CRLF, blank lines and
-several rows per image are accepted. Everything is read as text, so the id `1.20` stays
-`1.20`. A label of `-1`, or an empty cell, means "no pneumothorax"; an image without a row
-is not annotated, which is something else.
+Every error is reported with its line and id. Leading spaces, a BOM, CRLF, blank lines
+and several rows per image are accepted. Everything is read as text, so the id `1.20`
+stays `1.20`. A label of `-1`, or an empty cell, means "no pneumothorax"; an image
+without a row is not annotated, which is something else.
 """
 
 import csv
@@ -40,7 +40,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample submission: its two column names, unchanged, and its ids in order, each once."""
+    """A sample submission: its column names, and its ids in order, each once."""
 
     columns: tuple[str, str]
     image_ids: tuple[str, ...]
@@ -78,7 +78,7 @@ def read(path: Path) -> Labels:
 
 
 def read_sample(path: Path) -> Sample:
-    """Read a sample submission; repeated ids (the stage 1 file repeats positives) count once."""
+    """Read a sample submission; repeated ids (of positives, in stage 1) count once."""
     rows = list(_table(path, SUBMISSION_COLUMNS))
     problems = [
         f"line {line}, {row[0][:70]!r}: not an image id"
@@ -108,12 +108,15 @@ def read_patients(path: Path) -> dict[str, str]:
 
 
 def patient_hash(patient_id: str, salt: str) -> str:
-    """A patient id as it may be written to files: salted, 16 hex digits; "" stays ""."""
+    """A patient id that may be written to files: salted, 16 hex digits; "" stays ""."""
     return hashlib.sha256(f"{salt}\0{patient_id}".encode()).hexdigest()[:16] if patient_id else ""
 
 
 def cell_problem(image_id: str, text: str) -> str:
-    """What is wrong with one row of run lengths, "" if nothing. The image's size is unknown here."""
+    """What is wrong with one row of run lengths, "" if nothing.
+
+    The image's size is unknown here.
+    """
     if not dicom.is_image_id(image_id):
         return "not an image id (letters, digits, '.', '_', '-', at most 64)"
     if text in ("", rle.EMPTY):
@@ -149,7 +152,7 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, str]]]:
-    """(line number, (first cell, second cell)) of every row, stripped, without the header.
+    """(line number, (first cell, second cell)) of every row below the header, stripped.
 
     Raises BadInput when the file does not have exactly these columns.
     """

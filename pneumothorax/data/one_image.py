@@ -28,8 +28,9 @@ def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
     """Prepare one file below the input folder `root`; never raises for a bad file.
 
     Args:
-        known: the file's entry from an earlier run. It is returned as it is when neither
-            the file nor its label has changed and its PNGs have the recorded hashes.
+        known: the file's entry from an earlier run. It is returned as it is when
+            neither the file nor its label has changed and its PNGs have the recorded
+            hashes.
     """
     if known and _is_current(known, path, job):
         return known
@@ -40,7 +41,7 @@ def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
 
 
 def identify(uid: str, stem: str, listed: Listed) -> tuple[str, str]:
-    """(image id, split) of a file with this SOPInstanceUID and this name without suffix.
+    """(image id, split) of a file with this SOPInstanceUID and this name (no suffix).
 
     The two usually agree; where they differ, the one that is listed names the image.
     Raises Rejected when neither or both are listed.
@@ -104,7 +105,7 @@ def _prepare(path: Path, root: Path, job: Job) -> Entry:
 def _encode_mask(
     label_rows: tuple[str, ...], shape: tuple[int, ...], size: int
 ) -> tuple[int, bytes]:
-    """(pixels of the mask at the image's own size, its PNG at `size`); (0, b"") without rows."""
+    """The mask's (area in pixels of the image, PNG at `size`); (0, b"") without rows."""
     if not label_rows:
         return 0, b""
     height, width = shape
@@ -142,7 +143,10 @@ def _is_current(known: Entry, path: Path, job: Job) -> bool:
 
 
 def _version(path: Path) -> tuple[str, int, int]:
-    """(place, size in bytes, time of the last change in ns) of a file. Raises Rejected."""
+    """(place, size in bytes, time of the last change in ns) of a file.
+
+    Raises Rejected.
+    """
     try:
         found = path.stat()
     except OSError as error:
@@ -151,11 +155,11 @@ def _version(path: Path) -> tuple[str, int, int]:
 
 
 def _key(version: tuple[str, int, int], stem: str, uid: str, image_id: str, job: Job) -> str:
-    """A hash of everything that an entry was made from; when it changes, the entry is made again.
+    """A hash of everything an entry was made from; any change makes the entry stale.
 
     Args:
-        uid: "" where it was not kept. Then every change of the tables counts, since a new
-            table might list it.
+        uid: "" where it was not kept. Then every change of the tables counts, since a
+            new table might list it.
     """
     rows, test_ids = job.listed.rows, job.listed.test_ids
     listed: Any = [(name in rows, name in test_ids) for name in (uid, stem)]

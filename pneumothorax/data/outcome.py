@@ -48,7 +48,8 @@ def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Ou
     """Journal entries by source -> the outcome.
 
     Args:
-        path_of: the files by source. A source may not be a path (discovery.source_name).
+        path_of: the files by source. A source may not be a path
+            (discovery.source_name).
     """
     by_id: dict[str, list[Entry]] = defaultdict(list)
     rejected, used, ambiguous = [], [], []
@@ -114,7 +115,7 @@ def label_table(outcome: Outcome, job: Job) -> pd.DataFrame:
 
 
 def write_tables(output: Path, outcome: Outcome, job: Job) -> None:
-    """Write rejected.csv and, unless labels do not fit their images, the manifest and labels."""
+    """Write rejected.csv and, if all labels fit their images, manifest and labels."""
     artifacts.write_table(output, artifacts.REJECTED, rejections(outcome))
     if not outcome.label_errors:
         artifacts.write_table(output, artifacts.MANIFEST, manifest(outcome))

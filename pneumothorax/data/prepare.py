@@ -1,5 +1,7 @@
-"""All input files -> the image cache: one file at a time in worker processes (one_image),
-then everything that needs a view of all files (outcome).
+"""All input files -> the image cache.
+
+Worker processes prepare one file at a time (one_image); then follows what needs a view
+of all files (outcome).
 
 A journal next to the cache lists the finished files, so an interrupted run resumes.
 """
@@ -22,7 +24,7 @@ FILES_PER_TASK = 16  # handing over a task costs about a tenth of preparing an i
 def prepare_all(
     found: Found, root: Path, job: Job, *, engine: Engine, overwrite: bool = False
 ) -> Outcome:
-    """Prepare every file found below `root`; without `overwrite`, resume an earlier run.
+    """Prepare every file found below `root`; resume an earlier run unless `overwrite`.
 
     Raises BadInput when the label tables are wrong. Bad files are in the outcome.
     """

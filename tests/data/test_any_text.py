@@ -1,4 +1,4 @@
-"""Any text as labels, sample submission, patients or run lengths: a correct table or a BadInput.
+"""Any text as a table or as run lengths: read correctly, or refused with a BadInput.
 
 Plain parsers, written independently, decide what is correct. They are for text without
 quotation marks and lone carriage returns.
@@ -62,7 +62,7 @@ often = settings(
 
 
 def plain_table(text, columns):
-    """[(first, second)] of the rows, stripped; None for text that is not such a table."""
+    """[(first, second)] of the rows, stripped; None if the text is not such a table."""
     assume('"' not in text and "\r" not in text.replace("\r\n", "\n"))
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
     rows = [line.split(",") for line in lines]
@@ -95,7 +95,7 @@ def plain_labels(text):
 
 
 def outcome(read, tmp_path, text):
-    """What `read` returns for a file with this text; None where a message names the file."""
+    """What `read` returns for a file with this text; None for a BadInput naming it."""
     path = tmp_path / "table.csv"
     path.write_bytes(text.encode("utf-8"))
     try:

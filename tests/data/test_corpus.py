@@ -1,4 +1,4 @@
-"""Stage 00 over all kinds of odd files at once: pydicom's samples, damaged real ones, bombs.
+"""Stage 00 on every odd file at once: pydicom's samples, damaged real ones, bombs.
 
 The real files carry the planted name, id and hospital of a person.
 """
@@ -38,7 +38,7 @@ def planted(path, folder, number):
 
 
 def elements(data):
-    """[(position, size of the length field)] of the explicit VR elements before the pixels."""
+    """[(position, bytes of the length field)] of the elements before the pixels."""
     first = b"\x08\x00\x05\x00" if b"\x08\x00\x05\x00" in data else b"\x08\x00\x16\x00"
     at, found = data.index(first), []
     while at < len(data) - 12 and data[at : at + 4] != b"\xe0\x7f\x10\x00":
@@ -51,7 +51,7 @@ def elements(data):
 
 
 def damaged(data, rng):
-    """The file cut short, or with flipped bytes, two tags exchanged, or a wrong length."""
+    """The file cut short, or with flipped bytes, swapped tags or a wrong length."""
     data = bytearray(data)
     kind = rng.integers(4)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""Stage 01: no patient in two folds, balanced folds, the same folds from the same manifest."""
+"""Stage 01: no patient in two folds, balanced folds, the same result every time."""
 
 import gzip
 import hashlib

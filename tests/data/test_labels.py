@@ -1,4 +1,4 @@
-"""The three tables a user brings: accepted in every usual spelling, or all errors listed."""
+"""The three tables a user brings: every usual spelling is read, all errors listed."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Stage 00: every file accounted for, the right pixels cached, the same bytes after any mishap."""
+"""Stage 00: all files accounted for, the right pixels, the same bytes after mishaps."""
 
 import hashlib
 import os
