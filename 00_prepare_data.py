@@ -1,16 +1,17 @@
 """Stage 00: turn DICOM files and run-length labels into small PNGs and a manifest.
 
-Reads   *.dcm below --input, at any depth, with a label CSV and, if there is one, a sample submission
-Writes  output/manifest.csv             one row per image that can be used
-        output/rejected.csv             one row per file that cannot, with a code and the reason
+Reads   *.dcm below --input, at any depth, a label CSV and, where there is one, a sample submission
+Writes  output/manifest.csv             one row per usable image
+        output/rejected.csv             one row per unusable file, with a code and the reason
         output/cache/<size>/images/     8-bit grey PNGs, white = dense
-        output/cache/<size>/masks/      1-bit PNGs, positives only: the union of an image's label rows
-        output/labels.csv, output/sample_submission.csv    what the later stages need of the two tables
+        output/cache/<size>/masks/      1-bit PNGs of the positives: the union of their label rows
+        output/labels.csv, output/sample_submission.csv    what later stages need of the two tables
 
-Images with a label are for training, images named in the sample submission are for testing; an image in neither is
-listed and used by nobody. Bad files never stop the good ones: all are listed, then the exit code is 3 unless
---max-bad allows for them. Killed and started again it goes on where it stopped. With --scheduler the work is done by a
-Dask cluster whose workers see the same folders (README, "A cluster with shared storage"), with the same result.
+Images with a label are for training, images in the sample submission for testing; an
+image in neither is listed and not used. Bad files do not stop the good ones: all are
+listed at the end, and the exit code is 3 unless --max-bad accepts them. An interrupted
+run resumes with the same command. With --scheduler a Dask cluster whose workers see the
+same folders does the work, with the same result.
 
     python 00_prepare_data.py --input input --output output
     python 00_prepare_data.py --input input --verify        check everything, write nothing
@@ -19,11 +20,9 @@ Dask cluster whose workers see the same folders (README, "A cluster with shared 
 import argparse
 import re
 from pathlib import Path
-from typing import Any
 
 from pneumothorax import rle
-from pneumothorax.data import discovery, doctor, labels, prepare
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.data import discovery, doctor, jobs, labels, outcome, prepare
 from pneumothorax.pipeline import artifacts, locks, records, stage
 from pneumothorax.pipeline.engine import Engine
 from pneumothorax.submission import writing
@@ -32,41 +31,18 @@ from pneumothorax.submission import writing
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
     flag = parser.add_argument
-    flag(
-        "--labels",
-        type=Path,
-        metavar="CSV",
-        help="label file (default: found by name below --input)",
-    )
-    flag(
-        "--sample-submission",
-        type=Path,
-        metavar="CSV",
-        help="sample submission (default: found by name below --input)",
-    )
-    flag(
-        "--size",
-        type=int,
-        default=512,
-        help="height and width of the cached images (default: %(default)s)",
-    )
-    flag(
-        "--max-bad",
-        default="0",
-        metavar="N|N%",
-        help="rejected files to accept (default: %(default)s)",
-    )
-    flag(
-        "--allow-missing",
-        action="store_true",
-        help="accept labels and sample ids that have no image",
-    )
-    flag("--follow-symlinks", action="store_true", help="also read links and what lies behind them")
-    flag(
-        "--salt",
-        default="pneumothorax",
-        help="salt of the patient hashes: set it where patient ids can be guessed",
-    )
+    found = "(default: found by name below --input)"
+    flag("--labels", type=Path, metavar="CSV", help=f"label file {found}")
+    flag("--sample-submission", type=Path, metavar="CSV", help=f"sample submission {found}")
+    size = "height and width of the cached images in pixels (default: %(default)s)"
+    flag("--size", type=int, default=512, help=size)
+    bad = "rejected files to accept (default: %(default)s)"
+    flag("--max-bad", default="0", metavar="N|N%", help=bad)
+    missing = "accept labels and test ids without an image"
+    flag("--allow-missing", action="store_true", help=missing)
+    flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
+    salt = "salt of the patient hashes: choose one where patient ids can be guessed"
+    flag("--salt", default="pneumothorax", help=salt)
     flag("--verify", action="store_true", help="check everything, list everything, write nothing")
     stage.add_scheduler_flag(parser)
     args = stage.parse(parser, argv)
@@ -80,96 +56,87 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     found = discovery.search(args.input, follow_symlinks=args.follow_symlinks, skip=args.output)
-    label_csv = discovery.label_file(found, args.labels)
-    sample_csv = discovery.sample_file(found, args.sample_submission)
-
-    output = None if args.verify else args.output
-    job = prepare.plan(label_csv, sample_csv, size=args.size, salt=args.salt, output=output)
-    files = len(found.dicoms) + len(found.not_files) + len(found.unreadable)
+    job = jobs.plan(
+        discovery.label_file(found, args.labels),
+        discovery.sample_file(found, args.sample_submission),
+        size=args.size,
+        salt=args.salt,
+        output=None if args.verify else args.output,
+    )
     if args.verify:
-        outcome = prepare.prepare(
-            found, args.input, job, engine=Engine(args.workers, args.scheduler)
-        )
-        print(*doctor.report(outcome.rows, outcome.rejected), sep="\n")
-        finish(args, outcome, files)
-        print(f"{files} files checked, nothing written")
+        verify(args, found, job)
         return
     with locks.lock(args.output, "00_prepare_data") as holder:
         locks.check_room(args.output, prepare.bytes_needed(found, job, args.output))
-        (args.output / artifacts.PREPARED.path).unlink(
-            missing_ok=True
-        )  # no later stage runs until all is well
-        workers = Engine(args.workers, args.scheduler, shared=holder)
-        outcome = prepare.prepare(found, args.input, job, engine=workers, anew=args.overwrite)
-        outputs, facts = write_tables(args.output, outcome, job)
-        finish(args, outcome, files)
-        inputs = {"label file": records.sha256(job.labels)}
-        if job.sample:
-            inputs["sample submission"] = records.sha256(job.sample)
-        facts["drawn"] = (args.input / discovery.PHANTOM_NOTE).is_file()
-        records.write(
-            args.output,
-            artifacts.PREPARED,
-            settings={"size": args.size},
-            inputs=inputs,
-            outputs=outputs,
-            **facts,
+        withdraw_record(args.output)
+        engine = Engine(args.workers, args.scheduler, shared=holder)
+        result = prepare.prepare_all(
+            found, args.input, job, engine=engine, overwrite=args.overwrite
         )
-    print(
-        f"wrote {args.output / artifacts.MANIFEST.path} and {args.output / 'cache' / str(args.size)}"
-    )
+        write_tables(args.output, result, job)
+        judge(args, found, result)
+        write_record(args, result, job)
+    manifest, cache = args.output / artifacts.MANIFEST.path, args.output / "cache" / str(args.size)
+    print(f"wrote {manifest} and {cache}")
     print(f"next: python 01_make_folds.py --output {args.output}")
 
 
-def write_tables(
-    output: Path, outcome: prepare.Outcome, job: prepare.Job
-) -> tuple[list[str], dict[str, Any]]:
-    """All tables; returns those to seal and the fingerprints. With errors in the labels only rejected.csv."""
-    artifacts.write_table(output, artifacts.REJECTED, prepare.rejections(outcome))
-    if outcome.label_errors:
-        return [], {}
-    manifest, label_rows = prepare.manifest(outcome), prepare.label_table(outcome, job)
-    artifacts.write_table(output, artifacts.MANIFEST, manifest)
-    artifacts.write_table(output, artifacts.LABELS, label_rows)
-    tables = [artifacts.MANIFEST.path, artifacts.LABELS.path]
+def verify(args: argparse.Namespace, found: discovery.Found, job: jobs.Job) -> None:
+    """Do all the work and print all there is to say about it, but write nothing."""
+    engine = Engine(args.workers, args.scheduler)
+    result = prepare.prepare_all(found, args.input, job, engine=engine)
+    print(*doctor.report(result), sep="\n")
+    judge(args, found, result)
+    print(f"{found.n_sources} files checked, nothing written")
+
+
+def withdraw_record(output: Path) -> None:
+    """Until this run succeeds, no later stage may use the output of an earlier one."""
+    (output / artifacts.PREPARED.path).unlink(missing_ok=True)
+
+
+def write_tables(output: Path, result: outcome.Outcome, job: jobs.Job) -> None:
+    """Write all tables; only rejected.csv when labels do not fit their images."""
+    outcome.write_tables(output, result, job)
     sample_copy = output / artifacts.SAMPLE_SUBMISSION
-    if job.sample:
+    if job.sample is None:
+        sample_copy.unlink(missing_ok=True)
+    elif not result.label_errors:
         sample = labels.read_sample(job.sample)
         writing.write(sample_copy, sample, dict.fromkeys(sample.image_ids, rle.EMPTY))
-        tables.append(artifacts.SAMPLE_SUBMISSION)
-    else:
-        sample_copy.unlink(missing_ok=True)
-    return tables, prepare.fingerprints(manifest, label_rows, job.size)
 
 
-def finish(args: argparse.Namespace, outcome: prepare.Outcome, files: int) -> None:
-    """Print the numbers to check; raise one BadInput with everything that would make training on this wrong."""
-    print(*prepare.summary(outcome), sep="\n")
-    complaints = []
-    if outcome.label_errors:
-        complaints.append(
-            bad_list(
-                f"{len(outcome.label_errors)} labels do not fit their image", outcome.label_errors
-            )
-        )
-    if outcome.missing and not args.allow_missing:
-        headline = f"{len(outcome.missing)} listed ids have no image (--allow-missing accepts that)"
-        complaints.append(bad_list(headline, outcome.missing))
-    limit = float(args.max_bad.removesuffix("%"))
-    if outcome.bad > (limit / 100 * files if args.max_bad.endswith("%") else limit):
-        bad = [entry for entry in outcome.rejected if entry["code"] != prepare.UNLABELLED]
-        lines = [f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in bad]
-        complaints.append(
-            bad_list(f"{len(bad)} of {files} files rejected (--max-bad accepts them)", lines)
-        )
-    if not any(row["split"] == artifacts.TRAIN for row in outcome.rows):
-        complaints.append(
-            BadInput("no image has a label: are the images and the label file from the same stage?")
-        )
-    elif args.verify and not any(row["positive"] for row in outcome.rows):
-        complaints.append(BadInput("no training image is positive: there is nothing to learn"))
-    if complaints:
-        raise BadInput("\n".join(map(str, complaints)))
+def judge(args: argparse.Namespace, found: discovery.Found, result: outcome.Outcome) -> None:
+    """Print the numbers to check.
+
+    Raises BadInput when training on these images would be wrong.
+    """
+    print(*doctor.summary(result), sep="\n")
+    doctor.require_usable(
+        result,
+        found.n_sources,
+        max_bad=args.max_bad,
+        allow_missing=args.allow_missing,
+        need_positives=args.verify,
+    )
+
+
+def write_record(args: argparse.Namespace, result: outcome.Outcome, job: jobs.Job) -> None:
+    """Seal the tables: from here on later stages accept them."""
+    inputs = {"label file": records.sha256(job.labels)}
+    outputs = [artifacts.MANIFEST.path, artifacts.LABELS.path]
+    if job.sample:
+        inputs["sample submission"] = records.sha256(job.sample)
+        outputs.append(artifacts.SAMPLE_SUBMISSION)
+    records.write(
+        args.output,
+        artifacts.PREPARED,
+        settings={"size": args.size},
+        inputs=inputs,
+        outputs=outputs,
+        phantoms=discovery.holds_phantoms(args.input),
+        **outcome.fingerprints(result, job),
+    )
 
 
 if __name__ == "__main__":

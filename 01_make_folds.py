@@ -1,36 +1,36 @@
 """Stage 01: give every training image a cross-validation fold.
 
-Reads   output/manifest.csv   one row per image (stage 00), and optionally --patients CSV (ImageId,PatientId)
-Writes  output/folds.csv      image_id, patient_id (salted hash), fold 0..n-1, stratum; training images only
+Reads   output/manifest.csv   one row per image (stage 00); optionally --patients CSV
+Writes  output/folds.csv      image_id, patient_id (salted hash), fold 0..n-1, stratum
         output/folds.json     leak report, counts, seed, and the hash that later stages check
 
-All images of a patient share a fold, and so do images with identical pixels; folds are balanced on "negative" and
-the quartiles of the mask's area. The same manifest and seed always give the same file.
+All images of a patient share a fold, and so do images with identical pixels. Folds are
+balanced on "negative" and the quartiles of the mask's area. The same manifest and seed
+always give the same file, which lists training images only.
 
-PatientID in the SIIM-ACR files does not identify patients (each image has its own): without --patients, images of
-one person end up in several folds and the scores come out too high.
+PatientID in the SIIM-ACR files does not identify patients: every image has a different
+one. Without --patients (ImageId,PatientId), images of one person end up in several
+folds and the scores come out too high.
 
     python 01_make_folds.py --folds 5 --patients nih_patients.csv
 """
 
+import argparse
 from pathlib import Path
+from typing import Any
 
-from pneumothorax.data import folds, labels, prepare
-from pneumothorax.errors import BadInput
+import pandas as pd
+
+from pneumothorax.data import folds, labels
 from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
 
 
 def parse_args(argv=None):
     parser = stage.parser(__doc__)
-    parser.add_argument(
-        "--folds", type=int, default=5, help="number of folds (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--patients", type=Path, metavar="CSV", help="who is on which image: ImageId,PatientId"
-    )
-    parser.add_argument(
-        "--salt", default="pneumothorax", help="salt of the patient hashes, as for stage 00"
-    )
+    flag = parser.add_argument
+    flag("--folds", type=int, default=5, help="number of folds (default: %(default)s)")
+    flag("--patients", type=Path, metavar="CSV", help="each image's patient: ImageId,PatientId")
+    flag("--salt", default="pneumothorax", help="salt of the patient hashes, as in stage 00")
     args = parser.parse_args(argv)
     if args.folds < 2:
         parser.error(f"--folds must be at least 2, got {args.folds}")
@@ -40,61 +40,83 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     with locks.lock(args.output, "01_make_folds"):
-        inputs = lineage.fold_inputs(args.output)
-        settings = {
-            "folds": args.folds,
-            "seed": 42 if args.seed is None else args.seed,
-            "patients": "PatientID",
-        }
-        if args.patients:
-            patients = labels.read_patients(args.patients)
-            settings["patients"] = "file"
-            inputs["patients file"] = prepare.patient_hash(records.sha256(args.patients), args.salt)
+        patients = read_patients(args)
+        settings, inputs = made_from(args)
         if not args.overwrite and records.is_current(
             args.output, artifacts.FOLDED, settings=settings, inputs=inputs
         ):
             print(f"{args.output / artifacts.FOLDS.path} is up to date")
             return
-
-        manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
-        train = manifest[manifest["split"] == artifacts.TRAIN].reset_index(drop=True)
-        if args.patients:
-            hashed = {
-                image_id: prepare.patient_hash(patient, args.salt)
-                for image_id, patient in patients.items()
-            }
-            train = folds.with_patients(train, hashed)
+        train = read_training_rows(args.output, patients)
         table = folds.assign(train, n_folds=args.folds, seed=settings["seed"])
+        leaks = folds.require_no_leaks(train, table)
+        artifacts.write_table(args.output, artifacts.FOLDS, table)
+        write_record(args.output, table, leaks, settings=settings, inputs=inputs)
+    report(args, train, table)
 
-        leaks = folds.leaks(train, table)
-        if any(leaks.values()):
-            raise BadInput(f"the folds leak: {leaks}")
-        path = artifacts.write_table(args.output, artifacts.FOLDS, table)
-        summary = folds.summary(table)
-        facts = {
-            "leaks": leaks,
-            "counts": {str(k): row for k, row in summary.to_dict("index").items()},
-        }
-        outputs = [artifacts.FOLDS.path]
-        records.write(
-            args.output,
-            artifacts.FOLDED,
-            settings=settings,
-            inputs=inputs,
-            outputs=outputs,
-            **facts,
-        )
 
-    print(
-        f"{summary.to_string()}\n(negative and the quarters of the masks' area in percent of the fold's images)"
+def read_patients(args: argparse.Namespace) -> dict[str, str] | None:
+    """{image id: patient hash} from --patients; None without the flag."""
+    if not args.patients:
+        return None
+    patients = labels.read_patients(args.patients)
+    return {
+        image_id: labels.patient_hash(patient, args.salt) for image_id, patient in patients.items()
+    }
+
+
+def made_from(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]:
+    """(settings, inputs) of the record; the folds are up to date until one changes."""
+    settings = {
+        "folds": args.folds,
+        "seed": 42 if args.seed is None else args.seed,
+        "patients": "file" if args.patients else "PatientID",
+    }
+    inputs = lineage.fold_inputs(args.output)
+    if args.patients:
+        file_hash = records.sha256(args.patients)
+        inputs["patients file"] = labels.patient_hash(file_hash, args.salt)
+    return settings, inputs
+
+
+def read_training_rows(output: Path, patients: dict[str, str] | None) -> pd.DataFrame:
+    """The manifest's training rows, with the patients of the file if one was given."""
+    manifest = artifacts.read_table(output, artifacts.MANIFEST)
+    train = manifest[manifest["split"] == artifacts.TRAIN].reset_index(drop=True)
+    return train if patients is None else folds.with_patients(train, patients)
+
+
+def write_record(
+    output: Path,
+    table: pd.DataFrame,
+    leaks: dict[str, int],
+    *,
+    settings: dict[str, Any],
+    inputs: dict[str, str],
+) -> None:
+    summary = folds.summary(table).to_dict("index")
+    records.write(
+        output,
+        artifacts.FOLDED,
+        settings=settings,
+        inputs=inputs,
+        outputs=[artifacts.FOLDS.path],
+        leaks=leaks,
+        counts={str(fold): row for fold, row in summary.items()},
     )
+
+
+def report(args: argparse.Namespace, train: pd.DataFrame, table: pd.DataFrame) -> None:
+    print(folds.summary(table).to_string())
+    print("(negative, area 1 to area 4: percent of the fold's images)")
     n_groups = len(set(folds.groups(train)))
     print(f"patients in more than one fold: 0 of {n_groups}; identical images: 0")
     if not args.patients and n_groups > 0.9 * len(table):
         print(
-            f"warning: {n_groups} patients for {len(table)} images: if PatientID is anonymised, pass --patients"
+            f"warning: {n_groups} patients for {len(table)} images: "
+            "if PatientID is anonymised, pass --patients"
         )
-    print(f"wrote {path}")
+    print(f"wrote {args.output / artifacts.FOLDS.path}")
     print(f"next: python 02_train.py --config configs/ica_resunet.yaml --output {args.output}")
 
 

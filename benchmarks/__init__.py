@@ -1,1 +1,1 @@
-"""Ours against the naive way and the floor, in one run: `python -m benchmarks.<name>`."""
+"""Our way against the naive way and the floor: `python -m benchmarks.NAME`."""

@@ -1,13 +1,13 @@
-"""What improved coordinate attention costs inside ICA-ResUNet, against the same network without it.
+"""The cost of improved coordinate attention in ICA-ResUNet.
 
-Forward (inference mode) and training step (forward, backward, Adam), in both memory formats, the variants taking turns
-in one process. "naive" is the same block as most code writes it: adaptive pooling modules and x + x * a_h * a_w.
+Forward pass (inference mode) and training step (forward, backward, Adam) with and
+without attention, in both memory formats. "naive" is the same block as most code writes
+it: adaptive pooling modules and x + x * a_h * a_w.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --shapes 4x512 --repeats 20 --encoder resnet50
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 
@@ -22,15 +22,15 @@ FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 
 class NaiveAttention(nn.Module):
-    """x (N, C, H, W) -> x + x * a_h * a_w with the weights of an ImprovedCoordAttention (merge="concat")."""
+    """x (N, C, H, W) -> x + x * a_h * a_w, by the weights of ImprovedCoordAttention.
+
+    The block must have merge="concat".
+    """
 
     def __init__(self, block: ImprovedCoordAttention) -> None:
         super().__init__()
-        self.squeeze, self.gate_rows, self.gate_cols = (
-            block.squeeze,
-            block.gate_rows,
-            block.gate_cols,
-        )
+        self.squeeze = block.squeeze
+        self.gate_rows, self.gate_cols = block.gate_rows, block.gate_cols
         self.pool_rows = nn.ModuleList(
             [nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveMaxPool2d((None, 1))]
         )
@@ -41,18 +41,15 @@ class NaiveAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = torch.cat([pool(x).flatten(2) for pool in self.pool_rows], dim=1)
         cols = torch.cat([pool(x).flatten(2) for pool in self.pool_cols], dim=1)
-        squeezed_rows, squeezed_cols = self.squeeze(torch.cat([rows, cols], dim=2)).split(
-            x.shape[2:], dim=2
-        )
+        squeezed = self.squeeze(torch.cat([rows, cols], dim=2))
+        squeezed_rows, squeezed_cols = squeezed.split(x.shape[2:], dim=2)
         by_row = self.gate_rows(squeezed_rows).sigmoid().unsqueeze(3)
         by_col = self.gate_cols(squeezed_cols).sigmoid().unsqueeze(2)
         return x + x * by_row * by_col
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description="Cost of improved coordinate attention in ICA-ResUNet."
-    )
+    parser = timing.bare_parser(__doc__)
     parser.add_argument(
         "--shapes",
         nargs="+",
@@ -65,7 +62,10 @@ def parse_args(argv=None):
     )
     parser.add_argument("--encoder", default="resnet34", help="(default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="CPU (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of the CPU (default: %(default)s)",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(argv)
@@ -102,9 +102,8 @@ def training_step(network: nn.Module, images: torch.Tensor) -> Callable[[], None
     def run():
         network.train()
         optimizer.zero_grad()
-        network.training_loss(images, masks, nn.functional.binary_cross_entropy_with_logits)[
-            "loss"
-        ].backward()
+        criterion = nn.functional.binary_cross_entropy_with_logits
+        network.training_loss(images, masks, criterion)["loss"].backward()
         optimizer.step()
         synchronise(images)
 
@@ -123,30 +122,30 @@ def main(argv=None):
     timing.machine("torch", "segmentation_models_pytorch")
     hardware = torch.cuda.get_device_name() if cuda else f"{args.threads} threads"
     print(f"{hardware}; {args.encoder}, fp32, medians of {args.repeats}")
-    print(
-        f"{'batch':>5} {'size':>5} {'format':14} {'step':9} {'without ms':>10} {'ours ms':>9} {'ratio':>6} "
-        f"{'naive ms':>9} {'ratio':>6}"
-    )
+    columns = f"{'without ms':>10} {'ours ms':>9} {'ratio':>6} {'naive ms':>9} {'ratio':>6}"
+    print(f"{'batch':>5} {'size':>5} {'format':14} {'step':9} {columns}")
     for batch, size in args.shapes:
-        for format_name, memory_format in FORMATS.items():
-            images = torch.rand(batch, 1, size, size, device=args.device).contiguous(
-                memory_format=memory_format
-            )
-            networks = {
-                name: network.to(args.device, memory_format=memory_format)
-                for name, network in variants(args.encoder).items()
-            }
-            for step_name, make in (("forward", forward_step), ("training", training_step)):
-                steps = {name: make(network, images) for name, network in networks.items()}
-                seconds = timing.alternate(steps, repeats=args.repeats, warmup=2)
-                base, ours, naive = (
-                    1000 * statistics.median(seconds[name]) for name in ("without", "ours", "naive")
-                )
-                print(
-                    f"{batch:5} {size:5} {format_name:14} {step_name:9} {base:10.1f} {ours:9.1f} {ours / base:6.3f} "
-                    f"{naive:9.1f} {naive / base:6.3f}",
-                    flush=True,
-                )
+        for format_name in FORMATS:
+            measure(args, batch, size, format_name)
+
+
+def measure(args, batch: int, size: int, format_name: str) -> None:
+    """Print a line for the forward pass and one for the training step."""
+    memory_format = FORMATS[format_name]
+    images = torch.rand(batch, 1, size, size, device=args.device)
+    images = images.contiguous(memory_format=memory_format)
+    networks = {
+        name: network.to(args.device, memory_format=memory_format)
+        for name, network in variants(args.encoder).items()
+    }
+    for step_name, make in (("forward", forward_step), ("training", training_step)):
+        steps = {name: make(network, images) for name, network in networks.items()}
+        seconds = timing.alternate(steps, repeats=args.repeats, warmup=2)
+        base, ours, naive = (
+            1000 * statistics.median(seconds[name]) for name in ("without", "ours", "naive")
+        )
+        ratios = f"{base:10.1f} {ours:9.1f} {ours / base:6.3f} {naive:9.1f} {naive / base:6.3f}"
+        print(f"{batch:5} {size:5} {format_name:14} {step_name:9} {ratios}", flush=True)
 
 
 if __name__ == "__main__":

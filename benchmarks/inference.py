@@ -1,13 +1,13 @@
 """Stage 03: probability maps with mirror averaging, in images per second.
 
-Goal: at least 2.2 times eager fp32 on CPU. Measured are eager fp32, the same in channels_last (stage 03 in fp32), in
-bf16, and on a CPU onnxruntime in fp32 (stage 03 with --backend onnxruntime; needs requirements-extra.txt); with the
-largest difference in probability.
+Goal: at least 2.2 times eager fp32 on CPU. Measured: eager fp32, channels_last in fp32
+(stage 03) and in bf16, and on a CPU onnxruntime in fp32 (stage 03 with --backend
+onnxruntime; needs requirements-extra.txt), each with its largest difference in
+probability.
 
     python -m benchmarks.inference --size 512 --batch 2
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -20,9 +20,7 @@ from pneumothorax.prediction import onnx_export, onnx_runtime, probability_maps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.bare_parser(__doc__)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)

@@ -2,8 +2,8 @@
 
 Goal: at least 2 times the plain albumentations chain.
 
-ours    8-bit grey images through the training augmentation; scaling to floats happens on the device
-plain   the same augmentations on three-channel images, normalisation and tensor conversion in the worker
+ours    8-bit grey images through the training augmentation; the device converts them to floats
+plain   the same augmentations on three-channel images; the worker normalises and converts them
 
     python -m benchmarks.input_pipeline
 """
@@ -68,7 +68,7 @@ def load_plain(
     path: str, transform, mask: np.ndarray, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     image = cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB)
-    return augment.apply(transform, image, mask, seed=seed)  # the same draws as ours
+    return augment.apply(transform, image, mask, seed=seed)  # the same random numbers as ours
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Memory of stages 00, 03, 04 and 05 with as many images as the competition has.
 
-Goal: at most 2 GiB each, all its processes together, with 12,000 training and 3,205 test images. The DICOMs are links
-to a few phantoms, the network has random weights and works at 32 x 32: neither changes what is kept in memory.
-Linux only (reads /proc).
+Goal: at most 2 GiB for each, all its processes together, with 12,000 training and 3,205
+test images. The DICOM files are links to a few phantoms, and the network has random
+weights and works at 32 x 32: neither changes what is kept in memory. Linux only (reads
+/proc).
 
     python -m benchmarks.memory
     python -m benchmarks.memory --train 1200 --test 320
@@ -35,14 +36,18 @@ SETTINGS = {
 }
 
 
+def parser(manual: str) -> argparse.ArgumentParser:
+    """The flags of a benchmark that runs whole stages."""
+    made = timing.bare_parser(manual)
+    flag = made.add_argument
+    flag("--train", type=int, default=12_000, help="training images (default: %(default)s)")
+    flag("--test", type=int, default=3_205, help="test images (default: %(default)s)")
+    flag("--workers", type=int, default=2, help="processes per stage (default: %(default)s)")
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train", type=int, default=12_000)
-    parser.add_argument("--test", type=int, default=3_205)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     timing.machine("joblib", "pandas", "torch")
     with tempfile.TemporaryDirectory() as temporary:
         source, output = Path(temporary, "input"), Path(temporary, "output")
@@ -57,7 +62,7 @@ def main() -> None:
 
 
 def write_input(folder: Path, n_train: int, n_test: int) -> None:
-    """Links to 40 phantoms under invented ids; a file's name decides where only it is listed."""
+    """Links to 40 phantoms. Only the links' names are listed, so they are the ids."""
     writing.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
     rows_of = labels.read(folder / "phantoms" / "train-rle.csv").rows
     found = discovery.search(folder / "phantoms").dicoms
@@ -82,7 +87,7 @@ def link(original: Path, name: Path) -> None:
 
 
 def write_run(output: Path) -> None:
-    """What stage 02 leaves for two folds, with random weights."""
+    """The output of stage 02 for two folds, with random weights."""
     import models
 
     settings = config.TrainConfig(**SETTINGS)
@@ -104,20 +109,17 @@ def write_run(output: Path) -> None:
 
 
 def measure(*command: str, title: str = "") -> None:
-    """Run a stage; print its seconds and the highest memory of all its processes together."""
-    started, peak, log = time.perf_counter(), 0, tempfile.TemporaryFile()  # noqa: SIM115
-    process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
-    while process.poll() is None:
-        peak = max(peak, processes.proportional_set_size(process.pid))
-        time.sleep(0.1)
-    if process.returncode:
-        log.seek(0)
-        sys.exit(log.read().decode())
+    """Run a stage; print its seconds and the peak memory of all its processes."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
+        gib = processes.peak(process, processes.proportional_set_size) / 2**30
+        if process.returncode:
+            log.seek(0)
+            sys.exit(log.read().decode())
     seconds = time.perf_counter() - started
-    print(
-        f"{title or command[0]:30s} {seconds:6.0f} s   {peak / 2**30:5.2f} GiB   (goal: at most 2)",
-        flush=True,
-    )
+    measured = f"{seconds:6.0f} s   {gib:5.2f} GiB   (goal: at most 2)"
+    print(f"{title or command[0]:30s} {measured}", flush=True)
 
 
 if __name__ == "__main__":

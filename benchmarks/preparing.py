@@ -2,16 +2,19 @@
 
 Goal: at least 12 times the naive way, at most 2 times the floor.
 
-naive   pydicom's pixel_array, skimage-style resize with anti-aliasing, cv2.imwrite's defaults, and the image's label
-        rows looked up with DataFrame.loc, decoded by a Python loop
+naive   pydicom's pixel_array, skimage-style resize with anti-aliasing, cv2.imwrite's defaults,
+        label rows looked up with DataFrame.loc and decoded by a Python loop
 floor   reading the file and decoding its JPEG with libjpeg-turbo, nothing else
 
     python -m benchmarks.preparing --input DIR
 """
 
-import itertools
+import argparse
 import tempfile
-from dataclasses import replace
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -22,34 +25,52 @@ from scipy import ndimage
 
 from benchmarks import timing
 from benchmarks.run_lengths import decode_naive
-from pneumothorax.data import prepare
+from pneumothorax.data import jobs, one_image
+
+
+@dataclass(frozen=True)
+class Material:
+    """DICOM files with a label, and a job of stage 00 from scratch."""
+
+    files: list[Path]
+    labels: Path
+    job: jobs.Job
+    folder: Path  # empty
+
+    def new_folder(self) -> Path:
+        """Not there yet: replacing files would cost more than writing new ones."""
+        return self.folder / uuid.uuid4().hex
+
+    def prepare(self) -> None:
+        """What stage 00 does for every file, one after the other."""
+        job = replace(self.job, output=self.new_folder())
+        for path in self.files:
+            one_image.prepare(path, self.labels.parent, job, None)
+
+
+@contextmanager
+def material(args: argparse.Namespace) -> Iterator[Material]:
+    """From --input, or phantoms."""
+    with timing.material(args) as (paths, labels), tempfile.TemporaryDirectory() as temporary:
+        job = jobs.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "first")
+        entries = {path: one_image.prepare(path, labels.parent, job, None) for path in paths}
+        files = [path for path, entry in entries.items() if "row" in entry]
+        yield Material(files, labels, job, Path(temporary))
 
 
 def main() -> None:
     args = timing.parser(__doc__).parse_args()
     timing.machine("opencv-python-headless", "pydicom", "scipy")
-    with timing.material(args) as (paths, labels), tempfile.TemporaryDirectory() as temporary:
-        root = labels.parent
-        job = prepare.plan(labels, None, size=512, salt="salt", output=Path(temporary) / "first")
-        labelled = [path for path in paths if "row" in prepare.prepare_one(path, root, job, None)]
-        rounds = itertools.count()
-        frame = pd.read_csv(labels, skipinitialspace=True).set_index("ImageId")
+    with material(args) as given:
+        frame = pd.read_csv(given.labels, skipinitialspace=True).set_index("ImageId")
         ways = {
-            "ours": lambda: ours(
-                labelled, root, replace(job, output=Path(temporary) / str(next(rounds)))
-            ),
-            "naive": lambda: [naive(path, frame, Path(temporary)) for path in labelled],
-            "floor": lambda: [floor(path) for path in labelled],
+            "ours": given.prepare,
+            "naive": lambda: [naive(path, frame, given.folder) for path in given.files],
+            "floor": lambda: [floor(path) for path in given.files],
         }
-        medians = timing.compare(ways, repeats=args.repeats, per=len(labelled), unit="image")
+        medians = timing.compare(ways, repeats=args.repeats, per=len(given.files), unit="image")
     timing.ratio(medians, "naive", "ours", "at least 12")
     timing.ratio(medians, "ours", "floor", "at most 2")
-
-
-def ours(paths: list[Path], root: Path, job: prepare.Job) -> None:
-    """Into a new folder each time, as when data is prepared: replacing files costs more."""
-    for path in paths:
-        prepare.prepare_one(path, root, job, None)
 
 
 def naive(path: Path, frame: pd.DataFrame, folder: Path) -> None:
@@ -65,7 +86,10 @@ def naive(path: Path, frame: pd.DataFrame, folder: Path) -> None:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """What skimage.transform.resize(anti_aliasing=True) does: a Gaussian of sigma (scale - 1) / 2, then spline zoom."""
+    """As skimage.transform.resize(anti_aliasing=True) does.
+
+    A Gaussian of sigma (scale - 1) / 2, then spline zoom.
+    """
     factors = [length / size for length in image.shape]
     smooth = ndimage.gaussian_filter(
         image.astype(np.float64), [max(0, (factor - 1) / 2) for factor in factors], mode="mirror"

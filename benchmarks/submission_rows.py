@@ -1,9 +1,10 @@
-"""Stage 04: a probability map -> its row of the submission: upsample to 1024, triplet, components, run lengths.
+"""Stage 04: a probability map -> its row of the submission.
 
-Goal: at least 100 times the naive way. The maps are label masks, shrunk to 512 and blurred, and empty ones in the
-competition's proportion (78 %).
+Goal: at least 100 times the naive way. The maps are label masks, downsampled to 512 and
+blurred, and 78 % empty ones, as in the competition.
 
-naive   upsample as float, thresholds, one loop over the labelled parts, run lengths pixel by pixel
+ours    upsample to 1024, triplet, connected components, run lengths
+naive   upsample as float, thresholds, a loop over connected components, run lengths by pixel
 
     python -m benchmarks.submission_rows --input DIR
 """
@@ -62,12 +63,12 @@ def naive(stored: np.ndarray) -> str:
     if (probabilities > TRIPLET.top).sum() < TRIPLET.min_area:
         return encode_naive(np.zeros(SHAPE, dtype=np.uint8))
     mask = probabilities > TRIPLET.bottom
-    parts, n = ndimage.label(mask, structure=np.ones((3, 3)))
+    labelled, n = ndimage.label(mask, structure=np.ones((3, 3)))
     kept = np.zeros(SHAPE, dtype=np.uint8)
     for number in range(1, n + 1):
-        part = parts == number
-        if part.sum() >= TRIPLET.min_component:
-            kept[part] = 1
+        component = labelled == number
+        if component.sum() >= TRIPLET.min_component:
+            kept[component] = 1
     return encode_naive(kept)
 
 

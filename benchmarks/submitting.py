@@ -1,15 +1,15 @@
-"""Stage 04 with as many maps as the competition has: thresholds alone, and a blend of three runs.
+"""Stage 04 with as many images as the competition has: one run, and three blended.
 
-Goals: thresholds for 12,000 images in at most 3 minutes; 12,000 out-of-fold and 3,205 test maps from 3 runs x 5 folds
-blended, tuned and submitted in at most 10 minutes, below 2 GiB. The maps are generated at 512 x 512: soft lesions that
-miss the truth by more or less, false alarms, and in most negatives nothing but noise below the thresholds. Linux only
+Goals: thresholds for 12,000 images in at most 3 minutes; 12,000 out-of-fold and 3,205
+test maps from 3 runs x 5 folds blended, tuned and submitted in at most 10 minutes,
+below 2 GiB. The maps are generated at 512 x 512: soft lesions, more or less off the
+truth, false alarms, and in most negatives only noise below the thresholds. Linux only
 (reads /proc).
 
     python -m benchmarks.submitting
     python -m benchmarks.submitting --train 1200 --test 320
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import timing
-from benchmarks.memory import measure
+from benchmarks.memory import measure, parser
 from pneumothorax import png, rle
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, lineage, records
@@ -28,17 +28,11 @@ FOLDS = 5
 SIZE = 512
 SHAPE = (1024, 1024)
 SHARE_POSITIVE = 0.22
-KINDS = 250  # different images; maps of the same kind differ by their noise only
+KINDS = 250  # different images; maps of the same kind differ only by their noise
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--train", type=int, default=12_000)
-    parser.add_argument("--test", type=int, default=3_205)
-    parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     timing.machine("numpy", "opencv-python-headless", "joblib", "pandas")
     with tempfile.TemporaryDirectory() as temporary:
         output = Path(temporary)
@@ -52,7 +46,7 @@ def main() -> None:
 
 
 def write_output(output: Path, n_train: int, n_test: int) -> None:
-    """What stages 00 to 03 leave, with generated maps in the place of predicted ones."""
+    """The output of stages 00 to 03, with generated maps instead of predicted ones."""
     rng = np.random.default_rng(0)
     truths = [truth(rng) if rng.random() < SHARE_POSITIVE else None for _ in range(KINDS)]
     labels = [rle.encode(one) if one is not None else "" for one in truths]
@@ -94,7 +88,10 @@ def truth(rng: np.random.Generator) -> np.ndarray:
 
 
 def soft_map(mask: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """(512, 512) float32 in [0, 1]: the truth, shifted and blurred, or in one negative of five a false alarm."""
+    """(512, 512) float32 in [0, 1]: the truth, shifted and blurred.
+
+    One negative in five has a false alarm.
+    """
     if mask is None:
         mask = truth(rng) if rng.random() < 0.2 else np.zeros(SHAPE, dtype=np.uint8)
     shifted = np.roll(mask, rng.integers(-20, 21, 2), axis=(0, 1))
@@ -103,37 +100,29 @@ def soft_map(mask: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
 
 
 def with_noise(soft: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(512, 512) uint8: a little of it everywhere, as networks leave."""
+    """(512, 512) uint8: a little noise everywhere, as networks leave it."""
     coarse = rng.random((SIZE // 16, SIZE // 16), dtype=np.float32) * 0.08
     return postprocess.quantise(np.clip(soft + cv2.resize(coarse, (SIZE, SIZE)), 0, 1))
 
 
 def write_prepared(output: Path, ids: dict[str, list[str]], labels: list[str]) -> None:
     """The files of stages 00 and 01 that stage 04 reads, and their records."""
-    rows, folds, own_labels = [], [], []
+    rows, folds, label_rows = [], [], []
     for split, image_ids in ids.items():
         for place, image_id in enumerate(image_ids):
             text = labels[place % KINDS] if split == artifacts.TRAIN else ""
-            row = dict.fromkeys(artifacts.MANIFEST.columns, "") | {
-                "image_id": image_id,
-                "split": split,
-            }
-            row |= dict.fromkeys(artifacts.MANIFEST.integers, 0) | dict(
-                zip(("height", "width"), SHAPE, strict=True)
-            )
-            rows.append(row | {"positive": int(bool(text)), "patient_id": f"patient{place // 2}"})
+            who = {"image_id": image_id, "patient_id": f"patient{place // 2}"}
+            row = dict.fromkeys(artifacts.MANIFEST.columns, "")
+            row |= dict.fromkeys(artifacts.MANIFEST.integers, 0) | who
+            row |= {"split": split, "height": SHAPE[0], "width": SHAPE[1]}
+            rows.append(row | {"positive": int(bool(text))})
             if split == artifacts.TRAIN:
-                fold = {
-                    "image_id": image_id,
-                    "patient_id": f"patient{place // 2}",
-                    "fold": place % FOLDS,
-                }
-                folds.append({**fold, "stratum": ""})
-                own_labels += [{"image_id": image_id, "rle": text}] if text else []
+                folds.append({**who, "fold": place % FOLDS, "stratum": ""})
+                label_rows += [{"image_id": image_id, "rle": text}] if text else []
     for table, table_rows in (
         (artifacts.MANIFEST, rows),
         (artifacts.FOLDS, folds),
-        (artifacts.LABELS, own_labels),
+        (artifacts.LABELS, label_rows),
     ):
         artifacts.write_table(output, table, pd.DataFrame(table_rows))
     sample = ["ImageId,EncodedPixels", *(f"{image_id},-1" for image_id in ids[artifacts.TEST])]
@@ -148,7 +137,7 @@ def write_prepared(output: Path, ids: dict[str, list[str]], labels: list[str]) -
 
 
 def write_run(output: Path, run: str, predictions: pd.DataFrame) -> None:
-    """The records of stages 02 and 03: the weights are empty files."""
+    """The records of stages 02 and 03; the weights are empty files."""
     trained = lineage.train_inputs(output)
     for fold in range(FOLDS):
         path = artifacts.Run(run).fold(fold).best_weights

@@ -1,4 +1,4 @@
-"""Alternating timings and their ratios: machines drift, so only what ran side by side is compared."""
+"""Alternating timings and their ratios: machines drift, so ways take turns."""
 
 import argparse
 import os
@@ -15,22 +15,26 @@ from pneumothorax.data import discovery
 from pneumothorax.phantom import writing
 
 
-def parser(manual: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+def bare_parser(manual: str) -> argparse.ArgumentParser:
+    """A parser without flags; the benchmark's docstring is its manual."""
+    return argparse.ArgumentParser(
         description=manual, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def parser(manual: str) -> argparse.ArgumentParser:
+    """A parser with the flags that `material` and `compare` need."""
+    made = bare_parser(manual)
     made.add_argument(
         "--input",
         type=Path,
         metavar="DIR",
-        help="real DICOMs and labels (default: phantoms made on the spot)",
+        help="folder of real DICOM files and labels (default: phantoms, made first)",
     )
     made.add_argument(
-        "--images", type=int, default=40, help="at most this many images (default: %(default)s)"
+        "--images", type=int, default=40, help="use at most N images (default: %(default)s)"
     )
-    made.add_argument(
-        "--repeats", type=int, default=5, help="rounds, alternating (default: %(default)s)"
-    )
+    made.add_argument("--repeats", type=int, default=5, help="timed rounds (default: %(default)s)")
     return made
 
 
@@ -51,7 +55,10 @@ def material(args: argparse.Namespace) -> Iterator[tuple[list[Path], Path]]:
 def alternate(
     ways: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each way, `repeats` rounds in which all take their turn, after `warmup` rounds that do not count."""
+    """Seconds of each way in `repeats` rounds, in which all ways take turns.
+
+    The `warmup` rounds before them do not count.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(warmup + repeats):
         for name, way in ways.items():
@@ -65,7 +72,7 @@ def alternate(
 def compare(
     ways: dict[str, Callable[[], object]], *, repeats: int, per: int, unit: str
 ) -> dict[str, float]:
-    """Let the ways alternate; print and return the median milliseconds per unit."""
+    """Print and return each way's median ms per unit; a call does `per` units."""
     medians = {}
     for name, seconds in alternate(ways, repeats=repeats).items():
         low, medians[name], high = (
@@ -79,15 +86,15 @@ def compare(
 
 
 def ratio(medians: dict[str, float], upper: str, lower: str, goal: str) -> None:
+    """Print how many times longer `upper` takes than `lower`."""
     print(f"{upper} / {lower} = {medians[upper] / medians[lower]:.2f}   (goal: {goal})")
 
 
 def machine(*packages: str) -> None:
-    """What the numbers were measured on."""
+    """Print what the numbers are measured on."""
     names = ", ".join(f"{name} {version(name)}" for name in packages)
-    print(
-        f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}, {names}"
-    )
+    python = f"Python {platform.python_version()}"
+    print(f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, {python}, {names}")
 
 
 def _processor() -> str:

@@ -1,13 +1,13 @@
-"""Memory that one more image of a batch takes in training, at 512 x 512.
+"""The memory that one more image in a batch takes in training, at 512 x 512.
 
-On a CUDA device it is the peak of allocated memory in a step; elsewhere the bytes that autograd keeps for the backward
-pass, which is most of it. Goal for ICA-ResUNet in mixed precision: at most 240 MiB per image.
+On a CUDA device it is the peak of allocated memory in a step; elsewhere the bytes that
+autograd keeps for the backward pass, which are most of it. Goal for ICA-ResUNet in
+mixed precision: at most 240 MiB per image.
 
     python -m benchmarks.training_memory
     python -m benchmarks.training_memory configs/unet.yaml configs/chexlocnet.yaml --size 256
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -21,9 +21,7 @@ from pneumothorax.training.config import TrainConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.bare_parser(__doc__)
     parser.add_argument("configs", nargs="*", type=Path, default=[Path("configs/ica_resunet.yaml")])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--device", default="auto")
@@ -46,7 +44,7 @@ def main() -> None:
 
 
 def peak(chosen: TrainConfig, size: int, device: torch.device) -> int:
-    """Bytes allocated at the highest moment of a training step, the optimizer's state included."""
+    """The most bytes allocated in a training step, including the optimizer's state."""
     run = step(chosen, size, device, memory_format=torch.channels_last)
     run()
     torch.cuda.reset_peak_memory_stats(device)
@@ -55,7 +53,10 @@ def peak(chosen: TrainConfig, size: int, device: torch.device) -> int:
 
 
 def kept(chosen: TrainConfig, size: int, device: torch.device) -> int:
-    """Bytes of all tensors that autograd saves in a forward pass, each storage once, weights left out."""
+    """Bytes of the tensors that autograd saves in a forward pass.
+
+    Each storage counts once, weights do not.
+    """
     network = models.build(chosen.model, **chosen.model_settings).to(
         device, memory_format=torch.channels_last
     )
@@ -77,7 +78,7 @@ def kept(chosen: TrainConfig, size: int, device: torch.device) -> int:
         precision.autocast(device, enabled=chosen.mixed_precision),
     ):
         loss = network.training_loss(images, masks, losses.CRITERIA[chosen.loss])["loss"]
-    assert loss.requires_grad  # what it holds on to lives until here
+    assert loss.requires_grad  # what the loss refers to lives until here
     return sum(storages.values())
 
 

@@ -1,13 +1,13 @@
-"""One training step of stage 02, in 32 and 16 bits, in both memory formats, compiled or not.
+"""A training step of stage 02: 32 and 16 bits, both memory formats, compiled or not.
 
-The ways take turns in one process. On a CUDA device the allocator is limited to 11 GB, and images per second and peak
-memory at 512 x 512 are printed for the batches that have to fit: 16 in fp32 and 32 in mixed precision.
+On a CUDA device images per second and peak memory at 512 x 512 follow, with an
+allocator limited to 11 GB, for the batches that have to fit: 16 in fp32 and 32 in mixed
+precision.
 
     python -m benchmarks.training_step
     python -m benchmarks.training_step --config configs/unet.yaml --size 256 --batch 4 --compile
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,9 +25,7 @@ FITTING = {16: False, 32: True}  # batch size: mixed precision
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = timing.bare_parser(__doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/ica_resunet.yaml"))
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
@@ -35,7 +33,7 @@ def main() -> None:
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="also torch.compile (a C++ compiler is needed on CPUs)",
+        help="also measure torch.compile (on a CPU this needs a C++ compiler)",
     )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
@@ -82,7 +80,7 @@ def load(path: Path, batch: int, **settings: bool) -> TrainConfig:
 def step(
     chosen: TrainConfig, size: int, device: torch.device, *, memory_format: torch.memory_format
 ) -> Callable[[], None]:
-    """A function that takes one step on random images with a square as truth."""
+    """A function that trains one step on random images with a square as truth."""
     network = models.build(chosen.model, **chosen.model_settings).to(
         device, memory_format=memory_format
     )
@@ -101,7 +99,7 @@ def step(
 
 
 def fit(path: Path, device: torch.device) -> None:
-    """Images per second and peak memory at 512 x 512 on a card of 11 GB, which this one is made to be."""
+    """Images per second and peak memory at 512 x 512, as on a card of 11 GB."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_GB * 1e9 / total), device)
     for batch, mixed in FITTING.items():

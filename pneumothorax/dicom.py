@@ -1,7 +1,8 @@
-"""One DICOM file: is it a radiograph we can use, what are the few tags we keep, and its grey image.
+"""One DICOM file: whether we can use it, the few tags we keep, and its grey image.
 
-Nothing is ever read with `force=True`, no tag outside the whitelist is kept, and sizes are checked before memory is
-taken for pixels. A file that cannot be used raises `Rejected` with a code.
+Nothing is ever read with `force=True`, no tag outside the whitelist is kept, and sizes
+are checked before memory is taken for pixels. A file that cannot be used raises
+`Rejected` with a code. PS3.x are the parts of the DICOM standard.
 """
 
 import io
@@ -11,6 +12,8 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,76 +31,57 @@ MAX_PIXELS = 64 * 1024 * 1024
 MAX_FILE_BYTES = 512 * 1024 * 1024
 IMAGE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 
-_IDENTITY = ("SOPInstanceUID", "PatientID", "PatientSex", "PatientAge", "ViewPosition")
-_PIXEL_TAGS = (
-    *(
-        "Rows",
-        "Columns",
-        "NumberOfFrames",
-        "SamplesPerPixel",
-        "PhotometricInterpretation",
-        "PlanarConfiguration",
-    ),
-    *(
-        "BitsAllocated",
-        "BitsStored",
-        "HighBit",
-        "PixelRepresentation",
-        "RescaleSlope",
-        "RescaleIntercept",
-    ),
-    *(
-        "ModalityLUTSequence",
-        "WindowCenter",
-        "WindowWidth",
-        "VOILUTFunction",
-        "VOILUTSequence",
-        "PixelData",
-    ),
-    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
-)
-SPACINGS = (
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-)  # in the patient; at the detector, where everything is larger
-WHITELIST = [*_IDENTITY, *_PIXEL_TAGS, *SPACINGS]
+# In the patient (PS3.3 10.7); at the detector, where everything is larger (PS3.3 C.8.11.4).
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
+WHITELIST = [
+    *"SOPInstanceUID PatientID PatientSex PatientAge ViewPosition".split(),
+    # Image Pixel module, PS3.3 C.7.6.3
+    *"Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation".split(),
+    *"PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation".split(),
+    *"PixelData ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
+    # Modality LUT and VOI LUT modules, PS3.3 C.11.1 and C.11.2
+    *"RescaleSlope RescaleIntercept ModalityLUTSequence".split(),
+    *"WindowCenter WindowWidth VOILUTFunction VOILUTSequence".split(),
+    *SPACINGS,
+]
 
 
 class Rejected(BadInput):
-    """A DICOM file that cannot be used; `code` is one of those listed in the README."""
+    """A DICOM file that cannot be used; `code` is one of those in rejected.csv."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
     def __reduce__(self) -> tuple[type["Rejected"], tuple[str, str]]:
-        return type(self), (
-            self.code,
-            str(self),
-        )  # exceptions with two arguments do not cross processes otherwise
+        """Needed for an exception with two arguments to travel between processes."""
+        return type(self), (self.code, str(self))
 
 
 @dataclass(frozen=True)
 class Header:
-    """The tags we keep. `patient_id` is the raw PatientID: hash it before it is written anywhere."""
+    """The tags we keep.
+
+    `patient_id` is the raw PatientID: hash it before it is written anywhere.
+    """
 
     image_id: str  # SOPInstanceUID
     patient_id: str
     view: str  # PA, AP, LL, ... or ""
     sex: str  # M, F, O or ""
     age: str  # whole years, or ""
-    height: int
-    width: int
+    height: int  # Rows, pixels
+    width: int  # Columns, pixels
 
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A whole file: its header, its image (H, W) uint8 with white = dense, and what decoded it."""
+    """A decoded file: its header and its image, (H, W) uint8 with white = dense."""
 
     header: Header
     image: np.ndarray
-    decoder: str
-    colour: bool  # the file held RGB or YBR
+    decoder: str  # the name of what decoded it
+    colour: bool  # whether the file held RGB or YBR
 
     @property
     def image_id(self) -> str:
@@ -111,29 +95,22 @@ def read(path: Path | str) -> Radiograph:
 
 
 def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
-    """The header and the data set with its pixels still encoded. Raises Rejected."""
+    """The header, and the data set with its pixels still encoded. Raises Rejected."""
     data = _read_file(path)
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")  # stage-2 files have ids that are no legal UIDs
+    with _tolerant():
         try:
-            dataset = pydicom.dcmread(io.BytesIO(_inflated(data)), specific_tags=WHITELIST)
+            dataset = pydicom.dcmread(io.BytesIO(_inflatable(data)), specific_tags=WHITELIST)
             syntax = dataset.file_meta.get("TransferSyntaxUID")
         except Rejected:
             raise
         except (EOFError, struct.error, BytesLengthException) as error:
-            raise Rejected(
-                "TRUNCATED", f"the file ends inside its header or pixels ({short_error(error)})"
-            ) from error
-        except (
-            Exception
-        ) as error:  # the library raises whatever a broken file makes it stumble over
-            raise Rejected(
-                "BAD_HEADER", f"the header cannot be read ({short_error(error)})"
-            ) from error
+            message = f"the file ends inside its header or pixels ({short_error(error)})"
+            raise Rejected("TRUNCATED", message) from error
+        except Exception as error:  # a broken file can make the library raise anything
+            message = f"the header cannot be read ({short_error(error)})"
+            raise Rejected("BAD_HEADER", message) from error
         if not len(dataset):
-            raise Rejected(
-                "TRUNCATED", "the file ends inside its header: no data element was found"
-            )
+            raise Rejected("TRUNCATED", "the file ends inside its header: no data element found")
         if syntax is None:
             raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
         return _header(dataset), dataset
@@ -141,8 +118,7 @@ def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
 
 def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
     """Decode the pixels of a data set that `open_header` gave. Raises Rejected."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    with _tolerant():
         try:
             image, decoder, colour = pixels.decode(dataset)
         except pixels.Undecodable as error:
@@ -150,33 +126,29 @@ def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
         except MemoryError:
             raise Rejected("TOO_LARGE", "the image does not fit into memory") from None
         except Exception as error:
-            raise Rejected(
-                "BAD_HEADER", f"the pixels cannot be decoded ({short_error(error)})"
-            ) from error
+            message = f"the pixels cannot be decoded ({short_error(error)})"
+            raise Rejected("BAD_HEADER", message) from error
     return Radiograph(header, image, decoder, colour)
 
 
 def whole_header(path: Path) -> pydicom.Dataset:
-    """Every tag but the pixels, for an object that refers to this file: the only place where all identifiers are read.
+    """Every tag but the pixels, for an object that refers to this file.
 
-    For files that `open_header` accepted; raises Rejected, or whatever pydicom raises where the rest is broken.
+    The only place where all identifiers are read. For files that `open_header`
+    accepted; raises Rejected, or pydicom's own errors where the rest is broken.
     """
-    data = _inflated(_read_file(path))
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    data = _inflatable(_read_file(path))
+    with _tolerant():
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True)
 
 
 def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
-    """(square millimetres of a pixel, the tag that says so); (None, "") where no tag does."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter(
-            "ignore"
-        )  # values are converted when they are asked for, and odd ones quoted
+    """(area of a pixel in mm^2, the tag it comes from); (None, "") if unknown."""
+    with _tolerant():
         for name in SPACINGS:
             try:
                 height, width = (float(value) for value in dataset.get(name) or ())
-            except Exception:  # noqa: S112 (no numbers, or not two of them: as good as none)
+            except Exception:  # noqa: S112 (not two numbers: the same as no tag)
                 continue
             if 0 < height < math.inf and 0 < width < math.inf:
                 return height * width, name
@@ -184,12 +156,24 @@ def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
 
 
 def is_image_id(text: str) -> bool:
-    """Ids become file names: letters, digits, `.`, `_`, `-`, at most 64, not beginning with a dot."""
+    """Ids become file names: 1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `-`, no leading dot."""
     return IMAGE_ID.fullmatch(text) is not None
 
 
+@contextmanager
+def _tolerant() -> Iterator[None]:
+    """Without pydicom's validation and warnings.
+
+    Stage 2 ids are not valid UIDs, and a warning may quote what a patient tag holds.
+    Values are converted when they are asked for, so reading a tag may raise anything.
+    """
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _read_file(path: Path) -> bytes:
-    """The bytes of a regular file that begins like DICOM part 10."""
+    """The bytes of a regular file that has "DICM" at byte 128 (PS3.10 7.1)."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -199,18 +183,21 @@ def _read_file(path: Path) -> bytes:
         data = path.read_bytes()
     except OSError as error:
         raise Rejected("IO", f"cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise Rejected("NOT_DICOM", "the file is empty")
     if data[128:132] != b"DICM":
-        raise Rejected(
-            "NOT_DICOM", "no DICOM preamble ('DICM' at byte 128)" if data else "the file is empty"
-        )
+        raise Rejected("NOT_DICOM", "no DICOM preamble ('DICM' at byte 128)")
     return data
 
 
-def _inflated(data: bytes) -> bytes:
-    """`data` unless it is deflated and inflates to more than 2 * MAX_PIXELS bytes: then Rejected, before dcmread."""
+def _inflatable(data: bytes) -> bytes:
+    """`data`, unchanged. Raises Rejected if it inflates to over 2 * MAX_PIXELS bytes.
+
+    Deflated data sets: PS3.5 A.5. dcmread inflates them without a limit.
+    """
     if DeflatedExplicitVRLittleEndian.encode("ascii") not in data:
         return data
-    # The group length element may be missing or wrong, so the file meta information is read as dcmread reads it.
+    # The group length may be missing or wrong: read the file meta information as dcmread does.
     stream = io.BytesIO(data)
     read_preamble(stream, force=False)
     meta = read_dataset(
@@ -222,10 +209,10 @@ def _inflated(data: bytes) -> bytes:
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return data
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    left, total = stream.read(), 0
-    while left and not inflater.eof:
-        total += len(inflater.decompress(left, 1 << 22))
-        left = inflater.unconsumed_tail
+    remaining, total = stream.read(), 0
+    while remaining and not inflater.eof:
+        total += len(inflater.decompress(remaining, 1 << 22))
+        remaining = inflater.unconsumed_tail
         if total > MAX_PIXELS * 2:
             raise Rejected("TOO_LARGE", f"a deflated data set of more than {MAX_PIXELS * 2} bytes")
     return data
@@ -236,9 +223,8 @@ def _header(dataset: pydicom.Dataset) -> Header:
     if not image_id:
         raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), "no SOPInstanceUID")
     if not is_image_id(image_id):
-        raise Rejected(
-            "BAD_ID", f"a SOPInstanceUID of {len(image_id)} characters that cannot name a file"
-        )
+        found = f"a SOPInstanceUID of {len(image_id)} characters"
+        raise Rejected("BAD_ID", f"{found} that cannot name a file")
     height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
     if height * width > MAX_PIXELS:
         raise Rejected("TOO_LARGE", f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
@@ -246,12 +232,9 @@ def _header(dataset: pydicom.Dataset) -> Header:
         raise Rejected("NO_PIXELS", "no PixelData")
     frames = _text(dataset, "NumberOfFrames") or "1"
     if frames not in ("0", "1"):
-        many = (
-            f"{frames} frames"
-            if re.fullmatch(r"\d{1,9}", frames, re.ASCII)
-            else "NumberOfFrames is no number"
-        )
-        raise Rejected("MULTI_FRAME", f"{many}; a radiograph has one")
+        is_number = re.fullmatch(r"\d{1,9}", frames, re.ASCII)
+        found = f"{frames} frames" if is_number else "NumberOfFrames is not a number"
+        raise Rejected("MULTI_FRAME", f"{found}; a radiograph has one")
     return Header(
         image_id=image_id,
         patient_id=_text(dataset, "PatientID"),
@@ -271,32 +254,32 @@ def _text(dataset: pydicom.Dataset, name: str) -> str:
 
 
 def _word(dataset: pydicom.Dataset, name: str) -> str:
-    """A coded value such as PA or F; anything longer than a code is somebody's free text and not kept."""
+    """A coded value such as PA or F; "" for longer text, which might name somebody."""
     text = _text(dataset, name)
     return text if re.fullmatch(r"[A-Z0-9_]{1,4}", text) else ""
 
 
 def _years(age: str) -> str:
-    """PatientAge '064Y' (standard) or '64' (SIIM) -> '64'; months, weeks and days -> '0'; anything else -> ''."""
+    """PatientAge in years: '064Y' (PS3.5 6.2) or '64' (SIIM) -> '64', '018M' -> '1'.
+
+    "" for anything else.
+    """
     found = re.fullmatch(r"(\d{1,3})([YMWD]?)", age)
     if not found:
         return ""
-    return (
-        str(int(found[1]))
-        if found[2] in ("", "Y")
-        else str(int(found[1]) // {"M": 12, "W": 52, "D": 365}[found[2]])
-    )
+    per_year = {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}
+    return str(int(found[1]) // per_year[found[2]])
 
 
 def _positive(dataset: pydicom.Dataset, name: str) -> int:
+    """A required whole number from 1 up."""
     try:
         value = dataset.get(name)
-    except Exception as error:  # a value of the wrong length, in a file cut short for one
-        raise Rejected(
-            _code_of_lack(dataset, name), f"{name} cannot be read ({short_error(error)})"
-        ) from error
+    except Exception as error:  # a value of the wrong length, for example in a file cut short
+        message = f"{name} cannot be read ({short_error(error)})"
+        raise Rejected(_code_of_lack(dataset, name), message) from error
     if not isinstance(value, int):
-        message = f"no {name}" if value is None else f"{name} is no whole number"
+        message = f"no {name}" if value is None else f"{name} is not a whole number"
         raise Rejected(_code_of_lack(dataset, name), message)
     if value < 1:
         raise Rejected("BAD_HEADER", f"{name} is {value}")
@@ -304,14 +287,18 @@ def _positive(dataset: pydicom.Dataset, name: str) -> int:
 
 
 def _code_of_lack(dataset: pydicom.Dataset, name: str) -> str:
-    """Of a required tag that is not there, or not whole: a file that was cut there has nothing after it."""
+    """The code for a required tag that is missing or incomplete.
+
+    Tags are in ascending order (PS3.5 7.1): a file that was cut here has none after it.
+    """
     return "TRUNCATED" if max(dataset.keys()) <= Tag(name) else "BAD_HEADER"
 
 
 def short_error(error: Exception) -> str:
-    """An error's kind and first line without what it quotes: file contents (PatientID!) must not reach logs.
+    """An error's kind and first line, without what it quotes.
 
-    From the first quotation mark to the last: the quoted text may hold some itself.
+    File contents (PatientID!) must not reach logs. Everything from the first quotation
+    mark to the last goes, since the quoted text may contain quotation marks.
     """
     lines = str(error).splitlines() or [""]
     unquoted = re.sub(r"""['"](.*['"]|.*$)""", "'...'", lines[0])

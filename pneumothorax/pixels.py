@@ -1,8 +1,10 @@
 """The pixels of a DICOM data set -> (H, W) uint8 grey, white = dense.
 
-Two steps. Stored values: 8-bit JPEG baseline frames go straight to libjpeg-turbo, all else through pydicom's
-decoders. Grey: modality LUT, then window, then inversion of MONOCHROME1, then the output's fixed range to 0..255, in
-the order of DICOM PS3.4 N.2. Plain 8-bit values pass unchanged; nothing is stretched to an image's own range.
+Two steps. Stored values: 8-bit JPEG baseline frames go straight to libjpeg-turbo, all
+others through pydicom's decoders. Grey values, in the order of DICOM PS3.4 N.2:
+modality LUT (PS3.3 C.11.1), window or VOI LUT (PS3.3 C.11.2), inversion of MONOCHROME1
+(PS3.3 C.7.6.3.1.2), then the fixed range of possible values to 0..255. Plain 8-bit
+values pass unchanged, and nothing is stretched to the range of one image.
 """
 
 import struct
@@ -17,14 +19,14 @@ from pydicom.uid import JPEGBaseline8Bit, RLELossless
 GREY = ("MONOCHROME2", "MONOCHROME1")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
-# Pillow first: it uses libjpeg-turbo and OpenJPEG and notices files that are cut short.
+# Pillow before the others: it uses libjpeg-turbo and OpenJPEG and notices frames cut short.
 PLUGIN_ORDER = ("pydicom", "pillow", "pylibjpeg", "pyjpegls", "gdcm")
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG and of JPEG 2000
 INSTALL = "python -m pip install -r requirements-dicom.txt"
 
 
 class Undecodable(Exception):
-    """Pixels that cannot be turned into an image; `code` as in dicom.Rejected."""
+    """Pixels that do not make an image; `code` as in dicom.Rejected."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -32,29 +34,31 @@ class Undecodable(Exception):
 
 
 def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
-    """-> (image (H, W) uint8, name of the decoder, whether the file held colour). Raises Undecodable."""
+    """(image (H, W) uint8, name of the decoder, whether the file held colour).
+
+    A constant image comes out as zeros. Raises Undecodable.
+    """
     kind = str(dataset.get("PhotometricInterpretation", "")).strip()
     if kind not in GREY + COLOUR:
+        expected = ", ".join(GREY)
         raise Undecodable(
-            "BAD_HEADER",
-            f"another photometric interpretation than a radiograph's ({', '.join(GREY)})",
+            "BAD_HEADER", f"the photometric interpretation is not a radiograph's ({expected})"
         )
     if dataset.get("BitsAllocated") == 1:
         raise Undecodable(
-            "BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, no radiograph"
+            "BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, not a radiograph"
         )
     stored, decoder = _stored_values(dataset)
     if stored.dtype.itemsize > 2:
-        raise Undecodable(
-            "BAD_HEADER", f"{8 * stored.dtype.itemsize} bits per pixel; at most 16 are known"
-        )
+        bits = 8 * stored.dtype.itemsize
+        raise Undecodable("BAD_HEADER", f"{bits} bits per pixel; at most 16 are supported")
     if kind in COLOUR:
         image = _to_8_bits(cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), *_stored_range(dataset))
     else:
         image = _grey(stored, dataset, inverted=kind == "MONOCHROME1")
     low, high, _, _ = cv2.minMaxLoc(image)
     if low == high:
-        image = np.zeros_like(image)  # nothing to see: one value for every empty exposure
+        image = np.zeros_like(image)  # every empty exposure looks the same
     return image, decoder, kind in COLOUR
 
 
@@ -73,6 +77,7 @@ def _stored_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
 
 
 def _single_frame(dataset: pydicom.Dataset) -> bytes:
+    """The one encoded frame of encapsulated pixel data (PS3.5 A.4)."""
     try:
         frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
     except Exception as error:
@@ -85,8 +90,8 @@ def _single_frame(dataset: pydicom.Dataset) -> bytes:
 
 
 def _jpeg(frame: bytes, height: int, width: int) -> np.ndarray:
-    """libjpeg-turbo by way of OpenCV: the same pixels as a full decode by Pillow, faster."""
-    if _END_OF_IMAGE not in frame[-64:]:  # libjpeg fills what is missing with grey and only warns
+    """A baseline JPEG -> (H, W) uint8: the same pixels as Pillow's, faster."""
+    if _END_OF_IMAGE not in frame[-64:]:  # libjpeg would fill the rest with grey and only warn
         raise Undecodable("TRUNCATED", "the JPEG frame has no end-of-image marker: cut short")
     image = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
@@ -99,12 +104,13 @@ def _jpeg(frame: bytes, height: int, width: int) -> np.ndarray:
 
 
 def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
+    """As `_stored_values`, by the first installed plugin of PLUGIN_ORDER."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise Undecodable(
-            "UNSUPPORTED_SYNTAX", f"the transfer syntax {syntax} is not an image's"
+            "UNSUPPORTED_SYNTAX", f"{syntax} is not a transfer syntax of images"
         ) from None
     if not decoder.is_available:
         message = f"no decoder for {syntax.name} is installed: {INSTALL}"
@@ -120,46 +126,36 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
 
 
 def _check_length(dataset: pydicom.Dataset) -> None:
-    needed = (
-        dataset.Rows
-        * dataset.Columns
-        * dataset.get("SamplesPerPixel", 1)
-        * dataset.get("BitsAllocated", 8)
-        // 8
-    )
+    """Refuse uncompressed pixel data (PS3.5 8.1) that is too short."""
+    samples, bits = dataset.get("SamplesPerPixel", 1), dataset.get("BitsAllocated", 8)
+    needed = dataset.Rows * dataset.Columns * samples * bits // 8
     if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":
-        needed = needed * 2 // 3
-    if len(dataset.PixelData) < needed:
-        raise Undecodable(
-            "TRUNCATED", f"{len(dataset.PixelData)} bytes of pixels, {needed} are needed"
-        )
+        needed = needed * 2 // 3  # two pixels share their colour differences
+    found = len(dataset.PixelData)
+    if found < needed:
+        raise Undecodable("TRUNCATED", f"{found} bytes of pixels, {needed} are needed")
 
 
 def _check_frame_size(frame: bytes, height: int, width: int) -> None:
-    """Refuse a JPEG or JPEG 2000 frame whose own header disagrees, before its pixels are decoded into memory."""
+    """Refuse a JPEG or JPEG 2000 frame of another size before it is decoded."""
     found = _jpeg_size(frame) or _jpeg2000_size(frame)
-    if found is None:  # a PNG, say, which OpenCV would decode whatever its size
-        raise Undecodable(
-            "TRUNCATED", "the encoded frame does not begin as a JPEG or JPEG 2000 image does"
-        )
+    if found is None:  # for example a PNG, which OpenCV would decode at any size
+        raise Undecodable("TRUNCATED", "the frame does not begin as a JPEG or JPEG 2000 image does")
     if found != (height, width):
         code = "TOO_LARGE" if found[0] * found[1] > 4 * height * width else "BAD_HEADER"
-        raise Undecodable(
-            code,
-            f"the encoded frame is {found[1]} x {found[0]}, the header says {width} x {height}",
-        )
+        message = f"the frame is {found[1]} x {found[0]}, the header says {width} x {height}"
+        raise Undecodable(code, message)
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) from the start-of-frame segment (ISO 10918-1, B.2.2), None when there is none."""
+    """(height, width) from the start-of-frame segment (ISO 10918-1, B.2.2), or None."""
     if frame[:2] != b"\xff\xd8":
         return None
     at = 2
     while at + 9 <= len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        if (
-            0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-        ) or marker == 0xF7:  # SOFn; F7 is JPEG-LS
+        start_of_frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        if start_of_frame or marker == 0xF7:  # F7: JPEG-LS
             height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
             return height, width
         at += 1 if marker == 0xFF else 2 + length  # 0xFF may be repeated as fill
@@ -167,7 +163,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg2000_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) from the SIZ segment (ISO 15444-1, A.5.1), None when there is none."""
+    """(height, width) from the SIZ segment (ISO 15444-1, A.5.1), or None."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if start < 0 or len(frame) < start + 24:
         return None
@@ -190,21 +186,25 @@ def _grey(stored: np.ndarray, dataset: pydicom.Dataset, *, inverted: bool) -> np
 
 
 def _output_range(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """The lowest and highest value that modality LUT and window can give, from the header alone (PS3.3 C.11)."""
+    """(lowest, highest) value that modality LUT and window can give, by the header.
+
+    The third value of a LUTDescriptor is the number of bits of a table's entries (PS3.3
+    C.11.1.1 and C.11.2.1.1). A window keeps the range of its input (pydicom scales to
+    it).
+    """
     windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
     if "VOILUTSequence" in dataset and not windowed:
         return 0.0, 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
     if "ModalityLUTSequence" in dataset:
         return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    slope, intercept = (
-        float(dataset.get("RescaleSlope") or 1),
-        float(dataset.get("RescaleIntercept") or 0),
-    )
+    slope = float(dataset.get("RescaleSlope") or 1)
+    intercept = float(dataset.get("RescaleIntercept") or 0)
     low, high = (value * slope + intercept for value in _stored_range(dataset))
     return min(low, high), max(low, high)
 
 
 def _stored_range(dataset: pydicom.Dataset) -> tuple[float, float]:
+    """(lowest, highest) value of BitsStored bits, signed or not (PS3.3 C.7.6.3.1)."""
     bits = int(dataset.BitsStored)
     if dataset.get("PixelRepresentation", 0) == 1:
         return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
@@ -212,7 +212,7 @@ def _stored_range(dataset: pydicom.Dataset) -> tuple[float, float]:
 
 
 def _to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """low..high -> 0..255, rounded and clipped, uint8."""
+    """Values in low..high -> uint8 in 0..255, rounded and clipped."""
     if values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
         return values
     scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))

@@ -1,1 +1,1 @@
-"""From the input folder to the image cache, the folds and the data set (stages 00 and 01)."""
+"""From the input folder to the image cache, the folds and the data set (00 and 01)."""

@@ -1,4 +1,4 @@
-"""Checks on the image cache before hours are spent on it."""
+"""Checks of the image cache, before hours are spent on it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +10,10 @@ from pneumothorax.pipeline import artifacts, lineage, records
 
 
 def size(output: Path, image_size: int) -> int:
-    """The size the cache was made at. Raises BadInput when it is smaller than `image_size`."""
+    """Height and width of the cached images.
+
+    Raises BadInput when smaller than `image_size`.
+    """
     found = int(lineage.prepared(output)["settings"]["size"])
     if found < image_size:
         needed = f"{image_size} are needed: run 00_prepare_data.py --size {image_size}"
@@ -19,7 +22,10 @@ def size(output: Path, image_size: int) -> int:
 
 
 def verify(output: Path, cache_size: int, rows: pd.DataFrame, *, workers: int) -> None:
-    """Compare the cached images and masks of `rows` with the manifest's hashes. Raises BadInput listing wrong ones."""
+    """Compare the cached images and masks of manifest rows with the recorded hashes.
+
+    Raises BadInput that lists damaged and missing files.
+    """
 
     def problem(path: Path, expected: str) -> str:
         try:
@@ -27,16 +33,13 @@ def verify(output: Path, cache_size: int, rows: pd.DataFrame, *, workers: int) -
         except OSError as error:
             return f"{path}: {error.strerror}"
 
+    cache = artifacts.Cache(cache_size)
     masked = rows[rows["mask_sha256"] != ""]
-    paths = [output / artifacts.Cache(cache_size).image(image_id) for image_id in rows["image_id"]]
-    paths += [
-        output / artifacts.Cache(cache_size).mask(image_id) for image_id in masked["image_id"]
-    ]
+    paths = [output / cache.image(image_id) for image_id in rows["image_id"]]
+    paths += [output / cache.mask(image_id) for image_id in masked["image_id"]]
     expected = [*rows["sha256"], *masked["mask_sha256"]]
     with ThreadPoolExecutor(max(1, workers)) as pool:
         problems = [text for text in pool.map(problem, paths, expected) if text]
     if problems:
-        raise bad_list(
-            f"{len(problems)} cached files are not what the manifest says: run 00_prepare_data.py again",
-            problems,
-        )
+        headline = f"{len(problems)} cached files differ from the manifest"
+        raise bad_list(f"{headline}: run 00_prepare_data.py again", problems)

@@ -15,7 +15,10 @@ from pneumothorax.pipeline import artifacts
 
 
 class Item(NamedTuple):
-    """One image (by its position in the data set) in one epoch; `copy` numbers the repeats of a positive."""
+    """One image, by its position in the data set, in one epoch.
+
+    `copy` counts the repeats of a positive.
+    """
 
     epoch: int
     position: int
@@ -23,7 +26,7 @@ class Item(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """image and mask: (1, S, S) uint8, the mask of 0 and 1; position: in the data set's table."""
+    """image, mask (of 0 and 1): (1, S, S) uint8; position: the image's row."""
 
     image: torch.Tensor
     mask: torch.Tensor
@@ -31,9 +34,13 @@ class Sample(NamedTuple):
 
 
 class RadiographDataset(Dataset[Sample]):
-    """Images and masks of a table of manifest rows, at `image_size`, from the cache of `cache_size`.
+    """Images and masks of manifest rows, from the cache, resized to `image_size`.
 
-    With an `augmentation`, each sample depends on its Item alone, whatever the number of workers.
+    Args:
+        rows: manifest rows: image_id and positive.
+        cache_size: height and width of the cached images, at least `image_size`.
+        augmentation: applied to every sample. A sample depends only on its Item, so the
+            number of loader workers changes nothing.
     """
 
     def __init__(
@@ -63,20 +70,20 @@ class RadiographDataset(Dataset[Sample]):
         return Sample(_tensor(image), _tensor(mask), item.position)
 
     def read(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and mask (S, S) uint8, as cached."""
-        image_id = self.image_ids[position]
-        image = png.downsample(
-            png.read(self.output / artifacts.Cache(self.cache_size).image(image_id)),
-            self.image_size,
-        )
+        """Image and mask (of 0 and 1), not augmented: (S, S) uint8, S = image_size."""
+        image_id, cache = self.image_ids[position], artifacts.Cache(self.cache_size)
+        image = png.downsample(png.read(self.output / cache.image(image_id)), self.image_size)
         if not self.positive[position]:
             return image, np.zeros_like(image)
-        mask = png.read(self.output / artifacts.Cache(self.cache_size).mask(image_id)) > 0
+        mask = png.read(self.output / cache.mask(image_id)) > 0
         return image, png.downsample_mask(mask.astype(np.uint8), self.image_size)
 
 
 class InOrder:
-    """A batch sampler that goes once, in order, through `n` items; of several processes each takes batches in turn."""
+    """A batch sampler: `n` items once, in order.
+
+    Several processes take batches in turn.
+    """
 
     def __init__(self, n: int, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
         starts = range(0, n, batch_size)
@@ -91,7 +98,7 @@ class InOrder:
 
 
 def to_network(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N, 1, S, S) uint8 from the workers -> float32 in [0, 1] on the device: a quarter of the bytes travel."""
+    """(N, 1, S, S) uint8 -> float32 in [0, 1], converted on the device."""
     return images.to(device, non_blocking=True).float().div_(255)
 
 

@@ -1,6 +1,7 @@
-"""What lies below the input folder: DICOM files at any depth, the label CSV, the sample submission."""
+"""What is below the input folder: DICOM files, the label CSV, the sample submission."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,78 +9,63 @@ from pneumothorax.errors import BadInput
 
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
 SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
-PHANTOM_NOTE = "phantoms.txt"  # stands beside the demo data's files, so that no score of theirs is taken for real
+PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: nobody takes its scores for real ones
 
 
 @dataclass(frozen=True)
 class Found:
-    """Paths below the input folder; `not_files` end in .dcm but are no regular files (folders, pipes, links)."""
+    """Paths below the input folder, each tuple sorted."""
 
     dicoms: tuple[Path, ...]
-    not_files: tuple[Path, ...]
+    not_files: tuple[Path, ...]  # named *.dcm, but not regular files: folders, pipes, links
     tables: tuple[Path, ...]
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
+
+    @property
+    def n_sources(self) -> int:
+        """How many files and folders stage 00 has to account for."""
+        return len(self.dicoms) + len(self.not_files) + len(self.unreadable)
 
 
 def search(
     folder: Path, *, follow_symlinks: bool = False, skip: Path | None = None, any_name: bool = False
 ) -> Found:
-    """Walk the folder once, in sorted order, without the folder `skip` (our own output).
+    """Walk the folder once, leaving out the folder `skip` (our own output).
 
     Args:
-        any_name: take whatever begins as a DICOM file does, too: clinical systems export files without a suffix.
+        any_name: also take every file that begins like a DICOM file, as clinical
+            systems export files without a suffix.
 
     Raises BadInput when the folder is missing or holds no DICOM file.
     """
     if not folder.is_dir():
-        raise BadInput(
-            f"{folder} does not exist or is no folder: put the data there or pass --input"
-        )
+        raise BadInput(f"{folder} is not a folder: put the data there or pass --input")
     dicoms: list[Path] = []
     not_files: list[Path] = []
     tables: list[Path] = []
     unreadable: list[Path] = []
-    pending = [folder]
-    seen = {os.path.realpath(folder), *([os.path.realpath(skip)] if skip else [])}
-    while pending:
-        current = pending.pop()
-        try:
-            with os.scandir(current) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError:
-            unreadable.append(Path(current))
-            continue
-        for entry in entries:
-            path = Path(entry.path)
-            is_dicom = path.suffix.lower() == ".dcm"
-            if entry.is_dir(follow_symlinks=follow_symlinks):
-                if is_dicom:
-                    not_files.append(path)
-                if os.path.realpath(path) not in seen:  # a link back up would never end
-                    seen.add(os.path.realpath(path))
-                    pending.append(path)
-            elif is_dicom or (
-                any_name
-                and entry.is_file(follow_symlinks=follow_symlinks)
-                and begins_as_dicom(path)
-            ):
-                (dicoms if entry.is_file(follow_symlinks=follow_symlinks) else not_files).append(
-                    path
-                )
-            elif path.name in LABEL_NAMES + SAMPLE_NAMES and entry.is_file():
-                tables.append(path)
+    for entry in _walk(folder, unreadable, follow_symlinks=follow_symlinks, skip=skip):
+        path = Path(entry.path)
+        is_file = entry.is_file(follow_symlinks=follow_symlinks)
+        is_folder = entry.is_dir(follow_symlinks=follow_symlinks)
+        if path.suffix.lower() == ".dcm":
+            (dicoms if is_file else not_files).append(path)
+        elif any_name and is_file and begins_as_dicom(path):
+            dicoms.append(path)
+        elif not is_folder and path.name in LABEL_NAMES + SAMPLE_NAMES and entry.is_file():
+            tables.append(path)
     if not dicoms:
         raise BadInput(f"{folder} holds no {'DICOM' if any_name else '*.dcm'} file at any depth")
     return Found(
-        tuple(sorted(dicoms)),
-        tuple(sorted(not_files)),
-        tuple(sorted(tables)),
-        tuple(sorted(unreadable)),
+        dicoms=tuple(sorted(dicoms)),
+        not_files=tuple(sorted(not_files)),
+        tables=tuple(sorted(tables)),
+        unreadable=tuple(sorted(unreadable)),
     )
 
 
 def begins_as_dicom(path: Path) -> bool:
-    """Whether a file is a DICOM file, and no directory of others (DICOMDIR); one that cannot be read may be."""
+    """Whether a file is DICOM, but not a DICOMDIR; True for one that cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
@@ -88,29 +74,64 @@ def begins_as_dicom(path: Path) -> bool:
 
 
 def source_name(path: Path, root: Path) -> str:
-    """Relative to the folder; bytes of a name that are no text are written out, so that it can be stored."""
+    """The path below `root` as text. Bytes of a name that are not text are escaped."""
     return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def label_file(found: Found, given: Path | None) -> Path:
-    """The label CSV: the one given, or the only one found. Raises BadInput when there is none or several."""
-    path = given or _only(found, LABEL_NAMES, "--labels")
+    """The label CSV: the one given, or the only one found.
+
+    Raises BadInput for none or several.
+    """
+    path = _given_or_only(found, given, LABEL_NAMES, "--labels")
     if path is None:
-        raise BadInput(
-            f"no label CSV ({' or '.join(LABEL_NAMES)}) below the input folder: pass --labels"
-        )
+        names = " or ".join(LABEL_NAMES)
+        raise BadInput(f"no label CSV ({names}) below the input folder: pass --labels")
     return path
 
 
 def sample_file(found: Found, given: Path | None) -> Path | None:
-    """The sample submission, or None: then there are no test images."""
-    return given or _only(found, SAMPLE_NAMES, "--sample-submission")
+    """The sample submission; None where there is none, and so no test images."""
+    return _given_or_only(found, given, SAMPLE_NAMES, "--sample-submission")
 
 
-def _only(found: Found, names: tuple[str, ...], flag: str) -> Path | None:
+def holds_phantoms(folder: Path) -> bool:
+    """Whether the input folder says that its images are phantoms."""
+    return (folder / PHANTOM_NOTE).is_file()
+
+
+def _walk(
+    folder: Path, unreadable: list[Path], *, follow_symlinks: bool, skip: Path | None
+) -> Iterator[os.DirEntry[str]]:
+    """Everything below the folder; folders that cannot be listed go to `unreadable`."""
+    pending = [folder]
+    seen = {os.path.realpath(folder), *([os.path.realpath(skip)] if skip else [])}
+    while pending:
+        current = pending.pop()
+        try:
+            with os.scandir(current) as listing:
+                entries = list(listing)
+        except OSError:
+            unreadable.append(current)
+            continue
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=follow_symlinks):
+                target = os.path.realpath(entry.path)
+                if target not in seen:  # a link to a parent folder would never end
+                    seen.add(target)
+                    pending.append(Path(entry.path))
+
+
+def _given_or_only(
+    found: Found, given: Path | None, names: tuple[str, ...], flag: str
+) -> Path | None:
+    if given is not None:
+        if not given.is_file():
+            raise BadInput(f"{flag}: {given} does not exist or is not a regular file")
+        return given
     paths = [path for path in found.tables if path.name in names]
     if len(paths) > 1:
-        raise BadInput(
-            f"found several of {names}: {', '.join(map(str, paths))}; say which with {flag}"
-        )
+        listed = ", ".join(map(str, paths))
+        raise BadInput(f"found several of {' and '.join(names)}: {listed}; choose with {flag}")
     return paths[0] if paths else None

@@ -1,101 +1,148 @@
-"""What `00_prepare_data.py --verify` says beyond the summary: all that is odd about a data set."""
+"""What stage 00 says about a data set: numbers, oddities, reasons to refuse it."""
 
 from collections import Counter, defaultdict
-from typing import Any
 
 from pydicom.pixels import get_decoder
 from pydicom.uid import AllTransferSyntaxes
-from scipy.stats import binomtest
 
-from pneumothorax.errors import MAX_LISTED
+from pneumothorax.data.one_image import Entry
+from pneumothorax.data.outcome import Outcome
+from pneumothorax.errors import MAX_LISTED, BadInput, bad_list
 from pneumothorax.pipeline import artifacts
 from pneumothorax.pixels import INSTALL
 
-SHARE_POSITIVE = 0.2215  # of SIIM-ACR's images (stage_2_train.csv: 2,669 of 12,047)
-
-Row = dict[str, Any]  # of the manifest
+SHARE_POSITIVE = 2669 / 12047  # in SIIM-ACR, stage_2_train.csv
 
 
-def report(rows: list[Row], rejected: list[dict[str, str]]) -> list[str]:
-    """Lines for a person, of the images that can be used and of the files that cannot.
+def summary(outcome: Outcome) -> list[str]:
+    """The numbers to check, one per line."""
+    rows, train = outcome.rows, outcome.train
+    positives = sum(row["positive"] for row in train)
+    share = f"{positives / len(train):.1%}" if train else "none"
+    lines = [
+        f"{len(train)} training images, {positives} with pneumothorax "
+        f"({share}; SIIM-ACR has {SHARE_POSITIVE:.1%})",
+        f"{len(rows) - len(train)} test images",
+        _counts("views", [row["view"] or "unknown" for row in rows]),
+    ]
+    if outcome.bad:
+        codes = sorted(Counter(entry["code"] for entry in outcome.bad).items())
+        lines.append(f"rejected: {', '.join(f'{n} {code}' for code, n in codes)}")
+    hashes = Counter(row["sha256"] for row in rows)
+    twins = sum(count for count in hashes.values() if count > 1)
+    remarks = [
+        (outcome.unlabelled, "images are not annotated (in neither list): not used, not negative"),
+        (outcome.colour, "colour images converted to grey"),
+        (outcome.duplicates, "files are copies of another: each image is kept once"),
+        (outcome.repeated_rows, "label rows are listed twice (warning): each is used once"),
+        (twins, "images share their pixels with another: they will share a fold"),
+    ]
+    return lines + [f"{count} {remark}" for count, remark in remarks if count]
+
+
+def require_usable(
+    outcome: Outcome, n_sources: int, *, max_bad: str, allow_missing: bool, need_positives: bool
+) -> None:
+    """Raise one BadInput with everything that makes training on these images wrong.
 
     Args:
-        rows: manifest rows.
-        rejected: source, code and message.
+        n_sources: files that stage 00 had to account for.
+        max_bad: rejected files to accept, as a number ("3") or a percentage ("1.5%").
     """
-    train = [row for row in rows if row["split"] == artifacts.TRAIN]
+    problems = []
+    if outcome.label_errors:
+        headline = f"{len(outcome.label_errors)} labels do not fit their image"
+        problems.append(bad_list(headline, outcome.label_errors))
+    if outcome.missing and not allow_missing:
+        headline = f"{len(outcome.missing)} listed ids have no image (--allow-missing accepts this)"
+        problems.append(bad_list(headline, outcome.missing))
+    limit = float(max_bad.removesuffix("%"))
+    if len(outcome.bad) > (limit / 100 * n_sources if max_bad.endswith("%") else limit):
+        headline = f"{len(outcome.bad)} of {n_sources} files rejected (--max-bad accepts them)"
+        problems.append(bad_list(headline, _as_lines(outcome.bad)))
+    if not outcome.train:
+        question = "are the images and the label file from the same stage of the competition?"
+        problems.append(BadInput(f"no image has a label: {question}"))
+    elif need_positives and not any(row["positive"] for row in outcome.rows):
+        problems.append(BadInput("no training image is positive: there is nothing to learn"))
+    if problems:
+        raise BadInput("\n".join(map(str, problems)))
+
+
+def report(outcome: Outcome) -> list[str]:
+    """What --verify adds to the summary, first the files that are not used."""
+    rows = outcome.rows
     return [
         *missing_decoders(),
-        *_listed(
-            "files that are not used",
-            [f"{one['source']}: {one['code']}: {one['message']}" for one in rejected],
-        ),
-        *share_of_positives(train),
+        *_listed("files are not used", _as_lines(outcome.rejected)),
+        *share_of_positives(outcome.train),
         *same_radiographs(rows),
-        *_counts("sizes", [f"{row['height']} x {row['width']}" for row in rows]),
-        *_counts("sexes", [row["sex"] or "unknown" for row in rows]),
-        *_counts("decoders", [row["decoder"] for row in rows]),
+        _counts("sizes", [f"{row['height']} x {row['width']}" for row in rows]),
+        _counts("sexes", [row["sex"] or "unknown" for row in rows]),
+        _counts("decoders", [row["decoder"] for row in rows]),
     ]
 
 
 def missing_decoders() -> list[str]:
-    """Transfer syntaxes of images that nothing installed here decodes."""
+    """The transfer syntaxes of images that nothing installed decodes, in one line."""
     missing = []
     for syntax in AllTransferSyntaxes:
         try:
             if not get_decoder(syntax).is_available:
                 missing.append(syntax.name)
-        except NotImplementedError:  # no image's
+        except NotImplementedError:  # not a syntax of images
             continue
-    return (
-        [f"no decoder for {', '.join(missing)}; should there be such files: {INSTALL}"]
-        if missing
-        else []
-    )
+    return [f"no decoder for {', '.join(missing)}; to read such files: {INSTALL}"] * bool(missing)
 
 
-def share_of_positives(train: list[Row]) -> list[str]:
-    """A warning where the share of positives cannot be chance around SIIM-ACR's."""
-    positives = sum(row["positive"] for row in train)
+def share_of_positives(train: list[Entry]) -> list[str]:
+    """A warning where chance does not explain the distance from SIIM-ACR's share."""
+    from scipy.stats import binomtest
+
     if not train:
         return []
+    positives = sum(row["positive"] for row in train)
     interval = binomtest(positives, len(train)).proportion_ci(0.999, method="wilson")
     if interval.low <= SHARE_POSITIVE <= interval.high:
         return []
-    other = f"{positives / len(train):.1%} of the training images are positive, {SHARE_POSITIVE:.1%} of SIIM-ACR's"
-    return [f"warning: {other}: another selection, or labels that are missing"]
+    share = f"{positives / len(train):.1%} of the training images are positive"
+    return [
+        f"warning: {share}, but {SHARE_POSITIVE:.1%} of SIIM-ACR's: another selection of images, "
+        "or missing labels"
+    ]
 
 
-def same_radiographs(rows: list[Row]) -> list[str]:
-    """Images with the same pixels under several ids, and whether their labels agree."""
+def same_radiographs(rows: list[Entry]) -> list[str]:
+    """Ids whose images have the same pixels, and whether their labels agree."""
     twins = defaultdict(list)
     for row in rows:
         twins[row["sha256"]].append(row)
-    groups = [group for group in twins.values() if len(group) > 1]
     same: list[str] = []
     contradictory: list[str] = []
-    for group in groups:
-        names = ", ".join(sorted(row["image_id"] for row in group))
-        labels = {row["mask_sha256"] for row in group if row["split"] == artifacts.TRAIN}
-        (contradictory if len(labels) > 1 else same).append(names)
+    for group in twins.values():
+        if len(group) > 1:
+            masks = {row["mask_sha256"] for row in group if row["split"] == artifacts.TRAIN}
+            names = ", ".join(sorted(row["image_id"] for row in group))
+            (contradictory if len(masks) > 1 else same).append(names)
     return [
-        *_listed("groups of ids of the same radiograph", sorted(same)),
+        *_listed("groups of ids share a radiograph", sorted(same)),
         *_listed(
-            "groups of ids of the same radiograph with contradictory labels (warning)",
-            sorted(contradictory),
+            "groups of ids share a radiograph but not the label (warning)", sorted(contradictory)
         ),
     ]
 
 
-def _listed(what: str, items: list[str]) -> list[str]:
+def _as_lines(rejected: list[dict[str, str]]) -> list[str]:
+    return [f"{one['source']}: {one['code']}: {one['message']}" for one in rejected]
+
+
+def _listed(headline: str, items: list[str]) -> list[str]:
     if not items:
         return []
     rest = [f"  ... and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
-    return [f"{len(items)} {what}:", *(f"  {item}" for item in items[:MAX_LISTED]), *rest]
+    return [f"{len(items)} {headline}:", *(f"  {item}" for item in items[:MAX_LISTED]), *rest]
 
 
-def _counts(what: str, values: list[str]) -> list[str]:
-    return [
-        f"{what}: "
-        + ", ".join(f"{count} {value}" for value, count in Counter(values).most_common(10))
-    ]
+def _counts(name: str, values: list[str]) -> str:
+    common = Counter(values).most_common(10)
+    return f"{name}: " + ", ".join(f"{count} {value}" for value, count in common)

@@ -1,12 +1,14 @@
-"""The label CSV, the sample submission and the patients CSV, read strictly: every error with its line and id.
+"""The label CSV, the sample submission and the patients CSV, read strictly.
 
-Accepted with the same result: leading spaces, a BOM, CRLF, blank lines, several rows per image. Everything is read
-as text, so the id `1.20` stays `1.20`. A label of `-1` (or an empty cell) says "no pneumothorax"; an image without a
-row is not annotated, which is something else.
+Every error is reported with its line and id. Leading spaces, a BOM, CRLF, blank lines
+and several rows per image are accepted. Everything is read as text, so the id `1.20`
+stays `1.20`. A label of `-1`, or an empty cell, means "no pneumothorax"; an image
+without a row is not annotated, which is something else.
 """
 
 import csv
 import gzip
+import hashlib
 import io
 import re
 import zlib
@@ -18,8 +20,8 @@ from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput, bad_list
 
 SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
-MAX_BYTES = 256 << 20  # of a whole file: SIIM-ACR's holds 7 MB
-MAX_CELL = 4_000_000  # characters: more than any mask of 64 megapixels needs in practice
+MAX_BYTES = 256 << 20  # of a file; SIIM-ACR's labels are 7 MB
+MAX_CELL = 4_000_000  # characters, more than a real mask of 64 megapixels needs
 _PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
 _ZERO_LENGTH = re.compile(r"(?:\d+ \d+ )*\d+ 0+(?: \d+ \d+)*", re.ASCII)
 
@@ -29,7 +31,7 @@ class Labels:
     """image id -> its mask rows as text, () for an image without pneumothorax."""
 
     rows: dict[str, tuple[str, ...]]
-    repeated: int  # rows that stand there twice, word for word
+    repeated: int  # rows that are listed twice, word for word
 
     @property
     def positives(self) -> int:
@@ -38,14 +40,17 @@ class Labels:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample submission: its two column names as they are, and its ids in order, each once."""
+    """A sample submission: its column names, and its ids in order, each once."""
 
     columns: tuple[str, str]
     image_ids: tuple[str, ...]
 
 
 def read(path: Path) -> Labels:
-    """Kaggle's `train-rle.csv` or `stage_2_train.csv`, optionally gzipped. Raises BadInput with all errors."""
+    """Read Kaggle's `train-rle.csv` or `stage_2_train.csv`, optionally gzipped.
+
+    Raises BadInput that lists all errors.
+    """
     masks: dict[str, list[str]] = {}
     empty: set[str] = set()
     problems: list[str] = []
@@ -73,7 +78,7 @@ def read(path: Path) -> Labels:
 
 
 def read_sample(path: Path) -> Sample:
-    """A sample submission; ids that it repeats (stage 1 repeats the positive ones) are taken once."""
+    """Read a sample submission; repeated ids (of positives, in stage 1) count once."""
     rows = list(_table(path, SUBMISSION_COLUMNS))
     problems = [
         f"line {line}, {row[0][:70]!r}: not an image id"
@@ -89,7 +94,7 @@ def read_sample(path: Path) -> Sample:
 
 
 def read_patients(path: Path) -> dict[str, str]:
-    """image id -> patient id, from a CSV with the columns ImageId and PatientId."""
+    """Read a CSV with the columns ImageId and PatientId -> {image id: patient id}."""
     patients: dict[str, str] = {}
     problems: list[str] = []
     for line, (image_id, patient) in _table(path, ("ImageId", "PatientId")):
@@ -102,8 +107,16 @@ def read_patients(path: Path) -> dict[str, str]:
     return patients
 
 
+def patient_hash(patient_id: str, salt: str) -> str:
+    """A patient id that may be written to files: salted, 16 hex digits; "" stays ""."""
+    return hashlib.sha256(f"{salt}\0{patient_id}".encode()).hexdigest()[:16] if patient_id else ""
+
+
 def cell_problem(image_id: str, text: str) -> str:
-    """What is wrong with one row of run lengths, "" when nothing is. The image's size is not known here."""
+    """What is wrong with one row of run lengths, "" if nothing.
+
+    The image's size is unknown here.
+    """
     if not dicom.is_image_id(image_id):
         return "not an image id (letters, digits, '.', '_', '-', at most 64)"
     if text in ("", rle.EMPTY):
@@ -118,17 +131,15 @@ def cell_problem(image_id: str, text: str) -> str:
     if re.fullmatch(r"[0-9 ]+", text):
         return f"an odd count of numbers or stray spaces: {found}"
     if re.fullmatch(r"[-0-9 ]+", text):
-        beside = rle.EMPTY in text.split(" ")
-        return (
-            f"{'-1 beside runs' if beside else 'a negative number, so that runs overlap'}: {found}"
-        )
+        mixed = rle.EMPTY in text.split(" ")
+        return f"{'-1 next to runs' if mixed else 'a negative number: runs overlap'}: {found}"
     return f"not run lengths 'gap length gap length ...' or -1: {found}"
 
 
 def records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells as they stand there) of every row that is not blank, the header first.
+    """(line number, unchanged cells) of every row that is not blank, the header first.
 
-    Raises BadInput for what is no CSV text, or for a cell that is too long.
+    Raises BadInput when the file is not CSV text or a cell is too long.
     """
     csv.field_size_limit(2 * MAX_CELL)
     reader = csv.reader(io.StringIO(_text(path), newline=""))
@@ -141,7 +152,10 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, str]]]:
-    """(line number, (first, second column)) of every row, stripped. Raises BadInput for what is not such a CSV."""
+    """(line number, (first cell, second cell)) of every row below the header, stripped.
+
+    Raises BadInput when the file does not have exactly these columns.
+    """
     found = records(path)
     _, header = next(found, (1, []))
     if [cell.strip() for cell in header] != list(columns):
@@ -161,7 +175,7 @@ def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, s
 def _text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise BadInput(f"{path} does not exist, or is no regular file")
+            raise BadInput(f"{path} does not exist or is not a regular file")
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -277,7 +277,7 @@ def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any])
         folds=frame["fold"].nunique(),
         grouping=grouping(folded["settings"]["patients"]),
         cautions=[text for text in [caution(runs[0])] if text],
-        drawn=prepared.get("drawn", False),
+        drawn=prepared.get("phantoms", False),
     )
 
 

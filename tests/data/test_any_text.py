@@ -1,6 +1,7 @@
-"""Any text as labels, sample submission, patients or run lengths: a right table, or a BadInput that says where.
+"""Any text as a table or as run lengths: read correctly, or refused with a BadInput.
 
-What is right is decided by parsers written once more, plainly, for text without quotes and lone carriage returns.
+Plain parsers, written independently, decide what is correct. They are for text without
+quotation marks and lone carriage returns.
 """
 
 import re
@@ -40,7 +41,7 @@ ENDS = st.sampled_from(["\n", "\r\n", "\n\n"])
 
 @st.composite
 def files(draw):
-    """A file that is almost right, with some characters exchanged."""
+    """A file that is almost correct, with some characters replaced."""
     start, end = draw(st.sampled_from(["", "\ufeff", "\n"])), draw(ENDS)
     text = (
         start
@@ -61,7 +62,7 @@ often = settings(
 
 
 def plain_table(text, columns):
-    """[(first, second)] of the rows, stripped; None for what is no such table."""
+    """[(first, second)] of the rows, stripped; None if the text is not such a table."""
     assume('"' not in text and "\r" not in text.replace("\r\n", "\n"))
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n")
     rows = [line.split(",") for line in lines]
@@ -76,7 +77,7 @@ def good_id(text):
 
 
 def plain_labels(text):
-    """{id: the set of its mask rows}; None for what must be refused."""
+    """{id: the set of its mask rows}; None for text that must be refused."""
     rows = plain_table(text, ("ImageId", "EncodedPixels"))
     if not rows:
         return None
@@ -88,13 +89,13 @@ def plain_labels(text):
         if not good_id(image_id) or not (runs or cell in ("", "-1")):
             return None
         found.setdefault(image_id, set()).add(cell if runs else "")
-    if any("" in own and len(own) > 1 for own in found.values()):
+    if any("" in rows and len(rows) > 1 for rows in found.values()):
         return None
-    return {image_id: own - {""} for image_id, own in found.items()}
+    return {image_id: rows - {""} for image_id, rows in found.items()}
 
 
 def outcome(read, tmp_path, text):
-    """What `read` makes of a file of this text; None where it is refused, with the file's name."""
+    """What `read` returns for a file with this text; None for a BadInput naming it."""
     path = tmp_path / "table.csv"
     path.write_bytes(text.encode("utf-8"))
     try:
@@ -112,9 +113,10 @@ def outcome(read, tmp_path, text):
 def test_any_text_as_labels(tmp_path, text):
     found = outcome(labels.read, tmp_path, text)
     expected = plain_labels(text)
-    assert (
-        None if found is None else {name: set(rows) for name, rows in found.rows.items()}
-    ) == expected
+    if found is None:
+        assert expected is None
+    else:
+        assert {name: set(rows) for name, rows in found.rows.items()} == expected
 
 
 @often
@@ -123,9 +125,8 @@ def test_any_text_as_a_sample_submission(tmp_path, text):
     found = outcome(labels.read_sample, tmp_path, text)
     rows = plain_table(text, ("ImageId", "EncodedPixels"))
     ids = list(dict.fromkeys(row[0] for row in rows or ()))
-    assert (None if found is None else list(found.image_ids)) == (
-        ids if ids and all(map(good_id, ids)) else None
-    )
+    expected = ids if ids and all(map(good_id, ids)) else None
+    assert (None if found is None else list(found.image_ids)) == expected
 
 
 @often

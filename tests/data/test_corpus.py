@@ -1,13 +1,15 @@
-"""Stage 00 over everything odd at once: pydicom's own files, damaged real ones with names in them, and bombs."""
+"""Stage 00 on every odd file at once: pydicom's samples, damaged real ones, bombs.
 
-import os
+The real files carry the planted name, id and hospital of a person.
+"""
+
 import subprocess
 import sys
-import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pydicom
 import pytest
 
@@ -20,38 +22,25 @@ from tests.helpers.stages import ROOT, write_lines
 MIB = 1 << 20
 DAMAGED = 2000
 WORDS = (b"Planted^Person", b"planted-id-4711", b"Planted Hospital")
-CODES = {
-    *(
-        "NOT_DICOM",
-        "TRUNCATED",
-        "NO_PIXELS",
-        "BAD_HEADER",
-        "MULTI_FRAME",
-        "UNSUPPORTED_SYNTAX",
-        "TOO_LARGE",
-    ),
-    *("BAD_ID", "DUPLICATE_ID", "NOT_A_FILE", "IO", "SIZE_MISMATCH", "UNLABELLED"),
-}
+CODES = set(
+    "NOT_DICOM TRUNCATED NO_PIXELS BAD_HEADER MULTI_FRAME UNSUPPORTED_SYNTAX TOO_LARGE BAD_ID "
+    "DUPLICATE_ID NOT_A_FILE IO SIZE_MISMATCH UNLABELLED".split()
+)
 
 
 def planted(path, folder, number):
-    """A copy of a real file, as bytes, with the name, id and hospital of a person in it."""
+    """Copy a real file with the planted words in it to the folder -> its bytes."""
     dataset = pydicom.dcmread(path)
-    dataset.PatientName, dataset.PatientID, dataset.InstitutionName = (
-        word.decode() for word in WORDS
-    )
+    name, patient_id, hospital = (word.decode() for word in WORDS)
+    dataset.PatientName, dataset.PatientID, dataset.InstitutionName = name, patient_id, hospital
     dataset.save_as(folder / f"whole-{number}.dcm")
     return (folder / f"whole-{number}.dcm").read_bytes()
 
 
 def elements(data):
-    """[(position, size of the length field)] of the data set's explicit VR elements before the pixels."""
-    at, found = (
-        data.index(b"\x08\x00\x05\x00")
-        if b"\x08\x00\x05\x00" in data
-        else data.index(b"\x08\x00\x16\x00"),
-        [],
-    )
+    """[(position, bytes of the length field)] of the elements before the pixels."""
+    first = b"\x08\x00\x05\x00" if b"\x08\x00\x05\x00" in data else b"\x08\x00\x16\x00"
+    at, found = data.index(first), []
     while at < len(data) - 12 and data[at : at + 4] != b"\xe0\x7f\x10\x00":
         wide = data[at + 4 : at + 6] in (b"OB", b"OW", b"SQ", b"UN", b"UT")
         found.append((at, 4 if wide else 2))
@@ -62,7 +51,7 @@ def elements(data):
 
 
 def damaged(data, rng):
-    """The file, cut, with flipped bytes, with two tags exchanged, or with a length that lies."""
+    """The file cut short, or with flipped bytes, swapped tags or a wrong length."""
     data = bytearray(data)
     kind = rng.integers(4)
     if kind == 0:
@@ -83,19 +72,8 @@ def damaged(data, rng):
     return bytes(data)
 
 
-def peak_memory(process):
-    """Run to its end; the most bytes that any process of it has had."""
-    peaks: dict[int, int] = {}
-    while process.poll() is None:
-        for pid, size in processes.highest_resident_sizes(process.pid).items():
-            peaks[pid] = max(peaks.get(pid, 0), size)
-        time.sleep(0.1)
-    return max(peaks.values())
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the memory of processes from /proc")
-def test_every_file_of_a_corpus_is_used_or_rejected_and_nothing_leaks(real_data, tmp_path):
-    folder, output = tmp_path / "in", tmp_path / "work" / "out"
+def write_corpus(real_data, folder):
+    """Write the files and a label file that lists all of them -> names of the bombs."""
     folder.mkdir()
     real = sorted((real_data / "siim").rglob("*.dcm"))[::3]
     wholes = [planted(path, folder, number) for number, path in enumerate(real)]
@@ -107,48 +85,82 @@ def test_every_file_of_a_corpus_is_used_or_rejected_and_nothing_leaks(real_data,
         (folder / f"bundled-{number}.dcm").write_bytes(path.read_bytes())
     (folder / "bombs").mkdir()
     bomb_names = {path.name for path in bombs.all_in(folder / "bombs")}
-    files = sorted(folder.rglob("*.dcm"))
-    write_lines(
-        folder / "train-rle.csv", ["ImageId,EncodedPixels", *(f"{path.stem},-1" for path in files)]
-    )
+    lines = [f"{path.stem},-1" for path in sorted(folder.rglob("*.dcm"))]
+    write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", *lines])
+    return bomb_names
 
-    command = [
-        sys.executable,
-        "00_prepare_data.py",
-        "--input",
-        folder,
-        "--output",
-        output,
-        "--size",
-        "64",
-    ]
-    command += ["--max-bad", "100%", "--allow-missing", "--workers", "2"]
-    with open(tmp_path / "log", "wb") as log:
-        process = subprocess.Popen(
-            [*map(str, command)], cwd=ROOT, stdout=log, stderr=log, env=os.environ
-        )
-        memory = peak_memory(process)
-    printed = (tmp_path / "log").read_bytes()
+
+@dataclass
+class Prepared:
+    """What stage 00 made of the corpus."""
+
+    folder: Path  # the corpus
+    output: Path
+    bomb_names: set[str]
+    printed: bytes
+    peak_bytes: int  # of the process that took most memory
+
+    @property
+    def manifest(self):
+        return artifacts.read_table(self.output, artifacts.MANIFEST)
+
+    @property
+    def rejected(self):
+        return artifacts.read_table(self.output, artifacts.REJECTED)
+
+
+@pytest.fixture(scope="module")
+def prepared(real_data, tmp_path_factory):
+    if not Path("/proc").is_dir():
+        pytest.skip("reads the memory of processes from /proc")
+    root = tmp_path_factory.mktemp("corpus")
+    folder, output, log_path = root / "in", root / "work" / "out", root / "log"
+    bomb_names = write_corpus(real_data, folder)
+    command = [sys.executable, "00_prepare_data.py", "--input", folder, "--output", output]
+    command += "--size 64 --max-bad 100% --allow-missing --workers 2".split()
+    with open(log_path, "wb") as log:
+        process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=log, stderr=log)
+        peak_bytes = processes.peak(process, processes.highest_resident_size)
+    printed = log_path.read_bytes()
     assert process.returncode == 0, printed[-3000:]
-    assert memory < 1024 * MIB
+    return Prepared(folder, output, bomb_names, printed, peak_bytes)
 
-    manifest = artifacts.read_table(output, artifacts.MANIFEST)
-    rejected = pd.read_csv(output / artifacts.REJECTED.path, dtype=str, keep_default_na=False)
-    sources = [*manifest["source"], *rejected["source"]]
-    assert sorted(sources) == sorted(path.relative_to(folder).as_posix() for path in files)
-    assert set(rejected["code"]) <= CODES
-    assert bomb_names <= {Path(source).name for source in rejected["source"]}
-    used = manifest.set_index("source")
-    assert sum(source.startswith("whole") for source in used.index) == len(wholes)
-    assert 0 < sum(source.startswith("damaged") for source in used.index) < DAMAGED
-    for row in manifest.itertuples():
-        image = png.read(output / artifacts.Cache(64).image(row.image_id))
+
+def test_every_file_of_the_corpus_is_used_or_rejected(prepared):
+    files = [path.relative_to(prepared.folder) for path in prepared.folder.rglob("*.dcm")]
+    assert len(files) > DAMAGED
+    sources = [*prepared.manifest["source"], *prepared.rejected["source"]]
+    assert sorted(sources) == sorted(path.as_posix() for path in files)
+    assert set(prepared.rejected["code"]) <= CODES
+    rejected_names = {Path(source).name for source in prepared.rejected["source"]}
+    assert prepared.bomb_names
+    assert prepared.bomb_names <= rejected_names
+
+
+def test_the_whole_files_of_the_corpus_are_used_and_some_of_the_damaged_ones(prepared):
+    wholes = list(prepared.folder.glob("whole-*.dcm"))
+    used = Counter(source.split("-")[0] for source in prepared.manifest["source"])
+    assert used["whole"] == len(wholes) > 0
+    assert 0 < used["damaged"] < DAMAGED
+
+
+def test_no_process_needs_a_gigabyte_for_the_corpus(prepared):
+    assert 0 < prepared.peak_bytes < 1024 * MIB
+
+
+def test_every_cached_image_of_the_corpus_is_whole(prepared):
+    for row in prepared.manifest.itertuples():
+        image = png.read(prepared.output / artifacts.Cache(64).image(row.image_id))
         assert image.shape == (64, 64)
         assert image.dtype == np.uint8
         assert 0 < row.height * row.width <= 64_000_000
 
-    assert [path.name for path in (tmp_path / "work").iterdir()] == ["out"]
+
+def test_nothing_of_a_person_in_the_corpus_is_printed_or_written_anywhere(prepared):
+    output = prepared.output
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
     inside = [path for path in output.rglob("*") if path.is_file()]
     assert all(path.resolve().is_relative_to(output.resolve()) for path in inside)
-    for name, written in [("log", printed), *((path.name, path.read_bytes()) for path in inside)]:
-        assert not [word for word in WORDS if word in written], name
+    written = {"printed": prepared.printed, **{str(path): path.read_bytes() for path in inside}}
+    for name, data in written.items():
+        assert not [word for word in WORDS if word in data], name

@@ -1,4 +1,4 @@
-"""The three tables a user brings: read the same however they are written, refused with every error listed."""
+"""The three tables a user brings: every usual spelling is read, all errors listed."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ def read(tmp_path, data):
 
 
 def refusal(tmp_path, data, reader=labels.read):
-    """The message with which a table is refused."""
+    """The message of the BadInput for this table."""
     with pytest.raises(BadInput) as caught:
         reader(written(tmp_path, data))
     return str(caught.value)
@@ -46,19 +46,12 @@ def refusal(tmp_path, data, reader=labels.read):
         KAGGLE.replace("b, -1", "b, "),
         KAGGLE.replace("a, 10 3", '"a"," 10 3 "'),
     ],
-    ids=[
-        "as Kaggle's",
-        "no spaces",
-        "BOM",
-        "CRLF",
-        "blank lines",
-        "empty cells",
-        "no last newline",
-        "empty for -1",
-        "quoted",
-    ],
+    ids=(
+        "Kaggle's; no spaces; BOM; CRLF; blank lines; empty cells; no last newline; "
+        "empty for -1; quoted".split("; ")
+    ),
 )
-def test_the_same_table_in_other_dress_gives_the_same_labels(tmp_path, data):
+def test_the_same_table_written_differently_gives_the_same_labels(tmp_path, data):
     found = read(tmp_path, data)
     assert found.rows == SAME
     assert found.positives == 1
@@ -74,7 +67,7 @@ def test_ids_that_look_like_numbers_or_missing_values_stay_text(tmp_path):
     }
 
 
-def test_a_row_that_stands_there_twice_counts_once_and_is_reported(tmp_path):
+def test_a_row_that_is_listed_twice_counts_once_and_is_reported(tmp_path):
     found = read(tmp_path, "ImageId,EncodedPixels\na,1 2\na,1 2\nb,-1\nb,-1\n")
     assert found.rows == {"a": ("1 2",), "b": ()}
     assert found.repeated == 2
@@ -200,10 +193,10 @@ def test_an_empty_or_missing_or_damaged_file_is_refused(tmp_path):
             labels.read(written(tmp_path, data, f"{name}.csv.gz"))
 
 
-def test_a_pipe_is_not_waited_for_and_a_bomb_not_inflated(tmp_path, monkeypatch):
+def test_reading_neither_waits_for_a_pipe_nor_inflates_a_bomb(tmp_path, monkeypatch):
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.csv")
-        with pytest.raises(BadInput, match="no regular file"):
+        with pytest.raises(BadInput, match="not a regular file"):
             labels.read(tmp_path / "pipe.csv")
     monkeypatch.setattr(labels, "MAX_BYTES", 1 << 20)
     bomb = written(
@@ -254,7 +247,7 @@ def test_the_real_patients_file_has_6171_people(real_data):
 
 
 @pytest.mark.parametrize("header", ["ImageId,EncodedPixels", "ImageId, EncodedPixels"])
-def test_the_submission_keeps_the_samples_own_header_and_order(tmp_path, header):
+def test_a_submission_keeps_the_header_and_order_of_the_sample(tmp_path, header):
     sample = labels.read_sample(
         write_lines(tmp_path / "sample.csv", [header, "b,-1", "a,-1", "b,-1"])
     )
@@ -262,9 +255,7 @@ def test_the_submission_keeps_the_samples_own_header_and_order(tmp_path, header)
     assert (tmp_path / "submission.csv").read_bytes() == f"{header}\nb,0 3\na,-1\n".encode()
 
 
-def test_a_submission_that_does_not_read_back_as_it_was_written_is_never_there(
-    tmp_path, monkeypatch
-):
+def test_a_submission_that_does_not_read_back_is_not_written(tmp_path, monkeypatch):
     sample = labels.read_sample(
         write_lines(tmp_path / "sample.csv", ["ImageId,EncodedPixels", "a,-1"])
     )
@@ -275,7 +266,7 @@ def test_a_submission_that_does_not_read_back_as_it_was_written_is_never_there(
     assert not (tmp_path / "submission.csv").exists()
 
 
-def test_only_a_submission_of_empty_or_of_full_rows_alone_is_a_warning():
+def test_a_submission_is_warned_about_only_when_all_rows_or_no_rows_are_empty():
     assert writing.warnings({"a": "-1", "b": "-1"}, 0.222) == [
         "warning: no image has a predicted pneumothorax; 22.2% of the training images have one"
     ]

@@ -1,4 +1,4 @@
-"""Stage 00: every file accounted for, the right pixels in the cache, and the same bytes whatever happens on the way."""
+"""Stage 00: all files accounted for, the right pixels, the same bytes after mishaps."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from pneumothorax import dicom, png
-from pneumothorax.data import discovery, prepare
+from pneumothorax.data import discovery, one_image, outcome
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, journal
 from tests.helpers.dicoms import write_dicom
@@ -39,7 +39,7 @@ def manifest_of(output):
 
 
 def refused(source, output, *flags, **settings):
-    """The message with which stage 00 ends."""
+    """The message of the BadInput that ends stage 00."""
     with pytest.raises(BadInput) as caught:
         prepared(source, output, *flags, **settings)
     return str(caught.value)
@@ -54,7 +54,7 @@ def rejected(output):
 def contents(
     folder, *, only=("manifest.csv", "labels.csv", "rejected.csv", "sample_submission.csv", ".png")
 ):
-    """{relative path: sha256} of the tables and cached PNGs."""
+    """{path below the folder: sha256} of the tables and cached PNGs."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -63,7 +63,7 @@ def contents(
 
 
 def snapshot(folder):
-    """Everything below a folder, with times."""
+    """{path: (time, size)} of everything below a folder."""
     return {
         str(path): (path.lstat().st_mtime_ns, path.lstat().st_size)
         for path in sorted(folder.rglob("*"))
@@ -76,7 +76,7 @@ def tiny(tmp_path):
 
 
 def labelled(folder, images, **tags):
-    """A folder of negative training images {name: (H, W) array}, with its label file."""
+    """A folder with negative training images {name: (H, W) array} and their labels."""
     for name, image in images.items():
         write_dicom(folder / f"{name}.dcm", image, **tags)
     write_lines(
@@ -160,7 +160,7 @@ def test_two_workers_give_the_same_bytes_as_one(real_data, siim, tmp_path):
     assert (tmp_path / "prepare.json").read_bytes() == (siim / "prepare.json").read_bytes()
 
 
-def test_the_502_real_files_are_all_training_images_and_there_is_no_sample_submission(
+def test_the_502_real_files_are_all_training_images_without_a_sample_submission(
     real_data, tmp_path, capsys
 ):
     manifest = prepared(real_data / "siim_502", tmp_path, size=128)
@@ -171,10 +171,10 @@ def test_the_502_real_files_are_all_training_images_and_there_is_no_sample_submi
     assert "0 test images" in capsys.readouterr().out
 
 
-# What is made of a good folder
+# A good folder
 
 
-def test_masks_and_images_of_the_cache_are_the_truth_at_their_own_size(tiny, tmp_path):
+def test_cached_masks_at_the_size_of_the_images_are_the_truth(tiny, tmp_path):
     manifest = prepared(tiny.folder, tmp_path / "output", size=128)
     assert manifest["positive"].sum() == len(tiny.positives) == 3
     for image_id, mask in tiny.masks.items():
@@ -190,7 +190,7 @@ def test_masks_and_images_of_the_cache_are_the_truth_at_their_own_size(tiny, tmp
             assert image[cv2.erode(mask, np.ones((5, 5))) == 1].mean() == pytest.approx(230, abs=3)
 
 
-def test_the_manifest_is_sorted_by_split_and_id_wherever_the_files_lie(tmp_path):
+def test_the_manifest_is_sorted_by_split_and_id_wherever_the_files_are(tmp_path):
     folder = labelled(tmp_path / "in", {"b": noise(1)})
     write_dicom(folder / "z" / "a.dcm", noise(2))
     write_dicom(folder / "a" / "c.dcm", noise(3))
@@ -211,14 +211,12 @@ def test_patients_are_hashed_and_two_images_of_one_patient_share_the_hash(tiny, 
     assert hashes.str.fullmatch("[0-9a-f]{16}").all()
     assert (
         manifest.loc[tiny.test_ids, "patient_id"] == ""
-    ).all()  # no PatientID: nobody, not one person
+    ).all()  # without PatientID they are unknown, not one person
     salted = prepared(tiny.folder, tmp_path / "salted", "--salt", "other")
     assert not set(salted["patient_id"]) - {""} & set(hashes)
 
 
-def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line_printed(
-    tmp_path, capfd
-):
+def test_planted_names_and_patient_ids_reach_no_output_file_and_no_printed_line(tmp_path, capfd):
     planted = {
         "PatientName": "Planted^Name",
         "PatientID": "planted-patient-77",
@@ -246,7 +244,7 @@ def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line
     }
     with pytest.raises(
         BadInput, match=r"00_prepare_data\.py first"
-    ):  # not before the bad files are accepted
+    ):  # the bad files are not accepted yet
         run_stage("01_make_folds.py", "--output", tmp_path / "out", "--folds", 2)
     prepared(folder, tmp_path / "out", "--max-bad", 2)
     run_stage("01_make_folds.py", "--output", tmp_path / "out", "--folds", 2)
@@ -260,8 +258,8 @@ def test_planted_names_and_ids_of_persons_stand_in_no_output_file_and_in_no_line
         assert word.decode() not in printed
 
 
-def test_a_uid_that_is_no_name_of_the_image_is_kept_nowhere(tmp_path):
-    """Of a damaged file it may be another tag's text."""
+def test_a_uid_that_does_not_name_the_image_is_not_kept(tmp_path):
+    """In a damaged file it may be the text of another tag."""
     folder = labelled(tmp_path / "in", {"a": noise(1)}, SOPInstanceUID="planted-patient-79")
     assert list(prepared(folder, tmp_path / "out").index) == ["a"]
     written = b"".join(
@@ -281,9 +279,13 @@ def test_stages_00_and_01_do_not_import_torch(tiny, tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tiny.folder, tmp_path / "output"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -291,35 +293,16 @@ def test_stages_00_and_01_do_not_import_torch(tiny, tmp_path):
 def test_verify_checks_everything_and_writes_nothing(tiny, tmp_path, capsys):
     (tiny.folder / "bad.dcm").write_bytes(b"text")
     before = snapshot(tmp_path)
+    command = [STAGE, "--verify", "--input", tiny.folder, "--output", tmp_path / "output"]
     with pytest.raises(BadInput, match=r"bad\.dcm: NOT_DICOM"):
-        run_stage(
-            STAGE,
-            "--input",
-            tiny.folder,
-            "--output",
-            tmp_path / "output",
-            "--verify",
-            "--workers",
-            1,
-        )
+        run_stage(*command, "--workers", 1)
     assert snapshot(tmp_path) == before
     assert "6 training images, 3 with pneumothorax" in capsys.readouterr().out
-    run_stage(
-        STAGE,
-        "--input",
-        tiny.folder,
-        "--output",
-        tmp_path / "output",
-        "--verify",
-        "--max-bad",
-        1,
-        "--workers",
-        2,
-    )
+    run_stage(*command, "--max-bad", 1, "--workers", 2)
     assert snapshot(tmp_path) == before
 
 
-def test_unlabelled_images_are_listed_and_used_by_nobody(tiny, tmp_path, capsys):
+def test_unlabelled_images_are_listed_and_not_used(tiny, tmp_path, capsys):
     manifest = prepared(tiny.folder, tmp_path / "output")
     (unlabelled,) = tiny.unlabelled_ids
     assert unlabelled not in manifest.index
@@ -373,10 +356,17 @@ def test_every_bad_file_is_listed_with_its_code_and_the_good_ones_are_kept(tmp_p
     (folder / "folder.dcm").mkdir()
     message = refused(folder, tmp_path / "out", "--allow-missing")
     expected = {
-        "empty.dcm": "NOT_DICOM", "text.dcm": "NOT_DICOM", "cut.dcm": "TRUNCATED", "frames.dcm": "MULTI_FRAME",
-        "huge.dcm": "TOO_LARGE", "evil.dcm": "BAD_ID", "nopixels.dcm": "NO_PIXELS", "renamed.dcm": "BAD_ID",
-        "good.9.dcm": "BAD_ID", "folder.dcm": "NOT_A_FILE",
-    }  # fmt: skip
+        "empty.dcm": "NOT_DICOM",
+        "text.dcm": "NOT_DICOM",
+        "cut.dcm": "TRUNCATED",
+        "frames.dcm": "MULTI_FRAME",
+        "huge.dcm": "TOO_LARGE",
+        "evil.dcm": "BAD_ID",
+        "nopixels.dcm": "NO_PIXELS",
+        "renamed.dcm": "BAD_ID",
+        "good.9.dcm": "BAD_ID",
+        "folder.dcm": "NOT_A_FILE",
+    }
     assert rejected(tmp_path / "out") == expected
     assert set(manifest_of(tmp_path / "out").index) == {
         "good.1",
@@ -425,7 +415,7 @@ def test_two_files_of_one_id_with_different_contents_are_both_rejected(tmp_path)
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,0 500", "b,-1"])
     write_dicom(folder / "again" / "a.dcm", noise(3))
-    for _ in range(2):  # and the same when the command is given again
+    for _ in range(2):  # the same when the command runs again
         assert "2 of 3 files rejected" in refused(folder, tmp_path / "out")
         assert rejected(tmp_path / "out") == {
             "a.dcm": "DUPLICATE_ID",
@@ -435,13 +425,13 @@ def test_two_files_of_one_id_with_different_contents_are_both_rejected(tmp_path)
         assert not list((tmp_path / "out" / "cache").rglob("a.png"))
 
 
-def test_a_copy_that_went_away_counts_as_another_file(tmp_path):
+def test_a_copy_that_has_vanished_counts_as_another_file(tmp_path):
     for name in ("one", "copy"):
         (tmp_path / name).write_bytes(b"the same")
     (tmp_path / "other").write_bytes(b"not the same")
-    assert prepare.same_contents([tmp_path / "one", tmp_path / "copy"])
-    assert not prepare.same_contents([tmp_path / "one", tmp_path / "other"])
-    assert not prepare.same_contents([tmp_path / "one", tmp_path / "gone"])
+    assert outcome.same_contents([tmp_path / "one", tmp_path / "copy"])
+    assert not outcome.same_contents([tmp_path / "one", tmp_path / "other"])
+    assert not outcome.same_contents([tmp_path / "one", tmp_path / "gone"])
 
 
 def test_where_file_name_and_uid_disagree_the_listed_one_names_the_image(tmp_path):
@@ -461,16 +451,16 @@ def test_identical_pixels_under_two_ids_are_mentioned(tmp_path, capsys):
     assert "2 images share their pixels" in capsys.readouterr().out
 
 
-def test_colour_images_and_label_rows_that_stand_there_twice_are_mentioned(tmp_path, capsys):
+def test_colour_images_and_repeated_label_rows_are_mentioned(tmp_path, capsys):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": cv2.merge([noise(2)] * 3)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "b,0 5", "b,0 5"])
     assert prepared(folder, tmp_path / "out").loc["b", "mask_pixels"] == 5
     printed = capsys.readouterr().out
     assert "1 colour images converted to grey" in printed
-    assert "warning: 1 label rows stand there twice" in printed
+    assert "1 label rows are listed twice (warning)" in printed
 
 
-def test_ids_that_differ_in_case_only_are_all_rejected(tmp_path):
+def test_ids_that_differ_only_in_case_are_all_rejected(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_dicom(folder / "one" / "b.dcm", noise(2))
     write_dicom(folder / "two" / "B.dcm", noise(3))
@@ -486,7 +476,7 @@ def test_a_folder_that_cannot_be_listed_is_rejected_and_the_others_are_read(tmp_
     scan = os.scandir
 
     def refuse(path):
-        if str(path).endswith("closed"):  # the tests may run as root, who may list everything
+        if str(path).endswith("closed"):  # not by chmod: root may list everything
             raise PermissionError
         return scan(path)
 
@@ -497,12 +487,12 @@ def test_a_folder_that_cannot_be_listed_is_rejected_and_the_others_are_read(tmp_
     assert list(manifest_of(tmp_path / "out").index) == ["a"]
 
 
-def test_a_file_whose_name_is_no_text_is_used_and_listed(tmp_path):
+def test_a_file_whose_name_is_not_text_is_used_and_listed(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     try:
         (folder / "b.dcm").rename(folder / os.fsdecode(b"\xff.dcm"))
     except OSError:
-        pytest.skip("this file system takes names of text only")
+        pytest.skip("this file system accepts only names that are text")
     assert prepared(folder, tmp_path / "out").loc["b", "source"] == "\\udcff.dcm"
     shutil.copy(folder / os.fsdecode(b"\xff.dcm"), folder / "copy.dcm")
     assert list(prepared(folder, tmp_path / "out").index) == ["a", "b"]
@@ -511,7 +501,7 @@ def test_a_file_whose_name_is_no_text_is_used_and_listed(tmp_path):
 # Labels that do not fit
 
 
-def test_a_run_past_the_images_end_is_a_label_error_and_never_a_silent_resize(tmp_path):
+def test_a_pixel_run_past_the_end_of_the_image_is_a_label_error_and_never_a_silent_resize(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1, 64), "b": noise(2, 128)})
     write_lines(
         folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,4000 100", "b,4000 100"]
@@ -556,7 +546,7 @@ def test_images_and_labels_of_different_stages_are_noticed(tmp_path):
     assert "no image has a label" in refused(folder, tmp_path / "out", "--allow-missing")
 
 
-def test_the_search_names_what_is_missing_or_double(tmp_path):
+def test_the_search_names_missing_and_ambiguous_files(tmp_path):
     with pytest.raises(BadInput, match="--input"):
         discovery.search(tmp_path / "nowhere")
     with pytest.raises(BadInput, match=r"no \*\.dcm"):
@@ -586,7 +576,7 @@ def test_wrong_flags_are_usage_errors(tmp_path, capsys):
     capsys.readouterr()
 
 
-# Again, interrupted, damaged
+# A second run, interruptions, damage
 
 
 def test_a_second_run_touches_no_cached_png_and_gives_the_same_tables(tiny, tmp_path):
@@ -618,7 +608,7 @@ def test_a_damaged_png_in_the_cache_is_made_again(tiny, tmp_path, kind, damage):
     assert contents(tmp_path / "out") == before
 
 
-def test_a_changed_label_or_image_is_made_again_and_a_negatives_old_mask_goes(tiny, tmp_path):
+def test_a_changed_label_or_image_is_prepared_again_and_an_outdated_mask_is_removed(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out", size=128)
     first, second, third = tiny.positives
     lines = (tiny.folder / "train-rle.csv").read_text().splitlines()
@@ -637,18 +627,18 @@ def test_a_changed_label_or_image_is_made_again_and_a_negatives_old_mask_goes(ti
     assert set(
         np.unique(png.read(tmp_path / "out" / "cache" / "128" / "images" / f"{third}.png"))
     ) == {90, 91}
-    prepared(tiny.folder, tmp_path / "anew", size=128)
-    assert contents(tmp_path / "out") == contents(tmp_path / "anew")
+    prepared(tiny.folder, tmp_path / "scratch", size=128)
+    assert contents(tmp_path / "out") == contents(tmp_path / "scratch")
 
 
 @pytest.mark.parametrize("then", ["changed", "gone"])
-def test_a_file_that_changes_while_it_is_worked_on_is_read_again_the_next_time(
+def test_a_file_that_changes_while_it_is_read_is_read_again_by_the_next_run(
     tmp_path, monkeypatch, then
 ):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     decode = dicom.decode
 
-    def slowly(header, dataset):
+    def decode_and_change(header, dataset):
         read = decode(header, dataset)
         if header.image_id == "b" and then == "gone":
             (folder / "b.dcm").unlink()
@@ -657,7 +647,7 @@ def test_a_file_that_changes_while_it_is_worked_on_is_read_again_the_next_time(
         return read
 
     with monkeypatch.context() as patch:
-        patch.setattr(dicom, "decode", slowly)
+        patch.setattr(dicom, "decode", decode_and_change)
         first = prepared(folder, tmp_path / "out")
     assert list(first.index) == ["a", "b"]
     if then == "gone":
@@ -666,7 +656,7 @@ def test_a_file_that_changes_while_it_is_worked_on_is_read_again_the_next_time(
         assert prepared(folder, tmp_path / "out").loc["b", "sha256"] != first.loc["b", "sha256"]
 
 
-def test_a_sample_submission_that_is_gone_takes_its_test_images_with_it(tiny, tmp_path):
+def test_without_its_sample_submission_a_second_run_has_no_test_images(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     (tiny.folder / "stage_2_sample_submission.csv").unlink()
     manifest = prepared(tiny.folder, tmp_path / "out")
@@ -674,9 +664,7 @@ def test_a_sample_submission_that_is_gone_takes_its_test_images_with_it(tiny, tm
     assert not (tmp_path / "out" / "sample_submission.csv").exists()
 
 
-def test_an_interruption_while_the_tables_are_written_leaves_nothing_half_done(
-    tiny, tmp_path, monkeypatch
-):
+def test_an_interruption_while_the_tables_are_written_does_no_damage(tiny, tmp_path, monkeypatch):
     prepared(tiny.folder, tmp_path / "whole")
     for moment in range(1, 6):  # rejected, manifest, labels, sample submission, record
         real, calls = atomic.write_text, []
@@ -696,23 +684,12 @@ def test_an_interruption_while_the_tables_are_written_leaves_nothing_half_done(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
-    real_data, siim, tmp_path
-):
-    command = [
-        sys.executable,
-        STAGE,
-        "--input",
-        real_data / "siim",
-        "--output",
-        tmp_path / "out",
-        "--size",
-        "512",
-    ]
+def test_a_run_that_is_killed_five_times_gives_the_same_bytes(real_data, siim, tmp_path):
+    folders = ["--input", real_data / "siim", "--output", tmp_path / "out"]
+    command = [sys.executable, STAGE, *folders, "--size", "512"]
     images = tmp_path / "out" / "cache" / "512" / "images"
-    moments = sorted(
-        random.Random(4).sample(range(1, 75), 5)
-    )  # PNGs in the cache when the run is killed
+    # The number of cached PNGs at which a run is killed
+    moments = sorted(random.Random(4).sample(range(1, 75), 5))
     killed = 0
     for number, moment in enumerate(moments):
         process = subprocess.Popen(
@@ -731,7 +708,7 @@ def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
             process.wait()
         killed += process.returncode == -signal.SIGKILL
     assert killed >= 3  # on a busy machine a run may end before it is noticed
-    time.sleep(0.3)  # the last one's workers notice that they are alone
+    time.sleep(0.3)  # for the workers of the last run to notice that it is gone
     subprocess.run(
         [*map(str, command), "--workers", "1"],
         cwd=ROOT,
@@ -744,7 +721,7 @@ def test_killed_five_times_and_started_again_the_real_files_give_the_same_bytes(
     assert len(journal.read(tmp_path / "out" / artifacts.Cache(512).journal)) == 90
 
 
-def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
+def test_half_written_files_of_killed_runs_are_removed_from_the_cache(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     before = contents(tmp_path / "out")
     for kind in ("images", "masks"):
@@ -754,7 +731,7 @@ def test_what_killed_runs_left_half_written_in_the_cache_goes(tiny, tmp_path):
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
-def test_damage_to_the_journal_costs_time_and_nothing_else(tiny, tmp_path):
+def test_damage_to_the_journal_costs_only_time(tiny, tmp_path):
     prepared(tiny.folder, tmp_path / "out")
     before = contents(tmp_path / "out")
     path = tmp_path / "out" / artifacts.Cache(64).journal
@@ -772,7 +749,7 @@ def test_damage_to_the_journal_costs_time_and_nothing_else(tiny, tmp_path):
         assert contents(tmp_path / "out") == before
 
 
-def test_what_was_rejected_is_tried_again(tmp_path):
+def test_rejected_files_are_tried_again(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1), "b": noise(2)})
     whole = (folder / "b.dcm").read_bytes()
     (folder / "b.dcm").write_bytes(whole[:-100])
@@ -793,12 +770,12 @@ def test_read_only_input_works_and_is_not_touched(tiny, tmp_path):
     assert snapshot(tiny.folder) == before
 
 
-def test_an_output_that_cannot_be_made_is_said_at_once(tiny, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_reported_at_once(tiny, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     assert "cannot write to" in refused(tiny.folder, tmp_path / "file" / "out")
 
 
-def test_a_disk_without_room_for_the_cache_is_said_before_anything_is_written(
+def test_a_disk_without_room_for_the_cache_is_reported_before_anything_is_written(
     tiny, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)
@@ -811,7 +788,7 @@ def test_a_disk_without_room_for_the_cache_is_said_before_anything_is_written(
     prepared(tiny.folder, tmp_path / "out", size=64)  # they are in the cache
 
 
-def test_the_entry_point_ends_with_3_and_a_message_without_traceback(tmp_path):
+def test_bad_input_exits_with_3_and_a_message_without_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, STAGE, "--input", tmp_path / "none", "--output", tmp_path / "out"],
         cwd=ROOT,
@@ -827,13 +804,13 @@ def test_the_entry_point_ends_with_3_and_a_message_without_traceback(tmp_path):
 
 def test_an_entry_of_another_version_is_not_trusted(tiny, tmp_path, monkeypatch):
     prepared(tiny.folder, tmp_path / "out")
-    monkeypatch.setattr(prepare, "VERSION", prepare.VERSION + 1)
+    monkeypatch.setattr(one_image, "VERSION", one_image.VERSION + 1)
     monkeypatch.setattr(png, "encode", lambda image: b"made again")
     assert set(prepared(tiny.folder, tmp_path / "out")["sha256"]) == {
         hashlib.sha256(b"made again").hexdigest()
     }
 
 
-def test_dicom_codes_of_the_documentation_are_the_ones_used():
+def test_a_rejection_is_bad_input_with_a_code():
     assert issubclass(dicom.Rejected, BadInput)
     assert dicom.Rejected("IO", "message").code == "IO"

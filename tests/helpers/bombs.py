@@ -1,4 +1,4 @@
-"""Small files that ask for gigabytes of memory when they are read."""
+"""Small files that take gigabytes of memory when they are read carelessly."""
 
 import struct
 import zlib
@@ -13,7 +13,7 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
 
 def jpeg(side):
-    """A grey JPEG whose header says side x side, around the data of a small one."""
+    """A small grey JPEG whose header says side x side."""
     data = bytearray(encode_jpeg(RAMP))
     at = data.index(b"\xff\xc0")
     data[at + 5 : at + 9] = struct.pack(">HH", side, side)
@@ -21,7 +21,7 @@ def jpeg(side):
 
 
 def deflated(path, *, group_length):
-    """A deflated DICOM whose data set inflates to 1.5 GiB of zeros; a few MB on disk."""
+    """A deflated DICOM of a few MB whose data set inflates to 1.5 GiB of zeros."""
     plain = write_dicom(path, RAMP, syntax=DeflatedExplicitVRLittleEndian)
     data = plain.read_bytes()
     start = 144 + int.from_bytes(data[140:144], "little")
@@ -29,15 +29,15 @@ def deflated(path, *, group_length):
     inner = zlib.decompress(data[start:], -zlib.MAX_WBITS)
     header = inner[: inner.index(b"\xe0\x7f\x10\x00")]
     megabyte = bytes(1 << 20)
-    parts = [packer.compress(header + b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", 1536 << 20))]
-    parts += [packer.compress(megabyte) for _ in range(1536)]
+    chunks = [packer.compress(header + b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", 1536 << 20))]
+    chunks += [packer.compress(megabyte) for _ in range(1536)]
     meta = data[:start] if group_length else data[:132] + data[144:start]
-    path.write_bytes(meta + b"".join([*parts, packer.flush()]))
+    path.write_bytes(meta + b"".join([*chunks, packer.flush()]))
     return path
 
 
 def all_in(folder):
-    """The paths of one of each kind."""
+    """Write one of each kind -> their paths."""
     data = jpeg(20000)
     return [
         deflated(folder / "deflated.dcm", group_length=True),

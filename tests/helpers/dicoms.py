@@ -10,62 +10,71 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 CR_IMAGE = "1.2.840.10008.5.1.4.1.1.1"
+PATIENT = {
+    "SOPClassUID": CR_IMAGE,
+    "Modality": "CR",
+    "PatientID": "patient",
+    "PatientSex": "F",
+    "PatientAge": "51",
+    "ViewPosition": "PA",
+}
 
 
 def write_dicom(
     path, image, *, jpeg=False, quality=95, syntax=None, pixel_data=None, file_meta=(), **tags
 ):
-    """Write a DICOM file around `image`, (H, W) or (H, W, 3) of uint8, uint16 or int16; returns `path`.
+    """Write a DICOM file with the name's stem as SOPInstanceUID -> `path`.
 
     Args:
-        jpeg: JPEG baseline, as the competition's files are; otherwise uncompressed.
-        pixel_data: bytes to store instead of the image's own (already encapsulated where `syntax` asks for it).
-        tags: overrides and additions by keyword; None removes a tag.
+        image: (H, W) or (H, W, 3), uint8, uint16 or int16.
+        jpeg: JPEG baseline, as in the competition; otherwise uncompressed.
+        pixel_data: bytes to store instead of the image's, already encapsulated where
+            `syntax` needs that.
+        tags: by keyword, in addition or instead; None removes a tag.
     """
-    height, width = image.shape[:2]
-    bits = 8 * image.dtype.itemsize
-    dataset = Dataset()
-    values = {
-        "SOPClassUID": CR_IMAGE,
-        "SOPInstanceUID": path.stem,
-        "Modality": "CR",
-        "PatientID": "patient",
-        "PatientSex": "F",
-        "PatientAge": "51",
-        "ViewPosition": "PA",
-        "Rows": height,
-        "Columns": width,
-        "SamplesPerPixel": 3 if image.ndim == 3 else 1,
-        "PhotometricInterpretation": "RGB" if image.ndim == 3 else "MONOCHROME2",
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": tags.get("BitsStored", bits) - 1,
-        "PixelRepresentation": int(np.issubdtype(image.dtype, np.signedinteger)),
-    }
-    if image.ndim == 3:
-        values["PlanarConfiguration"] = 0
     if pixel_data is None:
         pixel_data = encapsulate([encode_jpeg(image, quality)]) if jpeg else image.tobytes()
-    values["PixelData"] = pixel_data + b"\0" * (len(pixel_data) % 2)
+    values = {**PATIENT, "SOPInstanceUID": path.stem, **_pixel_tags(image), **tags}
+    values["HighBit"] = tags.get("HighBit", values["BitsStored"] - 1)
+    values.setdefault("PixelData", pixel_data + b"\0" * (len(pixel_data) % 2))
     syntax = syntax or (JPEGBaseline8Bit if jpeg else ExplicitVRLittleEndian)
-    values.update(tags)
+    dataset = Dataset()
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")  # ids of the competition are not valid UIDs
+        for name, value in values.items():
+            if value is not None:
+                setattr(dataset, name, value)
+        if syntax.is_encapsulated and "PixelData" in dataset:
+            dataset["PixelData"].is_undefined_length = True
+        dataset.file_meta = _meta(syntax, file_meta)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _pixel_tags(image):
+    """The image pixel module's tags, PS3.3 C.7.6.3."""
+    colour, bits = image.ndim == 3, 8 * image.dtype.itemsize
+    tags = {
+        "Rows": image.shape[0],
+        "Columns": image.shape[1],
+        "SamplesPerPixel": 3 if colour else 1,
+        "PhotometricInterpretation": "RGB" if colour else "MONOCHROME2",
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "PixelRepresentation": int(np.issubdtype(image.dtype, np.signedinteger)),
+    }
+    return tags | ({"PlanarConfiguration": 0} if colour else {})
+
+
+def _meta(syntax, file_meta):
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CR_IMAGE
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     meta.TransferSyntaxUID = syntax
     for name, value in dict(file_meta).items():
         setattr(meta, name, value)
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")  # the competition's own ids are no legal UIDs
-        for name, value in values.items():
-            if value is not None:
-                setattr(dataset, name, value)
-        if syntax.is_encapsulated and "PixelData" in dataset:
-            dataset["PixelData"].is_undefined_length = True
-        dataset.file_meta = meta
-        path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.save_as(path, enforce_file_format=True)
-    return path
+    return meta
 
 
 def encode_jpeg(image, quality=95):

@@ -17,7 +17,7 @@ def disc(size, row, column, radius):
 
 
 def plain_encode(mask):
-    """Run lengths one pixel at a time, written from the competition's text alone."""
+    """Run lengths, one pixel at a time, as the competition describes them."""
     numbers, run, gap = [], 0, 0
     for column in range(mask.shape[1]):
         for row in range(mask.shape[0]):

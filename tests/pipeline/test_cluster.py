@@ -17,7 +17,7 @@ import distributed
 import joblib
 import pytest
 
-from pneumothorax.data import prepare
+from pneumothorax.data import jobs, one_image
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, engine, journal, stage
 from pneumothorax.pipeline import cluster as dask_cluster
@@ -194,12 +194,12 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_work_behind(
 
 def test_a_worker_that_sees_other_tables_stops_the_run_and_blames_no_file(alone, tmp_path):
     source, _ = alone
-    job = prepare.plan(source / "train-rle.csv", None, size=64, salt="", output=tmp_path)
+    job = jobs.plan(source / "train-rle.csv", None, size=64, salt="", output=tmp_path)
     image = next((source / "dicom-images-train").rglob("*.dcm"))
-    assert "row" in prepare.prepare_one(image, source, job, None)
-    elsewhere = prepare.Job(source / "gone.csv", None, job.tables_hash, 64, "", tmp_path)
+    assert "row" in one_image.prepare(image, source, job, None)
+    elsewhere = jobs.Job(source / "gone.csv", None, job.tables_hash, 64, "", tmp_path)
     with pytest.raises(BadInput, match=r"gone\.csv.*seen from") as caught:
-        prepare.prepare_one(image, source, elsewhere, None)
+        one_image.prepare(image, source, elsewhere, None)
     assert type(caught.value) is BadInput  # not a rejection
 
 

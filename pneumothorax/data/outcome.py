@@ -1,0 +1,141 @@
+"""What became of all files of a run of stage 00, and the tables that hold it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from pneumothorax.data.jobs import Job
+from pneumothorax.data.one_image import UNLABELLED, Entry, digest
+from pneumothorax.pipeline import artifacts, records
+
+FINGERPRINT_COLUMNS = (
+    "image_id patient_id height width positive mask_pixels sha256 mask_sha256".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Every file is either a row of the manifest, a copy of one, or rejected."""
+
+    rows: list[Entry]
+    rejected: list[dict[str, str]]  # source, code, message
+    label_errors: list[str]
+    missing: list[str]  # listed ids without a file
+    ambiguous: list[str]  # ids of several files with different contents: all of them rejected
+    colour: int  # images converted to grey
+    duplicates: int  # files that are copies of another
+    repeated_rows: int  # label rows that are listed twice, word for word
+
+    @property
+    def train(self) -> list[Entry]:
+        """The manifest's training rows."""
+        return [row for row in self.rows if row["split"] == artifacts.TRAIN]
+
+    @property
+    def unlabelled(self) -> int:
+        """Files that nobody annotated: not used, but not bad either."""
+        return len(self.rejected) - len(self.bad)
+
+    @property
+    def bad(self) -> list[dict[str, str]]:
+        return [entry for entry in self.rejected if entry["code"] != UNLABELLED]
+
+
+def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Outcome:
+    """Journal entries by source -> the outcome.
+
+    Args:
+        path_of: the files by source. A source may not be a path
+            (discovery.source_name).
+    """
+    by_id: dict[str, list[Entry]] = defaultdict(list)
+    rejected, used, ambiguous = [], [], []
+    label_errors: list[str] = []
+    for source, entry in sorted(entries.items()):
+        if "row" in entry:
+            by_id[entry["row"]["image_id"]].append(entry)
+        else:
+            rejected.append({"source": source, "code": entry["code"], "message": entry["message"]})
+            label_errors += [entry["message"]] if entry.get("label_error") else []
+    spellings = Counter(image_id.casefold() for image_id in by_id)
+    for image_id, twins in by_id.items():
+        sources = [twin["row"]["source"] for twin in twins]
+        if spellings[image_id.casefold()] > 1:
+            code = "BAD_ID"
+            message = f"{image_id} differs from another id only in case: some disks confuse them"
+        elif len(twins) == 1 or same_contents([path_of[source] for source in sources]):
+            used.append(twins[0])
+            continue
+        else:
+            ambiguous.append(image_id)
+            code = "DUPLICATE_ID"
+            message = f"{len(twins)} files with different contents are named {image_id}"
+        rejected += [{"source": source, "code": code, "message": message} for source in sources]
+    already_listed = {Path(entry["source"]).stem for entry in rejected}
+    return Outcome(
+        rows=[entry["row"] for entry in used],
+        rejected=rejected,
+        label_errors=label_errors,
+        missing=sorted(job.listed.image_ids - set(by_id) - already_listed),
+        ambiguous=ambiguous,
+        colour=sum(entry["colour"] for entry in used),
+        duplicates=sum(len(by_id[entry["row"]["image_id"]]) - 1 for entry in used),
+        repeated_rows=job.listed.repeated,
+    )
+
+
+def same_contents(paths: Sequence[Path]) -> bool:
+    """Whether all files hold the same bytes; False where one can no longer be read."""
+    try:
+        return len({records.sha256(path) for path in paths}) == 1
+    except OSError:
+        return False
+
+
+def manifest(outcome: Outcome) -> pd.DataFrame:
+    """One row per usable image, training images first, sorted by id."""
+    frame = pd.DataFrame(outcome.rows, columns=list(artifacts.MANIFEST.columns))
+    return frame.sort_values(["split", "image_id"], ascending=[False, True], ignore_index=True)
+
+
+def rejections(outcome: Outcome) -> pd.DataFrame:
+    """One row per file that is not used."""
+    frame = pd.DataFrame(outcome.rejected, columns=list(artifacts.REJECTED.columns))
+    return frame.sort_values(["code", "source"], ignore_index=True)
+
+
+def label_table(outcome: Outcome, job: Job) -> pd.DataFrame:
+    """The label rows of the positive training images, several rows per image."""
+    ids = sorted(row["image_id"] for row in outcome.rows if row["positive"])
+    pairs = [(image_id, text) for image_id in ids for text in job.listed.rows[image_id]]
+    return pd.DataFrame(pairs, columns=list(artifacts.LABELS.columns))
+
+
+def write_tables(output: Path, outcome: Outcome, job: Job) -> None:
+    """Write rejected.csv and, if all labels fit their images, manifest and labels."""
+    artifacts.write_table(output, artifacts.REJECTED, rejections(outcome))
+    if not outcome.label_errors:
+        artifacts.write_table(output, artifacts.MANIFEST, manifest(outcome))
+        artifacts.write_table(output, artifacts.LABELS, label_table(outcome, job))
+
+
+def fingerprints(outcome: Outcome, job: Job) -> dict[str, str]:
+    """Two hashes: of everything that training rests on, and of the test images.
+
+    They are apart because either may change alone.
+    """
+    table = manifest(outcome)
+    text = {
+        split: table.loc[table["split"] == split, FINGERPRINT_COLUMNS].to_csv(index=False)
+        for split in (artifacts.TRAIN, artifacts.TEST)
+    }
+    labels = label_table(outcome, job).to_csv(index=False)
+    training = f"{job.size}\n{text[artifacts.TRAIN]}\n{labels}"
+    test = f"{job.size}\n{text[artifacts.TEST]}"
+    return {
+        artifacts.TRAINING_IMAGES: digest(training.encode()),
+        artifacts.TEST_IMAGES: digest(test.encode()),
+    }
