@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import encoder_weights as weights_of
-from models import smp_library
-from models.classification import NetworkWithClassification
+from . import encoder_weights as weights_of
+from . import smp_library
+from .classification import NetworkWithClassification
 
 ENCODERS = ("resnet18", "resnet34")
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import encoder_weights as weights_of
-from models import smp_library, torchvision_ops
-from models.network import Criterion, SegmentationNetwork
+from . import encoder_weights as weights_of
+from . import smp_library, torchvision_ops
+from .network import Criterion, SegmentationNetwork
 
 if TYPE_CHECKING:
     from torchvision.models.detection.image_list import ImageList

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.network import Criterion, SegmentationNetwork
+from .network import Criterion, SegmentationNetwork
 
 
 class ClassificationHead(nn.Module):

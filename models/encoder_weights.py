@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models import smp_library
+from . import smp_library
 
 MAX_LISTED = 10
 # Classifiers in the files of torchvision, timm and the encoders' authors: an encoder has none.

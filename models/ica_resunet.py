@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import encoder_weights as weights_of
-from models import smp_library
-from models.classification import NetworkWithClassification
-from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from . import encoder_weights as weights_of
+from . import smp_library
+from .classification import NetworkWithClassification
+from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
 
 PLACEMENTS = ("stages", "skips", "decoder")
 

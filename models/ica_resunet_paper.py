@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import encoder_weights as weights_of
-from models import torchvision_ops
-from models.classification import NetworkWithClassification
-from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
-from models.unet import double_convolution
+from . import encoder_weights as weights_of
+from . import torchvision_ops
+from .classification import NetworkWithClassification
+from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from .unet import double_convolution
 
 MODULES = (3, 4, 6, 3)  # residual modules in levels 2 to 5
 

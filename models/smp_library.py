@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from models import torchvision_ops
+from . import torchvision_ops
 
 
 def load() -> ModuleType:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import encoder_weights as weights_of
-from models import smp_library
-from models.classification import NetworkWithClassification, checked
+from . import encoder_weights as weights_of
+from . import smp_library
+from .classification import NetworkWithClassification, checked
 
 # What the contract fixes: one grey channel in, one logit out. `encoder` and `encoder_weights` are ours.
 FIXED = {

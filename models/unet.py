@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.network import SegmentationNetwork
+from .network import SegmentationNetwork
 
 
 class UNet(SegmentationNetwork):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.network import Criterion, SegmentationNetwork
+from .network import Criterion, SegmentationNetwork
 
 DEPTH = 5
 # Of the side outputs of X(0,1) to X(0,4), and last of the fused one.
