@@ -1,4 +1,4 @@
-"""CheXLocNet: a Mask R-CNN that finds each pneumothorax as an object and outlines it within its box.
+"""CheXLocNet: a Mask R-CNN that detects each pneumothorax and outlines it within its box.
 
 Wang, Gu, Qin, Wang: CheXLocNet: Automatic localization of pneumothorax in chest radiographs
 using deep convolutional neural networks, PLoS ONE 15(11): e0242013, 2020.
@@ -73,12 +73,9 @@ class CheXLocNet(SegmentationNetwork):
 
     has_idle_parameters = True  # the mask head's, in a batch without instances
     no_fixed_graph = (
-        "Mask R-CNN selects boxes, suppresses those that overlap and pastes one mask per remaining "
+        "Mask R-CNN chooses boxes, suppresses those that overlap and pastes one mask per remaining "
         "box, so the amount of work depends on the image"
     )
-
-    # The smallest settings, for tests: encoder="resnet18", encoder_weights="none", fpn_channels=8,
-    # representation_size=16, mask_channels=8, mask_layers=1, proposals=20.
 
     def __init__(
         self,
@@ -124,7 +121,7 @@ class CheXLocNet(SegmentationNetwork):
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        instances, _ = self._instances(self.prepare(images), targets=None)
+        instances, _ = self.detect(self.prepare(images), targets=None)
         height, width = images.shape[2:]
         probabilities = []
         for found in instances:
@@ -143,10 +140,10 @@ class CheXLocNet(SegmentationNetwork):
         `criterion` is not used: none of the five compares a probability map with a mask.
         """
         targets = [instances_of(mask[0]) for mask in masks]
-        _, losses = self._instances(self.prepare(images), targets)
+        _, losses = self.detect(self.prepare(images), targets)
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
-    def _instances(
+    def detect(
         self, pixels: torch.Tensor, targets: list[dict[str, torch.Tensor]] | None
     ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
         """Normalised pixels (N, 1, H, W) -> the instances of each image, and the losses.
@@ -169,7 +166,7 @@ class CheXLocNet(SegmentationNetwork):
 
 
 def feature_pyramid(in_channels: Sequence[int], channels: int) -> nn.Module:
-    """Encoder features at strides 4 to 32 -> the same levels, and one at stride 64, all `channels` wide."""
+    """Encoder features at strides 4 to 32 -> the same levels and stride 64, all `channels` wide."""
     from torchvision.ops import FeaturePyramidNetwork
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -185,7 +182,7 @@ def region_proposals(
     proposals: int,
     sampled_anchors: int,
 ) -> nn.Module:
-    """The region proposal network. Numbers without a setting are the defaults of torchvision's MaskRCNN."""
+    """The region proposal network; numbers without a setting are torchvision's defaults."""
     from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
     _check_counts(proposals=proposals, sampled_anchors=sampled_anchors)
@@ -219,7 +216,7 @@ def instance_heads(
     nms_threshold: float,
     detections: int,
 ) -> nn.Module:
-    """The heads that score, refine and mask each proposal. Other numbers are torchvision's defaults."""
+    """The heads that score, refine and mask each proposal; other numbers are torchvision's."""
     from torchvision.models.detection import faster_rcnn, mask_rcnn
     from torchvision.models.detection.roi_heads import RoIHeads
     from torchvision.ops import MultiScaleRoIAlign
@@ -251,7 +248,7 @@ def instance_heads(
 
 
 class Anchors(nn.Module):
-    """torchvision's anchors, sized relative to the image: images, features -> boxes (A, 4) of each."""
+    """images, features -> anchors (A, 4) of each image, sized relative to the image."""
 
     def __init__(self, smallest: float) -> None:
         super().__init__()
@@ -296,7 +293,7 @@ def paste(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> 
 
 
 def _paste_weights(start: torch.Tensor, end: torch.Tensor, length: int, cells: int) -> torch.Tensor:
-    """Boxes from start to end (n,) along one axis -> weights (n, length, cells) of mask cells per pixel."""
+    """Box edges (n,) along one axis -> weight of each mask cell per pixel (n, length, cells)."""
     pixel = torch.arange(length, device=start.device, dtype=start.dtype)
     start, end = start[:, None], end[:, None]
     place = ((pixel - start) * cells / (end - start) - 0.5).clamp(0, cells - 1)  # (n, length)

@@ -15,7 +15,7 @@ BUILD = "import setuptools.build_meta, sys; setuptools.build_meta.build_wheel(sy
 
 @functools.cache
 def installed(tmp_path_factory) -> Path:
-    """The folder that holds the unpacked wheel. Built once per session, from a clean copy, offline."""
+    """A folder with the unpacked wheel, built offline from a clean copy, once per session."""
     folder = tmp_path_factory.mktemp("installed")
     copy_of_the_repository(folder / "source")
     (folder / "wheel").mkdir()

@@ -1,4 +1,4 @@
-"""The repository keeps its shape: short functions, small rooms, stages of a page (CONTRIBUTING.md)."""
+"""The repository keeps its shape: short functions, small rooms, one-page scripts."""
 
 import ast
 import subprocess
@@ -74,7 +74,7 @@ def imported_modules(path):
 
 
 def faces():
-    """Modules that scripts import: the face of a room, or of the script. Every network is one too."""
+    """Modules that scripts import: the face of a room or of the script. So is every network."""
     registry = ROOT / "models" / "__init__.py"
     return {module for path in [*SCRIPTS, registry] for module in imported_modules(path)}
 
