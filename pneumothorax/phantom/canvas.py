@@ -9,7 +9,7 @@ SHIFT = 6  # fractional bits of the coordinates passed to OpenCV
 
 
 def filled(size: int, outlines: Curves, blur: float) -> np.ndarray:
-    """(size, size) float32 in 0..1, 1 inside any of the outlines; `blur` in radiograph widths."""
+    """(size, size) float32 in 0..1: 1 inside any of the outlines; `blur` in radiograph widths."""
     canvas = np.zeros((size, size), dtype=np.uint8)
     for outline in outlines:
         cv2.fillPoly(canvas, [fixed_point(outline, size)], 255, cv2.LINE_AA, SHIFT)
@@ -30,7 +30,10 @@ def stroke(canvas: np.ndarray, lines: Curves, width: float, value: int) -> None:
 
 
 def softened(canvas: np.ndarray, blur: float) -> np.ndarray:
-    """uint8 0..255 -> float32 0..1, blurred by `blur` radiograph widths; a wide blur runs on a reduced canvas."""
+    """uint8 0..255 -> float32 0..1, blurred by `blur` radiograph widths.
+
+    For speed, a wide blur works on a downsampled canvas.
+    """
     sigma = blur * canvas.shape[0]
     if sigma > 6:
         factor = int(sigma // 3)
@@ -45,5 +48,5 @@ def softened(canvas: np.ndarray, blur: float) -> np.ndarray:
 
 
 def fixed_point(curve: np.ndarray, size: int) -> np.ndarray:
-    """Radiograph coordinates -> OpenCV's fixed point, where a pixel's centre is a whole number."""
+    """Radiograph coordinates -> OpenCV's fixed point, where pixel centres are integers."""
     return np.round((curve * size - 0.5) * (1 << SHIFT)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The parts of a pneumothorax: where they lie, how dark they are, and their pleural line."""
+"""The crescents of a pneumothorax: where they lie, how dark they are, and their pleural lines."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,21 @@ from pneumothorax.phantom import anatomy as anatomy_of
 from pneumothorax.phantom import canvas
 from pneumothorax.phantom.anatomy import Anatomy
 
-MIN_SHARE, MAX_SHARE = 0.001, 0.07  # area of all parts together / area of the image
-LARGE_SHARE = 0.03  # from here on a pneumothorax follows the whole chest wall
+MIN_SHARE, MAX_SHARE = 0.001, 0.07  # total area of the crescents / area of the image
+LARGE_SHARE = 0.03  # a larger pneumothorax follows the whole chest wall
 
 
 @dataclass(frozen=True)
 class Crescent:
-    """One part of a pneumothorax.
+    """One crescent of air.
 
     Attributes:
-        side: the lung, 0 on the radiograph's left, 1 on its right.
-        outline, line: closed outline, and its inner edge, the pleural line, in radiograph coordinates.
+        side: the lung, 0 on the left of the radiograph, 1 on its right.
+        outline, line: the closed outline and its inner edge, the pleural line, in radiograph
+            coordinates.
         mask: (size, size) uint8 of 0 and 1.
-        darkness, veil: how much darker than lung, and the share of the lung's texture that still shows.
+        darkness: how much darker than lung it is, as density.
+        veil: the share of the lung's texture that still shows.
         line_width, line_strength: of the pleural line, in radiograph widths and as density.
     """
 
@@ -36,7 +38,7 @@ class Crescent:
 
 
 def random_crescents(rng: np.random.Generator, anatomy: Anatomy, size: int) -> list[Crescent]:
-    """The parts of one pneumothorax: usually one, sometimes two in a lung or one in each."""
+    """The crescents of one pneumothorax: usually one, sometimes two in a lung or one in each."""
     area = float(np.clip(np.exp(rng.normal(np.log(0.026), 0.7)), 1.5 * MIN_SHARE, 0.8 * MAX_SHARE))
     first = int(rng.integers(2))
     kind = str(rng.choice(["apical", "lateral", "basal", "wide"], p=[0.4, 0.3, 0.15, 0.15]))
@@ -72,7 +74,7 @@ def _crescent(
 
 
 def add_pleural_lines(density: np.ndarray, crescents: list[Crescent]) -> None:
-    """Draws the edge of the fallen lung: thin, bright, sometimes hardly there."""
+    """Draws the edge of the collapsed lung: thin, bright, sometimes barely visible."""
     for crescent in crescents:
         line = canvas.stroked(density.shape[0], [crescent.line], crescent.line_width, blur=0.001)
         density += np.float32(crescent.line_strength) * line

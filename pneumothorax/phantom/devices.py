@@ -1,4 +1,4 @@
-"""What lies in or on a patient: chest tubes, a venous line, a breathing tube, electrodes."""
+"""Devices in or on a patient: chest tubes, a venous line, a breathing tube, electrodes."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from pneumothorax.phantom.crescents import Crescent
 def add_chest_tubes(
     rng: np.random.Generator, density: np.ndarray, anatomy: Anatomy, crescents: list[Crescent]
 ) -> None:
-    """Draws chest tubes: likelier beside a pneumothorax, so not rare without one and no proof of it."""
+    """Draws chest tubes: more likely with a pneumothorax, but not rare without one."""
     diseased = {crescent.side for crescent in crescents}
     for side, lung in enumerate(anatomy.lungs):
         path, chance = _chest_tube(rng, lung), rng.random()
@@ -20,7 +20,7 @@ def add_chest_tubes(
 
 
 def _chest_tube(rng: np.random.Generator, lung: Lung) -> np.ndarray:
-    """From outside the lower chest wall up along the lung to a tip near the apex or the hilum."""
+    """A curve from outside the lower chest wall along the lung to a tip near apex or hilum."""
     step = anatomy_of.POINTS_PER_KNOT
     entry, apex = lung.outline[int(rng.uniform(5.0, 6.4) * step)], lung.outline[2 * step]
     outward = float(np.sign(entry[0] - lung.hilum[0]))
@@ -31,7 +31,7 @@ def _chest_tube(rng: np.random.Generator, lung: Lung) -> np.ndarray:
 
 
 def add_devices(rng: np.random.Generator, density: np.ndarray) -> None:
-    """Draws what else lies in or on a patient: venous line, breathing tube, electrodes."""
+    """Draws the other devices: venous line, breathing tube, electrodes."""
     if rng.random() < 0.22:
         x = rng.choice([0.34, 0.66])
         vein = np.array(
@@ -51,7 +51,7 @@ def add_devices(rng: np.random.Generator, density: np.ndarray) -> None:
 
 
 def _add_electrodes(rng: np.random.Generator, density: np.ndarray) -> None:
-    """Two or three monitor leads: a disc and its wire off the radiograph."""
+    """Two or three monitor leads: a disc, and a wire that leaves the radiograph."""
     for _ in range(int(rng.integers(2, 4))):
         disc = np.array([rng.uniform(0.12, 0.88), rng.uniform(0.15, 0.8)])
         edge = np.array([float(disc[0] > 0.5) * 1.2 - 0.1, disc[1] + rng.uniform(-0.3, 0.4)])
@@ -63,7 +63,7 @@ def _add_electrodes(rng: np.random.Generator, density: np.ndarray) -> None:
 
 
 def _add_line(density: np.ndarray, line: np.ndarray, *, width: float, strength: float) -> None:
-    """A radiopaque tube: faint wall, bright marker stripe."""
+    """A radiopaque tube: a faint wall and a bright marker stripe."""
     size = density.shape[0]
     tube = canvas.stroked(size, [line], width, blur=0.0006) * np.float32(0.5)
     tube += canvas.stroked(size, [line], max(width * 0.25, 0.0015), blur=0.0006)

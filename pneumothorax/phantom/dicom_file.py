@@ -17,7 +17,7 @@ IMPLEMENTATION_UID = UID("2.25.297862417340984261587406295134870618375")
 
 
 def dicom_bytes(image: np.ndarray, radiograph: RadiographFile) -> bytes:
-    """(H, W) uint8 -> a JPEG-baseline DICOM file with the tags of a SIIM-ACR file, all values invented."""
+    """(H, W) uint8 -> a JPEG-baseline DICOM file with the tags of a SIIM-ACR file."""
     encoded, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not encoded:
         raise RuntimeError(f"OpenCV could not write image {radiograph.image_id} as JPEG")
@@ -48,7 +48,7 @@ def _tags(radiograph: RadiographFile) -> Dataset:
     dataset.file_meta.ImplementationVersionName = "PHANTOM"
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.SOPClassUID = SecondaryCaptureImageStorage
-    # As in the competition's files: ID_... is not a legal UID, and an age without unit is not a legal age.
+    # As in the competition's files: neither ID_... as a UID nor an age without a unit is legal.
     _set_unchecked(dataset, "SOPInstanceUID", "UI", radiograph.image_id)
     _set_unchecked(dataset, "PatientAge", "AS", str(radiograph.patient.age))
     dataset.StudyDate, dataset.StudyTime = "19010101", "000000.00"
@@ -60,20 +60,14 @@ def _tags(radiograph: RadiographFile) -> Dataset:
     dataset.PatientBirthDate = ""
     dataset.PatientSex = radiograph.patient.sex
     dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", view
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = (
-        radiograph.study_uid,
-        radiograph.series_uid,
-    )
+    dataset.StudyInstanceUID = radiograph.study_uid
+    dataset.SeriesInstanceUID = radiograph.series_uid
     dataset.StudyID, dataset.SeriesNumber, dataset.InstanceNumber = "", "1", "1"
     dataset.PatientOrientation = ""
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.PixelSpacing = [spacing, spacing]
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = (
-        8,
-        8,
-        7,
-        0,
-    )
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8, 8, 7
+    dataset.PixelRepresentation = 0
     dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", "ISO_10918_1"
     return dataset
 

@@ -1,4 +1,4 @@
-"""Which radiographs a data set consists of: patients, file names, labels, all before any is drawn."""
+"""Planning a data set: patients, file names and diagnoses, before any radiograph is drawn."""
 
 import uuid
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 POSITIVE_SHARE = 0.3
-IMAGES_PER_PATIENT = (1, 1, 2, 2, 3, 4)  # drawn from these
+IMAGES_PER_PATIENT = (1, 1, 2, 2, 3, 4)  # one of these, at random
 DOUBLE_READING = 5  # every fifth positive was outlined by two readers, whose rows overlap
 TRAIN_FOLDER = "dicom-images-train"
 TEST_FOLDER = "stage_2_images"
@@ -25,7 +25,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class RadiographFile:
-    """One file to write: where, whose, and what is on it."""
+    """One file to write: its path, its patient, and what it shows."""
 
     path: Path
     image_id: str
@@ -43,7 +43,7 @@ class RadiographFile:
 def plan(
     train_images: int, unlabelled_images: int, test_images: int, *, seed: int, size: int
 ) -> tuple[list[RadiographFile], list[RadiographFile], list[RadiographFile]]:
-    """Every radiograph of the data set, before any is drawn: training (sorted by image id), unlabelled, test."""
+    """The radiographs of a data set: training (sorted by image id), unlabelled, test."""
     rng = np.random.default_rng([seed, 0])
     taken: set[int] = set()
 
@@ -69,12 +69,12 @@ def plan(
 
 
 def _positives(rng: np.random.Generator, n_images: int) -> np.ndarray:
-    """(n_images,) bool, POSITIVE_SHARE of them true, in random order."""
+    """(n_images,) bool in random order; a share of POSITIVE_SHARE is true."""
     return rng.permutation(n_images) < round(POSITIVE_SHARE * n_images)
 
 
 def _patients(rng: np.random.Generator, n_images: int, taken: set[int]) -> list[Patient]:
-    """The patient of each image: neighbours in the list are often the same person. Adds to `taken`."""
+    """The patient of each image. Consecutive images often share one. Updates `taken`."""
     patients: list[Patient] = []
     while len(patients) < n_images:
         number = int(rng.integers(2**31))

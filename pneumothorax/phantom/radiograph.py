@@ -1,7 +1,7 @@
-"""Draws one chest phantom as a radiograph: tissues add up, air subtracts, then exposure and text.
+"""Draws a chest phantom as a radiograph: densities add up, then come exposure, noise and text.
 
-Tissues are drawn at half size, because no radiograph is sharper than that; lines, tubes, noise and
-text at full size.
+Tissues are drawn at half the size, which is as sharp as they are on real radiographs; lines,
+tubes, noise and text are drawn at full size.
 """
 
 from dataclasses import dataclass
@@ -23,23 +23,25 @@ class Phantom:
 
     Attributes:
         image: (size, size) uint8, white = dense.
-        parts: (size, size) uint8 masks of 0 and 1, one per crescent of pneumothorax; empty without one.
+        masks: one (size, size) uint8 mask of 0 and 1 per crescent of the pneumothorax; may be
+            empty.
     """
 
     image: np.ndarray
-    parts: list[np.ndarray]
+    masks: list[np.ndarray]
 
 
 def draw(seed: int, *, pneumothorax: bool, size: int = 1024, patient: int | None = None) -> Phantom:
-    """The radiograph number `seed` of a patient: same arguments, same pixels.
+    """Radiograph number `seed` of a patient: same arguments, same pixels.
 
-    With and without `pneumothorax` it is the same radiograph but for the crescents and, on some, a chest tube.
+    With and without `pneumothorax` the radiographs are identical except for the crescents and,
+    on some, a chest tube.
 
     Args:
-        seed: what differs from radiograph to radiograph: pose, exposure, tubes, the pneumothorax.
+        seed: decides on pose, exposure, tubes and pneumothorax.
         pneumothorax: whether there is one.
         size: side of the radiograph in pixels, a multiple of 2.
-        patient: what radiographs of one patient share (anatomy); by default every seed is another patient.
+        patient: decides on the anatomy. By default every seed is another patient.
     """
     anatomy = anatomy_of.random_anatomy(
         np.random.default_rng([seed if patient is None else patient, 1])
@@ -54,11 +56,11 @@ def draw(seed: int, *, pneumothorax: bool, size: int = 1024, patient: int | None
     devices.add_devices(device, density)
     image = _exposed(exposure, density)
     _write_labels(label, image)
-    return Phantom(image=image, parts=[crescent.mask for crescent in crescents])
+    return Phantom(image=image, masks=[crescent.mask for crescent in crescents])
 
 
 def _exposed(rng: np.random.Generator, density: np.ndarray) -> np.ndarray:
-    """Density -> (size, size) uint8 radiograph with this exposure's noise, window, gamma and dark borders."""
+    """Density -> (size, size) uint8, with this exposure's noise, window, gamma and collimation."""
     size = density.shape[0]
     grain = cv2.GaussianBlur(rng.integers(0, 256, size=(size, size), dtype=np.uint8), (3, 3), 0.7)
     scale = rng.uniform(0.0002, 0.0007)
@@ -74,7 +76,7 @@ def _exposed(rng: np.random.Generator, density: np.ndarray) -> np.ndarray:
 
 
 def _collimate(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Darkens a strip at one or more borders, where the beam was shut."""
+    """Darkens strips at the borders, where the beam was collimated."""
     size = image.shape[0]
     for turn in range(4):
         if rng.random() < 0.4:
@@ -83,7 +85,7 @@ def _collimate(rng: np.random.Generator, image: np.ndarray) -> None:
 
 
 def _write_labels(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Writes the side marker and, on some radiographs, how it was taken."""
+    """Writes the side marker and, on some radiographs, the projection."""
     side, x = ("L", 0.90) if rng.random() < 0.7 else ("R", 0.06)
     place = (x + rng.uniform(-0.03, 0.03), rng.uniform(0.04, 0.22))
     _write(image, side, place, height=rng.uniform(1.1, 1.9), ring=rng.random() < 0.3)
@@ -96,7 +98,7 @@ def _write_labels(rng: np.random.Generator, image: np.ndarray) -> None:
 def _write(
     image: np.ndarray, text: str, place: tuple[float, float], *, height: float, ring: bool
 ) -> None:
-    """Writes white text with its lower left corner at `place` (radiograph coordinates), ringed if asked."""
+    """Writes white text, with or without a ring; `place` is its lower left corner, in 0..1."""
     size = image.shape[0]
     scale, line = height * size / 1024, max(1, round(3 * size / 1024))
     x, y = int(place[0] * size), int(place[1] * size)

@@ -14,7 +14,7 @@ from pneumothorax.phantom.crescents import Crescent
 def tissue_density(
     rng: np.random.Generator, anatomy: Anatomy, crescents: list[Crescent], size: int
 ) -> np.ndarray:
-    """(size, size) float32: what the rays meet; 0 = air around the patient, about 1 = abdomen."""
+    """(size, size) float32 density: 0 is the air around the patient, about 1 the abdomen."""
     body = canvas.filled(size, anatomy.body, 0.003)
     thickness = canvas.filled(size, anatomy.body, 0.05)
     lung = [canvas.filled(size, [side.outline], 0.002) for side in anatomy.lungs]
@@ -43,21 +43,21 @@ def tissue_density(
 
 
 def _below_the_domes(size: int, anatomy: Anatomy) -> np.ndarray:
-    """(size, 1) float32 ramp from 0 above the diaphragm to 1 in the abdomen."""
+    """(size, 1) float32: a ramp from 0 above the diaphragm to 1 in the abdomen."""
     dome = min(float(side.outline[9 * anatomy_of.POINTS_PER_KNOT, 1]) for side in anatomy.lungs)
     y = (np.arange(size, dtype=np.float32)[:, None] + 0.5) / size
     return np.clip((y - dome + 0.06) / 0.12, 0, 1)
 
 
 def _air_by_height(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, 1) float32 about 1: apices and bases are not equally dark."""
+    """(size, 1) float32 around 1: apices and bases are not equally dark."""
     return np.linspace(rng.uniform(0.85, 1.05), rng.uniform(0.85, 1.05), size, dtype=np.float32)[
         :, None
     ]
 
 
 def _bones(rng: np.random.Generator, anatomy: Anatomy, size: int) -> np.ndarray:
-    """(size, size) float32: ribs, clavicles, shoulders and spine with their brighter edges."""
+    """(size, size) float32: ribs, clavicles, shoulders and spine, with brighter edges."""
     width = anatomy.rib_width
     clear = rng.uniform(0.6, 1.2)
     bones = clear * 0.095 * _tubular(size, anatomy.back_ribs, width)
@@ -72,7 +72,7 @@ def _bones(rng: np.random.Generator, anatomy: Anatomy, size: int) -> np.ndarray:
 
 
 def _tubular(size: int, lines: Curves, width: float) -> np.ndarray:
-    """Long bones: marrow at 0.62, cortex at 1."""
+    """(size, size) float32: long bones with marrow at 0.62 and cortex at 1."""
     drawn = np.zeros((size, size), dtype=np.uint8)
     canvas.stroke(drawn, lines, width, 255)
     canvas.stroke(drawn, lines, width * 0.66, 158)
@@ -86,7 +86,7 @@ def _lung_tissue(
     crescents: list[Crescent],
     size: int,
 ) -> np.ndarray:
-    """(size, size) float32: vessels and texture where the lung is, extra darkness where it is not."""
+    """(size, size) float32: vessels and texture of the lungs, darkness in the crescents."""
     vessels = _vessels(anatomy.lungs, size) * rng.uniform(0.09, 0.17)
     texture = rng.uniform(0.010, 0.022) * _clouds(rng, size, cells=90)
     texture += rng.uniform(0.012, 0.024) * _clouds(rng, size, cells=28)
@@ -99,7 +99,7 @@ def _lung_tissue(
 
 
 def _vessels(lungs: Sequence[Lung], size: int) -> np.ndarray:
-    """(size, size) float32 in 0..1, thin branches fainter."""
+    """(size, size) float32 in 0..1; thinner branches are fainter."""
     drawn = np.zeros((size, size), dtype=np.uint8)
     for level, width in enumerate(anatomy_of.VESSEL_WIDTHS):
         branches = [branch for lung in lungs for branch in lung.vessels[level]]
@@ -112,15 +112,16 @@ def _vessels(lungs: Sequence[Lung], size: int) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, size: int, *, cells: int) -> np.ndarray:
-    """(size, size) float32 smooth noise of standard deviation about 1 with `cells` features across."""
+    """(size, size) float32: smooth noise with a deviation of about 1, `cells` features across."""
     noise = rng.standard_normal((cells, cells), dtype=np.float32)
     return cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def _folds(rng: np.random.Generator, anatomy: Anatomy, size: int) -> np.ndarray:
-    """(size, size) float32: a skin fold runs down the chest like a pleural line, but is an edge, not a line.
+    """(size, size) float32: skin folds, which run down the chest like a pleural line.
 
-    It darkens nothing: density climbs slowly towards it and drops behind it, and vessels go on.
+    But a fold is an edge, not a line: density rises slowly towards it and drops behind it, lung
+    tissue is not darker, and vessels continue across.
     """
     fold = np.zeros((size, size), dtype=np.float32)
     for lung in anatomy.lungs:
@@ -141,7 +142,7 @@ def _folds(rng: np.random.Generator, anatomy: Anatomy, size: int) -> np.ndarray:
 
 
 def _opacity(rng: np.random.Generator, anatomy: Anatomy, size: int) -> np.ndarray:
-    """(size, size) float32: now and then a hazy patch or fluid over a base."""
+    """(size, size) float32: on some radiographs a hazy patch, or fluid above the diaphragm."""
     haze = np.zeros((size, size), dtype=np.float32)
     for lung in anatomy.lungs:
         if rng.random() < 0.15:

@@ -1,11 +1,12 @@
-"""The demo data set: phantoms as real DICOM files, in the layout of the SIIM-ACR competition.
+"""Writing the demo data set: phantoms as DICOM files in the layout of the SIIM-ACR competition.
 
-Writes below --to (a folder that does not exist yet, or is empty)
+Writes below --to (a new or empty folder)
     dicom-images-train/<study>/<series>/<sop>.dcm   training images, and a few without a label
     train-rle.csv                                   their labels, spaced as in Kaggle's file
     stage_2_images/ID_xxxxxxxxx.dcm                 test images
     stage_2_sample_submission.csv                   the ids of the test images
-    phantoms.txt                                    marks the data as phantoms, also in the report
+    phantoms.txt                                    a note; stage 00 looks for it, so that the
+                                                    report can say that no patient was imaged
 """
 
 import os
@@ -25,12 +26,12 @@ from pneumothorax.phantom.dicom_file import dicom_bytes
 from pneumothorax.phantom.plan import RadiographFile, plan
 from pneumothorax.phantom.radiograph import draw
 
-NOTE = "Phantoms: drawn chest radiographs in real DICOM files. Demo data, not images of patients.\n"
+NOTE = "Chest phantoms in DICOM files: demo data, not radiographs of patients."
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a data set holds."""
+    """What was written; numbers of images, rows and patients."""
 
     folder: Path
     train_images: int
@@ -51,10 +52,10 @@ def write_dataset(
     size: int = 1024,
     workers: int | None = None,
 ) -> Written:
-    """Writes a whole data set, or nothing: it is built beside `folder` and renamed at the end.
+    """Writes a whole data set or nothing: it is built next to `folder` and renamed at the end.
 
-    The same numbers and seed give the same bytes for any number of workers (default: all cores this process
-    may use). Raises BadInput when `folder` already holds something.
+    The same arguments give the same bytes with any number of workers (default: all available
+    cores). Raises BadInput if `folder` is not empty.
     """
     folder = Path(folder)
     _require_room(folder)
@@ -71,8 +72,7 @@ def write_dataset(
         )
         _write_labels(partial / "train-rle.csv", train, rows[: len(train)])
         _write_sample_submission(partial / "stage_2_sample_submission.csv", test)
-        note = "Drawn chests in real DICOM files: demo data, nobody's radiographs.\n"
-        (partial / discovery.PHANTOM_NOTE).write_text(note, encoding="utf-8")
+        _write_text(partial / discovery.PHANTOM_NOTE, [NOTE])
         if folder.exists():
             folder.rmdir()  # empty: a rename onto an existing folder fails on Windows
         partial.rename(folder)
@@ -95,7 +95,7 @@ def _require_room(folder: Path) -> None:
         raise BadInput(f"{folder} is a file: name a folder to write the demo data to")
     if folder.is_dir() and any(folder.iterdir()):
         raise BadInput(
-            f"{folder} is not empty: nothing was written; remove it yourself or name another folder"
+            f"{folder} is not empty: nothing was written; empty it or name another folder"
         )
 
 
@@ -104,27 +104,23 @@ def _require_numbers(
 ) -> None:
     if train_images < 1 or test_images < 0 or unlabelled_images < 0:
         raise BadInput(
-            f"{train_images} training, {test_images} test, {unlabelled_images} unlabelled images: too few"
+            "at least one training image is needed and no number may be negative, got "
+            f"{train_images} training, {test_images} test, {unlabelled_images} unlabelled images"
         )
     if size < 64 or size % 2:
-        raise BadInput(
-            f"the radiograph's side must be an even number of pixels, at least 64, got {size}"
-        )
+        raise BadInput(f"--size must be an even number of pixels and at least 64, got {size}")
 
 
 def _write_radiographs(
     folder: Path, radiographs: Sequence[RadiographFile], workers: int
 ) -> list[list[str]]:
-    """Draws and writes every radiograph below `folder`; returns each one's label rows."""
-    for radiograph in (
-        radiographs
-    ):  # here, not in the workers: one still at work must not revive a folder given up
+    """Draws and writes every radiograph below `folder`; returns the label rows of each."""
+    # Not in the workers: after an interruption, one that still runs must not recreate a folder.
+    for radiograph in radiographs:
         (folder / radiograph.path).parent.mkdir(parents=True, exist_ok=True)
     jobs = (joblib.delayed(_write_radiograph)(folder, radiograph) for radiograph in radiographs)
     done = joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)
-    return list(
-        tqdm(done, total=len(radiographs), desc="draw radiographs", unit="radiograph", disable=None)
-    )
+    return list(tqdm(done, total=len(radiographs), desc="drawing", unit="radiograph", disable=None))
 
 
 def _write_radiograph(folder: Path, radiograph: RadiographFile) -> list[str]:
@@ -137,28 +133,28 @@ def _write_radiograph(folder: Path, radiograph: RadiographFile) -> list[str]:
     )
     (folder / radiograph.path).write_bytes(dicom_bytes(phantom.image, radiograph))
     return label_rows(
-        phantom.parts,
+        phantom.masks,
         np.random.default_rng([radiograph.seed, 3]),
         double_reading=radiograph.double_reading,
     )
 
 
 def label_rows(
-    parts: list[np.ndarray], rng: np.random.Generator, *, double_reading: bool
+    masks: list[np.ndarray], rng: np.random.Generator, *, double_reading: bool
 ) -> list[str]:
-    """Run lengths of an image's parts, one row each; their union is the truth.
+    """The run-length rows of an image, one per mask; their union is the truth.
 
-    With `double_reading` the first part comes from two readers: each outlined one end, both the middle.
+    With `double_reading` two readers outlined the first mask: each one end, both the middle.
     """
-    if not parts:
+    if not masks:
         return [rle.EMPTY]
     if double_reading:
-        parts = [*_two_readings(parts[0], rng), *parts[1:]]
-    return [rle.encode(part) for part in parts]
+        masks = [*_two_readings(masks[0], rng), *masks[1:]]
+    return [rle.encode(mask) for mask in masks]
 
 
 def _two_readings(mask: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """(H, W) mask of 0 and 1 -> two masks that overlap and together give it back."""
+    """(H, W) mask of 0 and 1 -> two masks that overlap and whose union is the mask."""
     rows = np.flatnonzero(mask.any(axis=1))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     first_ends = top + int(rng.uniform(0.55, 0.8) * (bottom - top)) + 1
@@ -172,7 +168,7 @@ def _two_readings(mask: np.ndarray, rng: np.random.Generator) -> list[np.ndarray
 def _write_labels(
     path: Path, radiographs: Sequence[RadiographFile], rows: Sequence[list[str]]
 ) -> None:
-    """One line per row, with the space that Kaggle's file has behind the comma."""
+    """One line per row, with a space after the comma as in Kaggle's file."""
     lines = [
         f"{radiograph.image_id}, {text}"
         for radiograph, texts in zip(radiographs, rows, strict=True)

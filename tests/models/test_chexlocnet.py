@@ -241,8 +241,8 @@ def phantoms(*, positives, negatives, size):
     for seed in range(positives + negatives):
         phantom = draw(seed, pneumothorax=seed < positives, size=512)
         mask = np.zeros(phantom.image.shape, dtype=np.uint8)
-        for part in phantom.parts:
-            mask |= part
+        for crescent in phantom.masks:
+            mask |= crescent
         radiographs.append(png.downsample(phantom.image, size))
         masks.append(png.downsample_mask(mask, size))
     images, truths = (torch.from_numpy(np.stack(part)) for part in (radiographs, masks))

@@ -4,6 +4,7 @@ import re
 import tomllib
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -107,3 +108,8 @@ def test_the_smallest_python_is_the_same_everywhere():
     assert PROJECT["tool"]["ruff"]["target-version"] == f"py{compact}"
     assert PROJECT["tool"]["mypy"]["python_version"] == lowest
     assert f"({lowest.replace('.', ', ')})" in (ROOT / "environment.sh").read_text("utf-8")
+
+
+def test_pre_commit_uses_the_pinned_ruff():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    assert [repo["rev"] for repo in hooks["repos"]] == [f"v{pins('requirements-dev.txt')['ruff']}"]
