@@ -1,15 +1,15 @@
-# Sourced by demo.sh and test.sh: make .venv from a requirements file unless it is there already, and activate it.
-# uv is used when it is installed, else python3 -m venv and pip. PYTHON=python3.12 chooses another interpreter.
+# Sourced by demo.sh and test.sh: creates .venv from a requirements file if needed, and activates it.
+# Uses uv if it is installed, otherwise python3 -m venv and pip. PYTHON=python3.12 picks an interpreter.
 
 make_environment() {  # make_environment requirements.txt
     local requirements=$1 python=${PYTHON:-python3} stamp
     stamp=.venv/.installed-$(cat requirements*.txt | cksum | cut -d' ' -f1)-$(basename "$requirements" .txt)
     if [ ! -e "$stamp" ]; then
         if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-            echo "error: Python 3.11 or newer is needed: PYTHON=python3.11 chooses one" >&2
+            echo "error: Python 3.11 or newer is needed; pick one with PYTHON=python3.11" >&2
             exit 2
         fi
-        echo "making .venv from $requirements (once, some minutes)"
+        echo "installing $requirements into .venv (once, takes some minutes)"
         if command -v uv >/dev/null; then
             [ -e .venv ] || uv venv --quiet --python "$python" .venv
             uv pip install --quiet --python .venv -r "$requirements"
@@ -20,6 +20,6 @@ make_environment() {  # make_environment requirements.txt
         touch "$stamp"
     fi
     . .venv/bin/activate
-    # Waiting threads sleep instead of spinning: where anything else runs, training is several times faster so.
+    # Waiting threads sleep instead of spinning, so that training stays fast on a busy machine.
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 }

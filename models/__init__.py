@@ -1,120 +1,92 @@
-"""The networks, by name. One idea per file; importing this package imports no framework."""
+"""The networks by name: `models.build("ica_resunet")`, installed `pneumothorax.models.build(...)`.
+
+One idea per file. Importing this package does not import PyTorch; `build` does.
+"""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from models.network import SegmentationNetwork
+    from .network import SegmentationNetwork
 
-SMP = "smp/"  # and an architecture of segmentation_models_pytorch
+NAMES = ("ica_resunet", "ica_resunet_paper", "unet", "albunet", "chexlocnet", "unetpp_msof")
+SMP = "smp/"  # followed by an architecture of segmentation_models_pytorch
 
 
 def build(name: str, **settings: Any) -> SegmentationNetwork:
-    """The network `name`, e.g. build("ica_resunet", encoder_weights="none") or build("smp/FPN", encoder="resnet34").
+    """Build a network, e.g. build("ica_resunet", encoder_weights="none") or build("smp/FPN").
 
-    Settings are the class's own arguments.
+    Args:
+        name: one of NAMES, or "smp/" and an architecture of segmentation_models_pytorch.
+        settings: keyword arguments of the network's class.
 
     Raises:
-        ValueError: the name or a setting is unknown (the message lists the known ones), or a value is of another type
-            or not possible.
+        ValueError: the name or a setting is unknown (the message lists the known ones), or
+            a value has the wrong type or is out of range.
     """
-    network, known = _network(name)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
+    network = _class(name)
+    known = _settings(name)
+    if unknown := sorted(settings.keys() - set(known)):
         raise ValueError(f"{name} has no setting {', '.join(unknown)}; known: {', '.join(known)}")
     _check_types(name, network, settings)
+    if name.startswith(SMP):
+        settings["architecture"] = name.removeprefix(SMP)
     return network(**settings)
 
 
 def build_untrained(name: str, **settings: Any) -> SegmentationNetwork:
-    """The same network without fetching encoder weights: to load a checkpoint into."""
-    _, known = _network(name)
-    if "encoder_weights" in known:
+    """Like `build`, with random encoder weights and no download: to load a checkpoint into."""
+    if "encoder_weights" in _settings(name):
         settings["encoder_weights"] = "none"
     return build(name, **settings)
 
 
-def _network(name: str) -> tuple[Callable[..., SegmentationNetwork], list[str]]:
-    """What builds the network, and the names of its settings."""
+def _class(name: str) -> type[SegmentationNetwork]:
+    """The class called `name`. Imported here, because importing PyTorch takes seconds."""
+    from .albunet import AlbuNet
+    from .chexlocnet import CheXLocNet
+    from .ica_resunet import IcaResUNet
+    from .ica_resunet_paper import IcaResUNetPaper
+    from .smp_network import SmpNetwork
+    from .unet import UNet
+    from .unetpp_msof import UNetPlusPlusMsof
+
     if name.startswith(SMP):
-        from models import smp_network
+        return SmpNetwork
+    networks: dict[str, type[SegmentationNetwork]] = {
+        "ica_resunet": IcaResUNet,
+        "ica_resunet_paper": IcaResUNetPaper,
+        "unet": UNet,
+        "albunet": AlbuNet,
+        "chexlocnet": CheXLocNet,
+        "unetpp_msof": UNetPlusPlusMsof,
+    }
+    if name not in NAMES:
+        known = ", ".join([*NAMES, f"{SMP}<architecture>"])
+        raise ValueError(f"unknown network {name!r}; known: {known}")
+    return networks[name]
 
-        architecture = name.removeprefix(SMP)
-        return functools.partial(smp_network.SmpNetwork, architecture), smp_network.settings_of(
-            architecture
-        )
-    if name not in _CLASSES:
-        raise ValueError(
-            f"unknown network {name!r}; known: {', '.join(NAMES)}, {SMP}<architecture>"
-        )
-    network = _CLASSES[name]()
-    return network, list(inspect.signature(network).parameters)
+
+def _settings(name: str) -> list[str]:
+    """The names of a network's settings."""
+    if name.startswith(SMP):
+        from .smp_network import settings_of
+
+        return settings_of(name.removeprefix(SMP))
+    return list(inspect.signature(_class(name)).parameters)
 
 
-def _check_types(
-    name: str, network: Callable[..., SegmentationNetwork], settings: dict[str, Any]
-) -> None:
-    """Values against the class's annotations: "false" is no False, and 1.5 no number of channels."""
+def _check_types(name: str, network: type[SegmentationNetwork], settings: dict[str, Any]) -> None:
+    """Checks values against the annotations of the class: "false" is not a bool, 1.5 not an int."""
     import pydantic
 
-    made = network.func if isinstance(network, functools.partial) else network
-    types = typing.get_type_hints(made.__init__)
+    types = typing.get_type_hints(network.__init__)
     for setting in types.keys() & settings.keys():
         try:
             pydantic.TypeAdapter(types[setting]).validate_python(settings[setting], strict=True)
         except pydantic.ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise ValueError(f"{name}, {setting}: {reason}, got {settings[setting]!r}") from error
-
-
-def _ica_resunet() -> type[SegmentationNetwork]:
-    from models.ica_resunet import IcaResUNet
-
-    return IcaResUNet
-
-
-def _ica_resunet_paper() -> type[SegmentationNetwork]:
-    from models.ica_resunet_paper import IcaResUNetPaper
-
-    return IcaResUNetPaper
-
-
-def _unet() -> type[SegmentationNetwork]:
-    from models.unet import UNet
-
-    return UNet
-
-
-def _albunet() -> type[SegmentationNetwork]:
-    from models.albunet import AlbuNet
-
-    return AlbuNet
-
-
-def _chexlocnet() -> type[SegmentationNetwork]:
-    from models.chexlocnet import CheXLocNet
-
-    return CheXLocNet
-
-
-def _unetpp_msof() -> type[SegmentationNetwork]:
-    from models.unetpp_msof import UNetPlusPlusMsof
-
-    return UNetPlusPlusMsof
-
-
-_CLASSES: dict[str, Callable[[], type[SegmentationNetwork]]] = {
-    "ica_resunet": _ica_resunet,
-    "ica_resunet_paper": _ica_resunet_paper,
-    "unet": _unet,
-    "albunet": _albunet,
-    "chexlocnet": _chexlocnet,
-    "unetpp_msof": _unetpp_msof,
-}
-
-NAMES = tuple(_CLASSES)

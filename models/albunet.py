@@ -1,8 +1,9 @@
 """AlbuNet: a U-Net on a residual encoder, with the decoder blocks of TernausNet.
 
-Shvets, Rakhlin, Kalinin, Iglovikov: Automatic Instrument Segmentation in Robot-Assisted Surgery using Deep Learning,
-ICMLA 2018, arXiv:1803.01207, and Angiodysplasia Detection and Localization using Deep Convolutional Neural Networks,
-arXiv:1804.08024. The decoder is that of Iglovikov, Shvets: TernausNet, arXiv:1801.05746.
+Shvets, Rakhlin, Kalinin, Iglovikov: Automatic Instrument Segmentation in Robot-Assisted
+Surgery using Deep Learning, ICMLA 2018, arXiv:1803.01207, and Angiodysplasia Detection and
+Localization using Deep Convolutional Neural Networks, arXiv:1804.08024.
+Decoder: Iglovikov, Shvets: TernausNet, arXiv:1801.05746.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import encoder_weights as weights_of
-from models import smp_library
-from models.classification import NetworkWithClassification
+from . import encoder_weights as weights_of
+from . import smp_library
+from .classification import NetworkWithClassification
 
 ENCODERS = ("resnet18", "resnet34")
 
@@ -23,19 +24,24 @@ ENCODERS = ("resnet18", "resnet34")
 class AlbuNet(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
-    Follows the class AlbuNet that the authors published (models.py of ternaus/robot-surgery-segmentation and of
-    ternaus/angiodysplasia-segmentation): the pool after the first convolution is 2x2, conv1 is no skip, and another
-    pool stands before the center, at stride 64. Decoder blocks upsample by bilinear interpolation, that class's default
-    (is_deconv=False; the other choice there is a 4x4 transposed convolution). No batch norm in the decoder.
+    Follows the class AlbuNet that the authors published (models.py of
+    ternaus/robot-surgery-segmentation and ternaus/angiodysplasia-segmentation): a 2x2 pool after
+    the first convolution, no skip from conv1, and another pool before the center, which works
+    at stride 64. Decoder blocks upsample bilinearly, the default of that class
+    (is_deconv=False; the alternative is a 4x4 transposed convolution), and have no batch norm.
 
-    Departures: where H/32 or W/32 is odd, that last pool keeps the border (the authors' sizes are multiples of 64) and
-    the center's output is cropped to the skip; one grey channel instead of three.
+    Departures:
+    - where H/32 or W/32 is odd, the last pool keeps the border and the center's output is
+      cropped to the skip (the authors' sizes are multiples of 64);
+    - one grey channel instead of three.
 
     Args:
-        encoder: "resnet34", or "resnet18" for a smaller twin: both end in 512 channels.
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
+        encoder: "resnet34", or "resnet18" for a smaller twin; both end in 512 channels.
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
+            .safetensors file.
         filters: the decoder's narrowest width.
-        classification_weight: of the loss of a classification head on conv5 (models/classification.py); 0 is no head.
+        classification_weight: weight of the loss of a classification head on conv5
+            (classification.py); 0 builds no head.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An image-level output beside the mask: is there a pneumothorax at all?"""
+"""An image-level output next to the mask: does the image show a pneumothorax?"""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.network import Criterion, SegmentationNetwork
+from .network import Criterion, SegmentationNetwork
 
 
 class ClassificationHead(nn.Module):
-    """features (N, C, h, w) -> logits (N,): the mean of every channel, and one linear layer."""
+    """features (N, C, h, w) -> logits (N,): global average pooling and one linear layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -23,21 +23,22 @@ class ClassificationHead(nn.Module):
 
 
 class NetworkWithClassification(SegmentationNetwork):
-    """A network that may have a classification head on its encoder's deepest features, trained with the mask.
+    """A network with an optional classification head on its encoder's deepest features.
 
-    A subclass calls `add_classification_head` and writes `outputs`, which ends in `return logits, self.classification(features)`.
+    A subclass calls `add_classification_head` at the end of `__init__` and defines `outputs`,
+    which returns the mask's logits and `self.classification(features)`.
     """
 
     classification_head: ClassificationHead | None
     classification_weight: float
 
     def add_classification_head(self, channels: int, weight: float) -> None:
-        """With a weight of 0 there is no head. Raises ValueError for a negative or infinite weight."""
-        self.classification_weight = checked(weight)
+        """Builds the head, or none for a weight of 0. ValueError if the weight is invalid."""
+        self.classification_weight = checked_weight(weight)
         self.classification_head = ClassificationHead(channels) if weight else None
 
     def classification(self, features: torch.Tensor) -> torch.Tensor | None:
-        """features (N, C, h, w) -> logits (N,), None without a head."""
+        """features (N, C, h, w) -> logits (N,), or None without a head."""
         return None if self.classification_head is None else self.classification_head(features)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -49,22 +50,23 @@ class NetworkWithClassification(SegmentationNetwork):
     def training_loss(
         self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
     ) -> dict[str, torch.Tensor]:
-        """`loss` is mask + classification_weight x classification, the cross-entropy of whether the mask has any pixel."""
-        logits, classification = self.outputs(images)
+        """`loss` is mask + classification_weight x classification.
+
+        The classification loss is a binary cross-entropy; an image is positive if its mask has
+        any pixel.
+        """
+        logits, image_logits = self.outputs(images)
         mask = criterion(logits, masks)
-        if classification is None:
+        if image_logits is None:
             return {"loss": mask}
-        positive = masks.amax((1, 2, 3))
-        of_image = F.binary_cross_entropy_with_logits(classification.float(), positive)
-        return {
-            "loss": mask + self.classification_weight * of_image,
-            "mask": mask,
-            "classification": of_image,
-        }
+        positive = masks.amax((1, 2, 3))  # (N,)
+        classification = F.binary_cross_entropy_with_logits(image_logits.float(), positive)
+        loss = mask + self.classification_weight * classification
+        return {"loss": loss, "mask": mask, "classification": classification}
 
 
-def checked(weight: float) -> float:
-    """ValueError unless it is at least 0 and finite."""
+def checked_weight(weight: float) -> float:
+    """The weight itself. ValueError unless it is finite and at least 0."""
     if not 0 <= weight < math.inf:
         raise ValueError(f"classification_weight is at least 0 and finite, got {weight}")
     return weight

@@ -1,8 +1,10 @@
 """Improved coordinate attention: gate each channel by its row profile and its column profile.
 
-Base: Hou, Zhou, Feng: Coordinate Attention for Efficient Mobile Network Design, CVPR 2021, arXiv:2103.02907.
-Improved: Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2.2: profiles by mean and by
-maximum, and a residual path around the gates. How mean and maximum meet is left open there; `merge` offers three ways.
+Base: Hou, Zhou, Feng: Coordinate Attention for Efficient Mobile Network Design, CVPR 2021,
+arXiv:2103.02907, section 3.2; equation numbers below are theirs.
+Improved: Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2.2, adds
+profiles by maximum and a residual path around the gates. It leaves open how mean and maximum
+are combined; `merge` offers three ways.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ DEFAULT_MERGE = "concat"
 
 
 class ImprovedCoordAttention(nn.Module):
-    """x (N, C, H, W) -> same shape and memory format: x + x * a_h * a_w, the gates in (0, 1).
+    """x (N, C, H, W) -> same shape and memory format: x + x * a_h * a_w, gates in (0, 1).
 
-    a_h (N, C, H, 1) has one value per row, a_w (N, C, 1, W) one per column. With pooling="avg", residual=False it is
-    the published block.
+    a_h (N, C, H, 1) has one value per row, a_w (N, C, 1, W) one per column. With
+    pooling="avg" and residual=False this is the published block.
 
     Args:
         channels: C.
         reduction: the squeeze has max(8, C // reduction) channels.
-        merge: how the mean and the maximum profile meet (for pooling="avg+max" alone): "concat", the squeeze takes
-            2C channels; "sum", the profiles are added; "shared", the squeeze and the gates' convolutions run on each
-            and the gates' logits are added.
-        pooling: the profiles: "avg", "max" or "avg+max".
-        residual: False leaves x * a_h * a_w.
+        merge: how the profiles by mean and by maximum are combined if pooling is "avg+max":
+            "concat": the squeeze takes 2C channels;
+            "sum": the profiles are added;
+            "shared": the same convolutions run on each profile, and the gates' logits are added.
+        pooling: which profiles are taken: "avg", "max" or "avg+max".
+        residual: False gives x * a_h * a_w.
     """
 
     def __init__(
@@ -63,32 +66,33 @@ class ImprovedCoordAttention(nn.Module):
 
         squeezed = max(8, channels // reduction)
         profiles = len(self.reducers) if merge == "concat" else 1
-        # Conv1d: the profiles have one axis, and a 1x1 Conv2d in channels_last makes DistributedDataParallel warn of
-        # gradient strides.
+        # Conv1d, because a profile has one axis, and because a 1x1 Conv2d in channels_last makes
+        # DistributedDataParallel warn about gradient strides.
         self.squeeze = nn.Sequential(
             nn.Conv1d(profiles * channels, squeezed, 1), nn.BatchNorm1d(squeezed), nn.Hardswish()
-        )
-        self.gate_rows = nn.Conv1d(squeezed, channels, 1)
-        self.gate_cols = nn.Conv1d(squeezed, channels, 1)
+        )  # equation 6
+        self.gate_rows = nn.Conv1d(squeezed, channels, 1)  # equation 7
+        self.gate_cols = nn.Conv1d(squeezed, channels, 1)  # equation 8
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         profiles = [row_and_column_profile(x, reduce) for reduce in self.reducers]
         rows, cols = self.gate_logits(profiles, height=x.shape[2])
         gate = outer_product(rows.sigmoid(), cols.sigmoid(), like=x)  # (N, C, H, W)
-        # addcmul: x + x * gate in one pass over memory.
+        # Equation 9, and with a residual x + x * gate, which addcmul does in one pass over memory.
         return torch.addcmul(x, x, gate) if self.residual else x * gate
 
     def gate_logits(
         self, profiles: list[torch.Tensor], *, height: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One or two profiles (N, C, H + W) -> logits of the gates, rows (N, C, H) and columns (N, C, W)."""
+        """One or two profiles (N, C, H + W) -> logits of both gates, (N, C, H) and (N, C, W)."""
         copies = 1
         if self.merge == "concat":
             profile = torch.cat(profiles, dim=1)  # (N, 2C, H + W)
         elif self.merge == "sum":
             profile = torch.stack(profiles).sum(0)
         else:
-            # "shared": both in one batch, so that batch norm trains on the mixture its running averages describe.
+            # "shared": both profiles in one batch, so that batch norm normalises, and tracks, the
+            # statistics of their mixture.
             copies = len(profiles)
             profile = torch.cat(profiles, dim=0)  # (2N, C, H + W)
         squeezed = self.squeeze(profile)
@@ -98,10 +102,10 @@ class ImprovedCoordAttention(nn.Module):
 
 
 def row_and_column_profile(x: torch.Tensor, reduce: Reduce) -> torch.Tensor:
-    """x (N, C, H, W) -> (N, C, H + W): each row reduced to one value, then each column.
+    """x (N, C, H, W) -> (N, C, H + W): a value per row, then a value per column (equations 4, 5).
 
-    Plain reductions along the order of memory: adaptive pooling is several times slower on CPU, and so is reducing
-    channels_last through its (N, C, H, W) face.
+    Plain reductions in memory order. On a CPU, adaptive pooling is several times slower, and so
+    is reducing a channels_last tensor along its (N, C, H, W) axes.
     """
     if is_channels_last(x):
         pixels = x.permute(0, 2, 3, 1)
@@ -110,7 +114,7 @@ def row_and_column_profile(x: torch.Tensor, reduce: Reduce) -> torch.Tensor:
 
 
 def outer_product(rows: torch.Tensor, cols: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """rows (N, C, H), cols (N, C, W) -> (N, C, H, W) in the memory format of `like`: another is slow."""
+    """rows (N, C, H), cols (N, C, W) -> (N, C, H, W), in the memory format of `like` for speed."""
     if is_channels_last(like):
         by_row = rows.transpose(1, 2).contiguous().unsqueeze(2)  # (N, H, 1, C)
         by_col = cols.transpose(1, 2).contiguous().unsqueeze(1)  # (N, 1, W, C)
@@ -119,5 +123,5 @@ def outer_product(rows: torch.Tensor, cols: torch.Tensor, *, like: torch.Tensor)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
-    """Whether the channels of a pixel lie side by side in memory; False where both orders are the same."""
+    """Whether the channels of a pixel are adjacent in memory; False where both orders coincide."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models import smp_library
+from . import smp_library
 
 MAX_LISTED = 10
-# Classifiers in the files of torchvision, timm and the encoders' authors: an encoder has none.
+# Classifiers in the files of torchvision, timm and the encoders' authors. An encoder has none.
 CLASSIFIERS = ("fc.", "_fc.", "classifier.", "last_linear.", "head.")
 WAY_OUT = "pass encoder_weights=none or the path of a .pth or .safetensors file"
 
 
 class WeightsError(ValueError):
-    """Encoder weights cannot be had or do not fit; the message says what differs and what to do."""
+    """Encoder weights are missing or do not fit. The message says what differs and what to do."""
 
 
 def load(
@@ -29,19 +29,21 @@ def load(
     depth: int = 5,
     unused: Sequence[str] = (),
 ) -> None:
-    """Fill an encoder that takes one grey channel.
+    """Load weights into an encoder that takes one grey channel.
 
     Args:
-        encoder: an smp encoder built with in_channels=1 and no weights, or modules with the same names.
-        weights: "imagenet" (downloaded by smp, or from its cache), "none" (random, as built), or the path of a .pth or
-            .safetensors file with torchvision's names (conv1.weight, ..., fc.*) or smp's (the same, or after
-            "encoder."). Three input channels become one by their sum; classifiers are not used.
-        name: smp's name of the encoder, e.g. "resnet34", or "tu-" and timm's.
-        depth: the encoder's, in levels.
-        unused: beginnings of names that this encoder leaves out, e.g. "conv1.".
+        encoder: an smp encoder built with in_channels=1 and without weights, or modules with the
+            same names.
+        weights: "imagenet" (downloaded by smp, or from its cache), "none" (keep the random
+            weights), or the path of a .pth or .safetensors file with torchvision's names
+            (conv1.weight, ..., fc.*) or smp's (the same, with or without the prefix "encoder.").
+            Three input channels are summed into one; classifiers are ignored.
+        name: smp's name of the encoder, e.g. "resnet34", or "tu-" and timm's name.
+        depth: number of levels of the encoder.
+        unused: prefixes of names that this encoder does not have, e.g. "conv1.".
 
     Raises:
-        WeightsError: no network, no such file, or weights that do not fit.
+        WeightsError: the download failed, the file is missing, or the weights do not fit.
     """
     if str(weights) == "none":
         return
@@ -52,7 +54,7 @@ def load(
 
 
 def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
-    """smp's ImageNet weights, the first convolution already reduced to one channel."""
+    """smp's ImageNet weights, with the first convolution already reduced to one channel."""
     encoders = smp_library.load().encoders
     from_timm = name.startswith("tu-")
     if not from_timm and "imagenet" not in encoders.encoders[name]["pretrained_settings"]:
@@ -60,26 +62,24 @@ def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
     try:
         weights = True if from_timm else "imagenet"  # timm has one set per name
         return encoders.get_encoder(name, in_channels=1, depth=depth, weights=weights).state_dict()
-    except (
-        Exception
-    ) as error:  # hub, HTTP and file errors share no base class, and the way out is one
+    except Exception as error:  # errors of the hub, of HTTP and of files share no base class
         raise WeightsError(
-            f"the ImageNet weights of {name} could not be downloaded; no network: {WAY_OUT} "
-            f"({type(error).__name__}: {error})"
+            f"the ImageNet weights of {name} could not be downloaded "
+            f"({type(error).__name__}: {error}); without a network, {WAY_OUT}"
         ) from error
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Names and tensors in a local file. Nothing in the file is ever executed."""
+    """Tensors by name from a local file. No code in the file is executed."""
     if not path.is_file():
         raise WeightsError(
-            f"encoder weights {path}: no such file; use imagenet, none or the path of an existing file"
+            f"encoder weights {path}: no such file; pass imagenet, none or the path of a file"
         )
     if path.suffix not in READERS:
         raise WeightsError(f"encoder weights {path}: the name must end in {' or '.join(READERS)}")
     try:
         state = READERS[path.suffix](path)
-    except Exception as error:  # a damaged file can raise nearly anything
+    except Exception as error:  # a damaged file raises almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"encoder weights {path} cannot be read as plain tensors: {reason}"
@@ -108,7 +108,7 @@ READERS: dict[str, Callable[[Path], object]] = {".pth": _read_pth, ".safetensors
 def _as_encoder_state(
     state: dict[str, torch.Tensor], encoder: nn.Module, unused: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    """The tensors under the encoder's names, the first convolution for one channel, the classifier left out."""
+    """The tensors under the encoder's names, for one input channel and without the classifier."""
     wanted = encoder.state_dict()
     left_out = (*CLASSIFIERS, *unused)
     state = {name.removeprefix("encoder."): value for name, value in state.items()}
@@ -118,7 +118,7 @@ def _as_encoder_state(
         if name in wanted or not name.startswith(left_out)
     }
     for name, value in wanted.items():
-        if name.endswith("num_batches_tracked"):  # a counter that older files do not have
+        if name.endswith("num_batches_tracked"):  # a counter that older files lack
             state.setdefault(name, value)
         elif name in state and _is_first_convolution(state[name], value):
             state[name] = state[name].sum(1, keepdim=True)
@@ -126,7 +126,7 @@ def _as_encoder_state(
 
 
 def _is_first_convolution(given: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether the one sees colour where the other sees grey; some encoders have several, side by side."""
+    """Whether a colour kernel stands for a grey one. Some encoders have several, in parallel."""
     return (
         given.ndim == 4
         and given.shape[1] == 3

@@ -1,8 +1,9 @@
-"""ICA-ResUNet: a U-Net on a residual encoder, with improved coordinate attention after each residual stage.
+"""ICA-ResUNet: a U-Net on a residual encoder with improved coordinate attention.
 
-Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2. The encoder and the decoder are those of
-segmentation_models_pytorch. Paper: residual modules 3, 4, 6, 3 are called "ResNet" and drawn as bottlenecks; we take
-ResNet-34, whose 3, 4, 6, 3 modules are basic blocks (encoder="resnet50" gives bottlenecks).
+Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2 and figure 1.
+Encoder and decoder come from segmentation_models_pytorch. The paper calls its 3, 4, 6, 3
+residual modules "ResNet" and draws them as bottlenecks; we take ResNet-34, whose modules are
+basic blocks (encoder="resnet50" has bottlenecks).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import encoder_weights as weights_of
-from models import smp_library
-from models.classification import NetworkWithClassification
-from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from . import encoder_weights as weights_of
+from . import smp_library
+from .classification import NetworkWithClassification
+from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
 
 PLACEMENTS = ("stages", "skips", "decoder")
 
@@ -27,13 +28,19 @@ class IcaResUNet(NetworkWithClassification):
 
     Args:
         encoder: an smp ResNet or ResNeXt, e.g. "resnet18", "resnet34", "resnet50".
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
-        decoder_channels: of the five decoder levels, coarse to fine.
-        attention: False leaves the plain U-Net, the baseline of the ablation; the five settings below then say nothing.
-        placement: "stages", after layer1 to layer4, seen by the skip and by the next stage (the paper's figure 1);
-            "skips", the same features, seen by the decoder alone; "decoder", after the four coarse decoder levels.
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
+            .safetensors file.
+        decoder_channels: channels of the five decoder levels, coarse to fine.
+        attention: False gives the plain U-Net, the baseline of the ablation; the next five
+            settings then have no effect.
+        placement: where attention is applied:
+            "stages": after layer1 to layer4; both the skip and the next stage see the result
+            (the paper's figure 1);
+            "skips": at the same places, but only the decoder sees the result;
+            "decoder": after the four coarse decoder levels.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.
-        classification_weight: of the loss of a classification head on layer4's features (models/classification.py); 0 is no head.
+        classification_weight: weight of the loss of a classification head on layer4's features
+            (classification.py); 0 builds no head.
     """
 
     def __init__(
@@ -55,12 +62,12 @@ class IcaResUNet(NetworkWithClassification):
             raise ValueError(f"encoder is one of {', '.join(_encoder_names())}, got {encoder!r}")
         if len(decoder_channels) != 5 or min(decoder_channels) < 1:
             raise ValueError(
-                f"decoder_channels are five numbers of at least 1, got {decoder_channels}"
+                f"decoder_channels is five numbers of at least 1, got {decoder_channels}"
             )
         if placement not in PLACEMENTS:
             raise ValueError(f"placement is one of {', '.join(PLACEMENTS)}, got {placement!r}")
 
-        # The parts keep smp's names, so that with attention=False the state is that of smp.Unet.
+        # The parts keep smp's names: with attention=False the state dict is that of smp.Unet.
         unet = smp_library.load().Unet(
             encoder, encoder_weights=None, in_channels=1, decoder_channels=tuple(decoder_channels)
         )
@@ -99,7 +106,7 @@ class IcaResUNet(NetworkWithClassification):
         x = encoder.maxpool(stem)
         stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
         for stage, attention in zip(stages, self.attention, strict=True):
-            x = stage(x)
+            x = stage(x)  # at strides 4, 8, 16, 32
             attended = attention(x)
             features.append(attended)
             x = x if self.placement == "skips" else attended
@@ -107,7 +114,7 @@ class IcaResUNet(NetworkWithClassification):
 
 
 class AttendedLevel(nn.Module):
-    """A decoder level of smp's U-Net followed by attention; takes and gives what the level does."""
+    """A decoder level of smp's U-Net followed by attention; same arguments and shapes."""
 
     def __init__(self, level: nn.Module, attention: nn.Module) -> None:
         super().__init__()
@@ -119,7 +126,7 @@ class AttendedLevel(nn.Module):
 
 
 def _encoder_names() -> list[str]:
-    """smp's encoders with a ResNet's stem and layer1 to layer4."""
+    """smp's encoders that have the stem and the layer1 to layer4 of a ResNet."""
     known = smp_library.load().encoders.encoders
     resnet = known["resnet34"]["encoder"]
     return [name for name, entry in known.items() if entry["encoder"] is resnet]

@@ -1,6 +1,7 @@
-"""The paper's ICA-ResUNet read to the letter: five levels, bottleneck modules, attention after levels 2 to 5.
+"""The paper's ICA-ResUNet taken literally: bottleneck modules, attention after levels 2 to 5.
 
-Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2. `ica_resunet` is our own reading of it.
+Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2 and figure 1.
+`ica_resunet` is our freer reading of it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models import encoder_weights as weights_of
-from models import torchvision_ops
-from models.classification import NetworkWithClassification
-from models.coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
-from models.unet import double_convolution
+from . import encoder_weights as weights_of
+from . import torchvision_ops
+from .classification import NetworkWithClassification
+from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from .unet import double_convolution
 
 MODULES = (3, 4, 6, 3)  # residual modules in levels 2 to 5
 
@@ -24,21 +25,28 @@ MODULES = (3, 4, 6, 3)  # residual modules in levels 2 to 5
 class IcaResUNetPaper(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
-    The paper gives: level 1 of two 3x3 convolutions at full resolution, levels 2 to 5 of 3, 4, 6, 3 bottleneck modules,
-    each level at half the resolution of the one above (strides 1, 2, 4, 8, 16), attention after each of them, and a
-    decoder of the same levels with concatenated skips. Ours where it is silent:
-    - the bottlenecks are those of ResNet-50, layer1 to layer4, so that its ImageNet weights fit; level 1 starts random;
-    - layer1 keeps the stride of 1 it was pretrained with, and a 2x2 max pool before it halves the resolution;
-    - decoder levels are those of the U-Net: a 2x2 transposed convolution, then two 3x3 convolutions with batch norm,
-      and its 512 to 64 channels.
+    The paper specifies:
+    - level 1: two 3x3 convolutions at full resolution;
+    - levels 2 to 5: 3, 4, 6, 3 bottleneck modules, each level at half the resolution of the one
+      before (strides 2, 4, 8, 16), each followed by attention;
+    - a decoder with the same levels and concatenated skips.
+
+    Our choices where it is silent:
+    - the bottlenecks are layer1 to layer4 of ResNet-50, so that its ImageNet weights fit;
+      level 1 starts from random weights;
+    - layer1 keeps the stride of 1 it was pretrained with; a 2x2 max pool before it halves the
+      resolution;
+    - decoder levels are those of the U-Net: a 2x2 transposed convolution, then two 3x3
+      convolutions with batch norm, with 512 to 64 channels.
 
     Args:
-        encoder_weights: of ResNet-50, for levels 2 to 5: "imagenet" (downloaded), "none" or the path of a .pth or
-            .safetensors file. They fit width=64 alone.
+        encoder_weights: weights of ResNet-50 for levels 2 to 5: "imagenet" (downloaded), "none"
+            or the path of a .pth or .safetensors file. They only fit width=64.
         width: channels of level 1; levels 2 to 5 have 4, 8, 16 and 32 times as many.
-        decoder_channels: of the four decoder levels, coarse to fine.
+        decoder_channels: channels of the four decoder levels, coarse to fine.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.
-        classification_weight: of the loss of a classification head on level 5 (models/classification.py); 0 is no head.
+        classification_weight: weight of the loss of a classification head on level 5
+            (classification.py); 0 builds no head.
     """
 
     def __init__(
@@ -58,7 +66,7 @@ class IcaResUNetPaper(NetworkWithClassification):
             raise ValueError(f"width is at least 1, got {width}")
         if len(decoder_channels) != 4 or min(decoder_channels) < 1:
             raise ValueError(
-                f"decoder_channels are four numbers of at least 1, got {decoder_channels}"
+                f"decoder_channels is four numbers of at least 1, got {decoder_channels}"
             )
 
         self.level1 = double_convolution(1, width)
@@ -102,9 +110,9 @@ class IcaResUNetPaper(NetworkWithClassification):
         return list(self.levels.parameters())
 
     def encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised pixels (N, 1, H, W) -> the five levels, at strides 1, 2, 4, 8, 16.
+        """Normalised pixels (N, 1, H, W) -> features of the five levels, at strides 1 to 16.
 
-        Skip and next level both see the attended features.
+        Both the skip and the next level see the attended features.
         """
         features = [self.level1(pixels)]
         x = F.max_pool2d(features[0], 2)
@@ -115,7 +123,7 @@ class IcaResUNetPaper(NetworkWithClassification):
 
 
 def bottlenecks(in_channels: int, width: int, *, modules: int, stride: int) -> nn.Sequential:
-    """(N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride): one stage of torchvision's ResNet-50."""
+    """A stage of ResNet-50: (N, in_channels, H, W) -> (N, 4 * width, H / stride, W / stride)."""
     torchvision_ops.load()
     from torchvision.models.resnet import Bottleneck
 

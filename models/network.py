@@ -1,4 +1,4 @@
-"""What every network here promises: grey images in, logits of the same size out, and its own training loss."""
+"""What every network promises: grey images in, logits of the same size out, a training loss."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-# ImageNet statistics, the mean over red, green and blue: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225), as published
-# with torchvision's weights. A grey image stands for three equal channels, so one mean and one deviation serve.
+# ImageNet statistics, averaged over red, green and blue: (0.485, 0.456, 0.406) and
+# (0.229, 0.224, 0.225), as published with torchvision's weights. A grey image stands for three
+# equal channels, so one mean and one deviation are enough.
 GREY_MEAN = 0.449
 GREY_STD = 0.226
 
-STRIDE = 32  # the coarsest level of the encoders
+STRIDE = 32  # of the encoders' coarsest level
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -20,20 +21,18 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 class SegmentationNetwork(nn.Module):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
-    A subclass writes `forward`, beginning with `self.prepare(images)`, and overrides `training_loss` when it is
-    trained on more than its output (instances, side outputs).
+    A subclass defines `forward`, which begins with `self.prepare(images)`. It overrides
+    `training_loss` if it is trained on more than its output (instances, side outputs).
     """
 
-    has_idle_parameters = False  # whether a batch may give some of the parameters no gradient
-    no_fixed_graph = (
-        ""  # why it cannot be exported, where what it computes depends on what is in the image
-    )
+    has_idle_parameters = False  # whether some parameters may get no gradient from a batch
+    no_fixed_graph = ""  # why it cannot be exported, if its computation depends on the image
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """images (N, 1, H, W) in [0, 1] -> the same shape, about zero mean and unit deviation; wrong sizes refused."""
+        """Images (N, 1, H, W) in [0, 1], normalised. ValueError if shape or type is wrong."""
         if images.ndim != 4 or images.shape[1] != 1 or not images.is_floating_point():
             raise ValueError(
                 f"images are (N, 1, H, W) float in [0, 1], got {tuple(images.shape)} {images.dtype}"
@@ -47,18 +46,18 @@ class SegmentationNetwork(nn.Module):
         return (images - GREY_MEAN) / GREY_STD
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of the mask (N, 1, H, W), and (N,) of there being a pneumothorax where a network says so by itself."""
+        """Logits of the mask (N, 1, H, W); of the image (N,), or None without such a head."""
         return self(images), None
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Those that pretrained weights fill: a warm-up can leave them as they are. Empty where there are none."""
+        """The parameters that pretrained weights fill, which a warm-up may freeze. May be empty."""
         encoder = getattr(self, "encoder", None)
         return [] if encoder is None else list(encoder.parameters())
 
     def training_loss(
         self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
     ) -> dict[str, torch.Tensor]:
-        """Scalars of one training step; `loss` is minimised, any other is for the history.
+        """The scalars of one training step: `loss` is minimised, the others go to the history.
 
         Args:
             images: (N, 1, H, W) float in [0, 1].

@@ -2,12 +2,12 @@
 
 from types import ModuleType
 
-from models import torchvision_ops
+from . import torchvision_ops
 
 
 def load() -> ModuleType:
     """The segmentation_models_pytorch module."""
-    torchvision_ops.load()  # smp imports torchvision, which may need help
+    torchvision_ops.load()  # first, because smp imports torchvision
     import segmentation_models_pytorch
 
     return segmentation_models_pytorch

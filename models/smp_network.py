@@ -1,4 +1,4 @@
-"""Any architecture of segmentation_models_pytorch with any of its encoders, as "smp/<architecture>"."""
+"""Any architecture and encoder of segmentation_models_pytorch, as "smp/<architecture>"."""
 
 from __future__ import annotations
 
@@ -10,21 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import encoder_weights as weights_of
-from models import smp_library
-from models.classification import NetworkWithClassification, checked
+from . import encoder_weights as weights_of
+from . import smp_library
+from .classification import NetworkWithClassification, checked_weight
 
-# What the contract fixes: one grey channel in, one logit out. `encoder` and `encoder_weights` are ours.
-FIXED = {
-    "encoder_name",
-    "encoder_weights",
-    "in_channels",
-    "classes",
-    "activation",
-    "aux_params",
-    "kwargs",
-}
-# DPT's vision transformer would take the image size of its pretraining alone.
+# Arguments of smp that are not settings: one grey channel in and one logit out are fixed, and
+# `encoder` and `encoder_weights` are our own.
+FIXED = set("encoder_name encoder_weights in_channels classes activation aux_params kwargs".split())
+# Otherwise DPT's vision transformer only accepts the image size of its pretraining.
 ENCODER_SETTINGS = {"DPT": {"dynamic_img_size": True}}
 MAX_MATCHES = 5
 
@@ -32,19 +25,23 @@ MAX_MATCHES = 5
 class SmpNetwork(NetworkWithClassification):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
-    Tested: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus and UPerNet with convolutional
-    encoders, Segformer with "mit_b0"; PAN, whose sides must be at least 128 pixels; DPT with a "tu-" vision
-    transformer whose patches divide 32. PSPNet reads three of the encoder's five levels: the others get no gradient.
+    Tested: Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus and UPerNet
+    with convolutional encoders; PAN, for images of at least 128 pixels; Segformer with "mit_b0";
+    DPT with a "tu-" vision transformer whose patch size divides 32. PSPNet reads three of the
+    encoder's five levels; the others get no gradient.
 
     Args:
         architecture: smp's name, e.g. "FPN".
-        encoder: smp's name, e.g. "resnet34", or "tu-" and a name of timm. None is the architecture's default.
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or .safetensors file.
-        classification_weight: of the loss of a classification head on the encoder's last features; 0 is no head.
+        encoder: smp's name, e.g. "resnet34", or "tu-" and timm's name. None takes the
+            architecture's default.
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
+            .safetensors file.
+        classification_weight: weight of the loss of a classification head on the encoder's last
+            features; 0 builds no head.
         settings: further arguments of the architecture, see `settings_of`.
     """
 
-    has_idle_parameters = True  # PSPNet's deeper encoder levels, for one
+    has_idle_parameters = True  # for example PSPNet's deeper encoder levels
 
     def __init__(
         self,
@@ -56,24 +53,23 @@ class SmpNetwork(NetworkWithClassification):
         **settings: Any,
     ) -> None:
         super().__init__()
-        self.classification_weight = checked(classification_weight)
+        self.classification_weight = checked_weight(classification_weight)
         constructor = _constructor(architecture)
         if encoder is None:
             encoder = inspect.signature(constructor).parameters["encoder_name"].default
         check_encoder(encoder)
+        classification_head = {"classes": 1} if self.classification_weight else None  # smp's own
         try:
             network: Any = constructor(
                 encoder_name=encoder,
                 encoder_weights=None,
                 in_channels=1,
                 classes=1,
-                aux_params={"classes": 1}
-                if self.classification_weight
-                else None,  # smp's own classification head
+                aux_params=classification_head,
                 **settings,
                 **ENCODER_SETTINGS.get(architecture, {}),
             )
-        except Exception as error:  # smp refuses what does not go together with nearly any class
+        except Exception as error:  # smp has no common class for settings that do not fit
             raise ValueError(
                 f"smp/{architecture} cannot be built with encoder {encoder!r}: {error}"
             ) from error
@@ -89,7 +85,7 @@ class SmpNetwork(NetworkWithClassification):
         if logits.shape != images.shape:
             raise ValueError(
                 f"the logits are {tuple(logits.shape)}, the images {tuple(images.shape)}: "
-                "encoder_depth and upsampling do not go together"
+                "encoder_depth and upsampling do not match"
             )
         return logits, None if classification is None else classification.squeeze(1)
 
@@ -98,17 +94,14 @@ class SmpNetwork(NetworkWithClassification):
 
 
 def settings_of(architecture: str) -> list[str]:
-    """Names of the settings that SmpNetwork takes for this architecture. ValueError: unknown architecture."""
-    own = [
-        name
-        for name in inspect.signature(_constructor(architecture)).parameters
-        if name not in FIXED
-    ]
+    """Names of the settings for this architecture. ValueError if smp does not know it."""
+    parameters = inspect.signature(_constructor(architecture)).parameters
+    own = [name for name in parameters if name not in FIXED]
     return ["encoder", "encoder_weights", "classification_weight", *own]
 
 
 def check_encoder(name: str) -> None:
-    """ValueError, with the closest names, unless smp knows this encoder, or timm the rest of a "tu-..." name."""
+    """ValueError with the closest names unless smp, or timm after "tu-", knows this encoder."""
     known = list(smp_library.load().encoders.encoders)
     if name in known:
         return
@@ -119,13 +112,10 @@ def check_encoder(name: str) -> None:
             return
         known = [f"tu-{model}" for model in timm.list_models()]
     close = difflib.get_close_matches(name, known, n=MAX_MATCHES, cutoff=0.5)
-    hint = (
-        f"close to it: {', '.join(close)}"
-        if close
-        else f"for example {', '.join(known[:MAX_MATCHES])}"
-    )
+    hint = "did you mean" if close else "known are, for example,"
     raise ValueError(
-        f"unknown encoder {name!r}; {hint} ({len(known)} are known; with tu- before it, any of timm's)"
+        f"unknown encoder {name!r}: {hint} {', '.join(close or known[:MAX_MATCHES])} "
+        f"({len(known)} are known; timm's names follow tu-)"
     )
 
 
@@ -134,5 +124,5 @@ def _constructor(architecture: str) -> type[nn.Module]:
         entry.__name__: entry for entry in smp_library.load().MODEL_ARCHITECTURES_MAPPING.values()
     }
     if architecture not in known:
-        raise ValueError(f"unknown architecture {architecture!r} of smp; known: {', '.join(known)}")
+        raise ValueError(f"smp has no architecture {architecture!r}; known: {', '.join(known)}")
     return known[architecture]

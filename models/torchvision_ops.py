@@ -1,4 +1,4 @@
-"""torchvision's operators on a PyTorch build for which it has no compiled ones."""
+"""torchvision's operators for a PyTorch build without compiled ones."""
 
 import importlib
 from functools import cache, partial
@@ -7,24 +7,25 @@ from types import ModuleType
 import numpy as np
 import torch
 
-# torchvision describes the first two at import, in Python, and fails where its compiled library has not declared them.
-# Its detection networks call nms and roi_align; qnms stays without an implementation.
+# torchvision registers Python descriptions of nms and qnms at import, and fails if its compiled
+# library has not declared them. Its detection networks call nms and roi_align; qnms gets no
+# implementation.
 NMS_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 SCHEMAS = {
     "nms": NMS_SCHEMA,
     "qnms": NMS_SCHEMA,
-    "roi_align": "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, int pooled_width, "
-    "int sampling_ratio, bool aligned) -> Tensor",
+    "roi_align": "(Tensor input, Tensor rois, float spatial_scale, int pooled_height, "
+    "int pooled_width, int sampling_ratio, bool aligned) -> Tensor",
 }
-ROWS_AT_ONCE = 256  # of the table of overlaps in `nms`: bounds its memory
+ROWS_AT_ONCE = 256  # of the overlap table in `nms`, to bound its memory
 
 
 def load() -> ModuleType:
-    """The torchvision module, also where PyTorch is a CPU build and torchvision the index's one built for CUDA.
+    """The torchvision module, even if PyTorch is a CPU build and torchvision was built for CUDA.
 
-    There `import torchvision` raises "operator torchvision::nms does not exist". Declaring the operators lets it
-    import, and `nms` and `roi_align` below serve its detection networks. Where compiled operators exist nothing is
-    touched.
+    In that case `import torchvision` raises "operator torchvision::nms does not exist". Once the
+    operators are declared it imports, and its detection networks use `nms` and `roi_align` below.
+    If compiled operators exist, nothing is changed.
     """
     try:
         import torchvision
@@ -34,29 +35,29 @@ def load() -> ModuleType:
         _declare()
         import torchvision
 
-        # torchvision asks this before it calls an operator; for any other than ours the answer is not true, and the
-        # call fails with the operator's name instead of torchvision's own message.
+        # torchvision checks this before it calls an operator. For operators other than ours the
+        # answer is wrong, and the call fails with the operator's name.
         for name in ("torchvision.extension", "torchvision.ops.roi_align"):
             vars(importlib.import_module(name))["_has_ops"] = lambda: True
     return torchvision
 
 
-@cache  # the registrations live as long as the Library
+@cache  # the registrations live as long as the Library object
 def _declare() -> torch.library.Library:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name, schema in SCHEMAS.items():
         library.define(name + schema)
     library.impl("nms", nms, "CompositeExplicitAutograd")
-    library.impl(
-        "roi_align", roi_align, "CompositeImplicitAutograd"
-    )  # autograd derives the gradient
+    # Implicit: autograd derives the gradient.
+    library.impl("roi_align", roi_align, "CompositeImplicitAutograd")
     return library
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Indices of the boxes kept, best first: each drops every later one that overlaps it by more than the threshold.
+    """boxes (N, 4) as x1, y1, x2, y2, scores (N,) -> indices of the boxes kept, best first.
 
-    boxes (N, 4) as x1, y1, x2, y2; scores (N,), of equal ones the first counts as better. In NumPy.
+    Each kept box drops every worse one that overlaps it by more than the threshold. Of two equal
+    scores the first is the better one.
     """
     order = scores.sort(descending=True, stable=True).indices
     wide = torch.promote_types(boxes.dtype, torch.float32)
@@ -69,7 +70,7 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
         widths = np.minimum(x2[rows, None], x2[start:]) - np.maximum(x1[rows, None], x1[start:])
         heights = np.minimum(y2[rows, None], y2[start:]) - np.maximum(y1[rows, None], y1[start:])
         shared = widths.clip(min=0) * heights.clip(min=0)
-        with np.errstate(invalid="ignore"):  # two boxes without area: 0 / 0 drops none
+        with np.errstate(invalid="ignore"):  # for two boxes without area, 0 / 0 drops neither
             drops = shared / (areas[rows, None] + areas[start:] - shared) > iou_threshold
         for row, dropped in zip(rows, drops, strict=True):
             if kept[row]:
@@ -77,7 +78,7 @@ def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torc
     return order[torch.from_numpy(np.flatnonzero(kept)).to(order.device)]
 
 
-def roi_align(  # noqa: PLR0917 - the operator's own arguments
+def roi_align(  # noqa: PLR0917 - the operator's arguments
     images: torch.Tensor,
     rois: torch.Tensor,
     spatial_scale: float,
@@ -86,11 +87,12 @@ def roi_align(  # noqa: PLR0917 - the operator's own arguments
     sampling_ratio: int,
     aligned: bool,
 ) -> torch.Tensor:
-    """images (N, C, H, W), rois (K, 5) as image, x1, y1, x2, y2 -> (K, C, pooled_height, pooled_width).
+    """images (N, C, H, W), rois (K, 5) as image, x1, y1, x2, y2 -> (K, C, pooled H, pooled W).
 
-    Each output is the mean of bilinear samples on a grid within its part of the box (He et al.: Mask R-CNN, section 3).
-    Such a mean is separable: rows @ image @ columns with two small matrices per box, which BLAS does fast and
-    autograd differentiates. As compiled, it has no gradient for the boxes and computes half precision in float32.
+    Each output cell is the mean of bilinear samples on a grid within its part of the box
+    (He et al.: Mask R-CNN, section 3). This mean is separable: rows @ image @ columns with two
+    small matrices per box, which BLAS computes fast and autograd can differentiate. Like the
+    compiled operator it has no gradient for the boxes and computes half precision in float32.
     """
     height, width = images.shape[2:]
     wide = torch.promote_types(images.dtype, torch.float32)
@@ -122,14 +124,14 @@ def _sampling_weights(
     sampling_ratio: int,
     at_least: float,
 ) -> torch.Tensor:
-    """Boxes from start to end (k,) along one axis of `length` pixels -> weight of each pixel (k, parts, length)."""
+    """Box edges (k,) along `length` pixels -> the weight of each pixel (k, parts, length)."""
     part = (end - start).clamp(min=at_least) / parts  # (k,)
     samples = (
         torch.full_like(part, sampling_ratio) if sampling_ratio > 0 else part.ceil().clamp(min=1)
     )
     n_samples = int(samples.max())
     sample = torch.arange(n_samples, device=part.device, dtype=part.dtype)
-    within = (sample + 0.5) / samples[:, None]  # (k, samples), beyond 1 where a box needs fewer
+    within = (sample + 0.5) / samples[:, None]  # (k, samples), above 1 if a box needs fewer
     number = torch.arange(parts, device=part.device, dtype=part.dtype)
     place = start[:, None, None] + part[:, None, None] * (
         number[:, None] + within[:, None]

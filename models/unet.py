@@ -1,7 +1,7 @@
 """U-Net: a contracting path, an expanding path, and a skip between them at every resolution.
 
-Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015,
-arXiv:1505.04597, section 2 and figure 1.
+Ronneberger, Fischer, Brox: U-Net: Convolutional Networks for Biomedical Image Segmentation,
+MICCAI 2015, arXiv:1505.04597, section 2 and figure 1.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.network import SegmentationNetwork
+from .network import SegmentationNetwork
 
 
 class UNet(SegmentationNetwork):
     """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W); H and W multiples of 32.
 
-    Departures from the paper: padded convolutions, so that the logits have the size of the images (there 572 pixels
-    give 388, and the skips are cropped); batch norm after every 3x3 convolution, as in nearly every later U-Net,
-    instead of careful initialisation; no dropout at the end of the contracting path; one logit instead of two.
-    The 3x3 convolutions have no bias, which the batch norm would take out again.
+    Departures from the paper:
+    - padded convolutions, so that the logits have the size of the images (in the paper 572 pixels
+      give 388, and the skips are cropped);
+    - batch norm after every 3x3 convolution, as in nearly every later U-Net, instead of careful
+      initialisation. These convolutions have no bias, because batch norm would cancel it;
+    - no dropout at the end of the contracting path;
+    - one logit instead of two.
 
     Args:
-        base_channels: of the first level; each of the four below has twice as many (64 to 1024 in the paper).
+        base_channels: channels of the first level; each of the four below has twice as many
+            (64 to 1024 in the paper).
     """
 
     def __init__(self, *, base_channels: int = 64) -> None:
@@ -55,7 +59,7 @@ class UNet(SegmentationNetwork):
 
 
 def double_convolution(in_channels: int, out_channels: int) -> nn.Sequential:
-    """(N, in_channels, H, W) -> (N, out_channels, H, W): 3x3 convolution, batch norm and ReLU, twice."""
+    """(N, in_channels, H, W) -> (N, out_channels, H, W); 3x3, batch norm, ReLU, twice."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),

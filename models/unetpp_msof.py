@@ -1,8 +1,9 @@
-"""UNet++ with multiple side-output fusion: four side outputs and a fused one, each with a loss of its own.
+"""UNet++ with multiple side-output fusion: four side outputs and a fused one, each with a loss.
 
-Peng, Zhang, Guan: End-to-End Change Detection for High Resolution Satellite Images Using Improved UNet++, Remote
-Sensing 11(11):1382, 2019; used for pneumothorax by Li, Zuo, Zhang, Sun: Pneumothorax Image Segmentation and Prediction
-with UNet++ and MSOF Strategy, ICCECE 2021. UNet++: Zhou et al., DLMIA 2018, arXiv:1807.10165, figure 1a.
+Peng, Zhang, Guan: End-to-End Change Detection for High Resolution Satellite Images Using
+Improved UNet++, Remote Sensing 11(11):1382, 2019. Used for pneumothorax by Li, Zuo, Zhang, Sun:
+Pneumothorax Image Segmentation and Prediction with UNet++ and MSOF Strategy, ICCECE 2021.
+UNet++: Zhou et al., DLMIA 2018, arXiv:1807.10165, figure 1a.
 """
 
 from __future__ import annotations
@@ -11,26 +12,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.network import Criterion, SegmentationNetwork
+from .network import Criterion, SegmentationNetwork
 
 DEPTH = 5
-# Of the side outputs of X(0,1) to X(0,4), and last of the fused one.
-LOSS_WEIGHTS = (0.5, 0.5, 0.75, 0.5, 1.0)
+LOSS_WEIGHTS = (0.5, 0.5, 0.75, 0.5, 1.0)  # side outputs of X(0,1) to X(0,4), fused output
 
 
 class UNetPlusPlusMsof(SegmentationNetwork):
-    """images (N, 1, H, W) float in [0, 1] -> logits (N, 1, H, W) of the fused output; H and W multiples of 32.
+    """images (N, 1, H, W) float in [0, 1] -> fused logits (N, 1, H, W); H and W multiples of 32.
 
-    Node X(i,j) sees, at stride 2^i, all earlier nodes of its row and X(i+1,j-1) upsampled. How the outputs are fused and
-    weighted we take from the code published by Peng et al. (daifeng2016/End-to-end-CD-for-VHR-satellite-image): the
-    fused output is one 1x1 convolution over the features of X(0,1) to X(0,4), not over their logits, and units are
-    residual, but for the first, with SELU before the batch norm. That Li et al. use the same units is our reading.
+    Node X(i,j), at stride 2^i, sees all earlier nodes of its row and X(i+1,j-1) upsampled. Fusion
+    and weights follow the code published by Peng et al.
+    (daifeng2016/End-to-end-CD-for-VHR-satellite-image): the fused output is a 1x1 convolution
+    over the features of X(0,1) to X(0,4), not over their logits; every unit but the first is
+    residual; SELU comes before batch norm. We assume that Li et al. use the same units.
 
-    Departures: one grey image instead of two stacked colour ones; PyTorch's initialisation; weight decay and the
-    criterion are the training's.
+    Departures: one grey image instead of two stacked colour images; PyTorch's initialisation;
+    the training configuration decides on weight decay and criterion.
 
     Args:
-        base_channels: of the first row; each row below has twice as many (32 to 512 there).
+        base_channels: channels of the first row; each row below has twice as many (32 to 512 in
+            the published code).
     """
 
     def __init__(self, *, base_channels: int = 32) -> None:
@@ -72,7 +74,7 @@ class UNetPlusPlusMsof(SegmentationNetwork):
     def training_loss(
         self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
     ) -> dict[str, torch.Tensor]:
-        """`loss` is the sum of side1, side2, side3, side4 and fused, weighted 0.5, 0.5, 0.75, 0.5 and 1."""
+        """`loss` is the sum of side1, side2, side3, side4 and fused, weighted by LOSS_WEIGHTS."""
         features = self.first_row(images)
         losses = {
             f"side{number}": criterion(head(x), masks)
@@ -86,7 +88,10 @@ class UNetPlusPlusMsof(SegmentationNetwork):
 
 
 class Unit(nn.Module):
-    """(N, in_channels, H, W) -> (N, out_channels, H, W): two 3x3 convolutions; the residual skips the second."""
+    """Two 3x3 convolutions: (N, in_channels, H, W) -> (N, out_channels, H, W).
+
+    A residual path skips the second.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, residual: bool = True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Draw the demo data.
+"""Write the demo data: chest phantoms in the layout of the SIIM-ACR competition.
 
 python -m pneumothorax.phantom --to input/demo --train 240 --test 60 --seed 42 --workers 2
 """
@@ -15,30 +15,21 @@ from pneumothorax.phantom.writing import write_dataset
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pneumothorax.phantom",
-        description="Draw a demo data set in the SIIM-ACR layout.",
+        description="Write a demo data set: chest phantoms as DICOM files, laid out like SIIM-ACR.",
     )
-    parser.add_argument(
-        "--to", type=Path, required=True, help="folder to write, not there yet or empty"
-    )
-    parser.add_argument(
-        "--train", type=int, default=240, help="training images (default: %(default)s)"
-    )
-    parser.add_argument("--test", type=int, default=60, help="test images (default: %(default)s)")
-    parser.add_argument(
-        "--unlabelled", type=int, default=3, help="images without a label (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--size",
+    add = parser.add_argument
+    add("--to", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
+    add("--train", type=int, default=240, help="number of training images (default: %(default)s)")
+    add("--test", type=int, default=60, help="number of test images (default: %(default)s)")
+    add(
+        "--unlabelled",
         type=int,
-        default=1024,
-        help="side of a radiograph in pixels (default: %(default)s)",
+        default=3,
+        help="number of images without a label (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=42, help="same seed, same files (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=None, help="processes (default: the cores it may use)"
-    )
+    add("--size", type=int, default=1024, help="image side in pixels (default: %(default)s)")
+    add("--seed", type=int, default=42, help="same seed, same files (default: %(default)s)")
+    add("--workers", type=int, help="number of processes (default: all available cores)")
     return parser.parse_args(argv)
 
 
@@ -58,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 3
     print(
-        f"wrote {written.folder}: {written.train_images} training images of {written.patients} patients "
-        f"({written.positive_images} with pneumothorax, {written.label_rows} label rows), "
-        f"{written.test_images} test images, {written.unlabelled_images} without a label"
+        f"wrote {written.folder}: {written.train_images} training images of "
+        f"{written.patients} patients ({written.positive_images} with pneumothorax, "
+        f"{written.label_rows} label rows), {written.test_images} test images, "
+        f"{written.unlabelled_images} images without a label"
     )
     return 0
 

@@ -1,7 +1,8 @@
-"""The curves of an invented patient's chest: outlines, bones, vessels, and the crescents of a pneumothorax.
+"""The curves of an invented patient's chest: outlines, bones, vessels, and pneumothorax crescents.
 
-Every curve is an (N, 2) float64 array of (x, y) on a radiograph that is 1 wide and 1 high, y down. The radiograph is seen
-as a radiologist sees it: the patient's right lung is on the left. "Outward" is away from the spine.
+Every curve is an (N, 2) float64 array of (x, y) on a radiograph that is 1 wide and 1 high, with y
+pointing down. As on a radiologist's screen, the patient's right lung is on the left. "Outward"
+means away from the spine.
 """
 
 from dataclasses import dataclass, replace
@@ -18,13 +19,25 @@ VESSEL_WIDTHS = (0.0012, 0.0020, 0.0028, 0.0042, 0.0062, 0.0090)  # radiograph w
 # The right lung's outline; the left one is its mirror image. The pneumothorax lies on knots 1 to 9.
 LUNG_KNOTS = np.array(
     [
-        (0.450, 0.300), (0.432, 0.195), (0.365, 0.128), (0.268, 0.190), (0.196, 0.330), (0.158, 0.490),
-        (0.142, 0.630), (0.140, 0.742), (0.212, 0.682), (0.306, 0.648), (0.398, 0.668), (0.452, 0.695),
-        (0.455, 0.580), (0.446, 0.440),
+        (0.450, 0.300),
+        (0.432, 0.195),
+        (0.365, 0.128),
+        (0.268, 0.190),
+        (0.196, 0.330),
+        (0.158, 0.490),
+        (0.142, 0.630),
+        (0.140, 0.742),
+        (0.212, 0.682),
+        (0.306, 0.648),
+        (0.398, 0.668),
+        (0.452, 0.695),
+        (0.455, 0.580),
+        (0.446, 0.440),
     ]
-)  # fmt: skip
-LOW_KNOTS = slice(8, 12)  # the diaphragm among them
-# What a pneumothorax may lie on, as (middle, half width) in knots: lowest and highest value of each.
+)
+DIAPHRAGM_KNOTS = slice(8, 12)
+# Where a pneumothorax may lie on the outline, in knots: the range of its middle, and of its half
+# width.
 ARCS = {
     "apical": ((2.0, 2.9), (1.3, 2.4)),
     "lateral": ((4.0, 5.4), (1.5, 3.0)),
@@ -35,7 +48,7 @@ ARCS = {
 
 @dataclass(frozen=True)
 class Lung:
-    """One lung: closed outline, the point where its vessels enter, and its vessels by VESSEL_WIDTHS."""
+    """One lung: closed outline, entry point of the vessels, and the vessels, by VESSEL_WIDTHS."""
 
     outline: np.ndarray
     hilum: np.ndarray
@@ -44,7 +57,7 @@ class Lung:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All curves of one chest; outlines are closed, bones are centre lines."""
+    """All curves of one chest: closed outlines, and centre lines of the long bones."""
 
     body: Curves
     lungs: tuple[Lung, Lung]
@@ -97,7 +110,7 @@ def moved(curves: Curves, pose: np.ndarray) -> Curves:
 
 
 def posed(anatomy: Anatomy, pose: np.ndarray) -> Anatomy:
-    """The chest as it stands before the radiograph: every curve moved by the affine (2, 3) `pose`."""
+    """The chest as it is exposed: every curve moved by the affine (2, 3) `pose`."""
     lungs = [
         Lung(
             outline=moved([lung.outline], pose)[0],
@@ -112,7 +125,7 @@ def posed(anatomy: Anatomy, pose: np.ndarray) -> Anatomy:
 
 
 def random_pose(rng: np.random.Generator) -> np.ndarray:
-    """Affine (2, 3): shift up to 4 % of the radiograph, rotation up to 5 degrees, scale, a little shear."""
+    """Affine (2, 3): a shift of up to 4 %, a rotation of up to 5 degrees, scale, some shear."""
     angle = np.clip(rng.normal(0, 0.03), -0.09, 0.09)
     scale_x, scale_y = rng.uniform(0.92, 1.08) * rng.uniform(0.97, 1.03, size=2)
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -126,7 +139,7 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
     """One patient's chest in the standard pose."""
     width, height = rng.uniform(0.92, 1.10), rng.uniform(0.88, 1.10)
     knots = [_lung_knots(rng, width, height) for _ in range(2)]
-    knots[1][LOW_KNOTS, 1] += 0.018  # the left dome is lower
+    knots[1][DIAPHRAGM_KNOTS, 1] += 0.018  # the left dome is lower
     sides = [knots[0], mirrored(knots[1])]
     fat = rng.uniform(0.0, 1.0)
     ribs = [_ribs(rng, side) for side in knots]
@@ -149,12 +162,12 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def _lung_knots(rng: np.random.Generator, width: float, height: float) -> np.ndarray:
-    """The right lung's knots with this patient's width, height, dome and small irregularities."""
+    """The right lung's knots for this patient's width, height, dome and small irregularities."""
     knots = LUNG_KNOTS + rng.normal(0, 0.006, size=LUNG_KNOTS.shape)
     outward = MIDDLE - knots[:, 0]
     knots[:, 0] = MIDDLE - np.where(outward > 0.08, outward * width, outward)
     knots[:, 1] = 0.13 + (knots[:, 1] - 0.13) * height
-    knots[LOW_KNOTS, 1] += rng.normal(0, 0.022)
+    knots[DIAPHRAGM_KNOTS, 1] += rng.normal(0, 0.022)
     return knots
 
 
@@ -166,12 +179,11 @@ def _lung(rng: np.random.Generator, knots: np.ndarray, *, outward: int) -> Lung:
 
 
 def _vessel_tree(rng: np.random.Generator, hilum: np.ndarray, outward: int) -> list[Curves]:
-    """Branches from the hilum towards the periphery, each fork thinner; one list of polylines per width."""
+    """Branches from the hilum outwards, thinner after each fork: a list of polylines per width."""
     tree: list[Curves] = [[] for _ in VESSEL_WIDTHS]
     thickest = len(VESSEL_WIDTHS) - 1
-    angles = np.linspace(-1.5, 1.5, 9) + rng.normal(
-        0, 0.12, size=9
-    )  # 0 is straight outward, up is negative
+    # 0 is straight outward, negative is up.
+    angles = np.linspace(-1.5, 1.5, 9) + rng.normal(0, 0.12, size=9)
     starts = hilum + rng.normal(0, (0.012, 0.03), size=(9, 2))
     levels = thickest - (np.arange(9) + int(rng.integers(2))) % 2
     stems = list(zip(*starts.T.tolist(), angles.tolist(), levels.tolist(), strict=True))
@@ -193,7 +205,7 @@ def _vessel_tree(rng: np.random.Generator, hilum: np.ndarray, outward: int) -> l
 
 
 def _body(rng: np.random.Generator, knots: Curves, fat: float) -> Curves:
-    """Neck, shoulders and trunk as one outline; the trunk keeps its distance from the ribs."""
+    """Neck, shoulders and trunk as one outline; the trunk keeps a distance from the ribs."""
     wall = 0.045 + 0.06 * fat
     shoulder = rng.uniform(0.0, 0.05)
     neck = rng.uniform(0.085, 0.115)
@@ -314,7 +326,7 @@ def _vertebrae(rng: np.random.Generator) -> Curves:
 
 
 def _ribs(rng: np.random.Generator, knots: np.ndarray) -> tuple[Curves, Curves]:
-    """Centre lines of the right side's ribs: behind (spine to wall) and in front (wall to breastbone)."""
+    """Centre lines of the right ribs: back (spine to wall) and front (wall to breastbone)."""
     wall = knots[2:8]
     pitch = rng.uniform(0.056, 0.064)
     steep = rng.uniform(0.7, 1.4)
@@ -369,7 +381,7 @@ def _clavicles(rng: np.random.Generator) -> Curves:
 
 
 def _shoulder_blades(rng: np.random.Generator) -> Curves:
-    """Outlines; the inner edge often crosses the upper lung, as on bedside radiographs."""
+    """Outlines. The inner edge often crosses the upper lung, as on bedside radiographs."""
     inner = rng.uniform(-0.05, 0.045)
     knots = np.array(
         [(0.235, 0.175), (0.215, 0.30), (0.165, 0.47), (0.125, 0.44), (0.085, 0.28), (0.07, 0.17)]
@@ -380,9 +392,10 @@ def _shoulder_blades(rng: np.random.Generator) -> Curves:
 def random_crescent(
     rng: np.random.Generator, lung: Lung, *, kind: str, area: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A pneumothorax of about `area` (share of the radiograph): closed outline, inner edge (the pleural line).
+    """A crescent of about `area`, a share of the radiograph -> closed outline, pleural line.
 
-    The lung falls towards its hilum: each outline point of the arc moves a share of the way, the middle most.
+    The lung collapses towards its hilum: every outline point on the arc moves part of the way,
+    most in the middle of the arc. The pleural line is the crescent's inner edge.
     """
     (low, high), (narrow, wide) = ARCS[kind]
     middle, half_width = rng.uniform(low, high), rng.uniform(narrow, wide)
@@ -399,7 +412,7 @@ def random_crescent(
 
 
 def _depth_for_area(wall: np.ndarray, reach: np.ndarray, area: float) -> float:
-    """The share of the way to the hilum, at most 0.6, at which the crescent has the wanted area."""
+    """The share of the way to the hilum, at most 0.6, at which the crescent has this area."""
     shallow, deep = 0.0, 0.6
     for _ in range(20):
         depth = 0.5 * (shallow + deep)

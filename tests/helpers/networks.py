@@ -1,4 +1,4 @@
-"""The smallest form of each network."""
+"""The smallest form of each network: quick to build, without a download."""
 
 import torch
 
@@ -7,7 +7,7 @@ import models
 NO_WEIGHTS = {"encoder_weights": "none"}
 RANDOM_RESNET18 = {"encoder": "resnet18", **NO_WEIGHTS}
 
-# The smallest form of each network: quick to build, no download. One of smp's stands for all.
+# One architecture of smp represents all of them.
 SMALL = {
     "ica_resunet": {**RANDOM_RESNET18, "decoder_channels": (16, 16, 8, 8, 8)},
     "ica_resunet_paper": {**NO_WEIGHTS, "width": 8, "decoder_channels": (16, 8, 8, 8)},

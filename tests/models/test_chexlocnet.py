@@ -1,30 +1,21 @@
-"""CheXLocNet: components to instances, instances to maps, and that it learns."""
+"""CheXLocNet: components become instances, instances a probability map, and it learns."""
 
 import numpy as np
 import pytest
 import torch
 
 from models import torchvision_ops
-from models.chexlocnet import Anchors, CheXLocNet, instances_of, paste
+from models.chexlocnet import Anchors, instances_of, paste
 from pneumothorax import metrics, png
 from pneumothorax.phantom.radiograph import draw
+from tests.helpers import networks
 
-SMALL = {
-    "encoder": "resnet18",
-    "encoder_weights": "none",
-    "fpn_channels": 8,
-    "representation_size": 16,
-    "mask_channels": 8,
-    "mask_layers": 1,
-    "proposals": 20,
-}
 LOSSES = {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
 ALL_EMPTY = -13.8155  # log(1e-6 / (1 - 1e-6))
 
 
 def small(**settings):
-    torch.manual_seed(0)
-    return CheXLocNet(**{**SMALL, **settings})
+    return networks.small("chexlocnet", **settings)
 
 
 def images(*, batch=2, height=64, width=64):
@@ -32,7 +23,7 @@ def images(*, batch=2, height=64, width=64):
 
 
 def crescents(*, height=64, width=64):
-    """Two masks (2, 1, H, W): an ellipse with another cut out of it, and nothing."""
+    """Two masks (2, 1, H, W): an ellipse with another one cut out of it, and an empty mask."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     disc = (x - 30) ** 2 / 400 + (y - 30) ** 2 / 600 < 1
     cut = (x - 36) ** 2 / 300 + (y - 33) ** 2 / 500 < 1
@@ -46,8 +37,8 @@ def unused(logits, masks):
 def test_components_become_boxes_by_hand():
     mask = torch.zeros(5, 6)
     mask[0, 0] = 1  # one pixel, in the corner
-    mask[1, 3] = mask[2, 4] = 1  # they touch by their corners: one component
-    mask[4, 4:6] = 1  # at two borders
+    mask[1, 3] = mask[2, 4] = 1  # corners touch: one component
+    mask[4, 4:6] = 1  # touches two borders
     target = instances_of(mask)
     assert target["boxes"].tolist() == [[0, 0, 1, 1], [3, 1, 5, 3], [4, 4, 6, 5]]
     assert target["boxes"].dtype == torch.float32
@@ -61,7 +52,7 @@ def test_components_become_boxes_by_hand():
     ]
 
 
-def test_a_mask_of_everything_is_one_instance():
+def test_a_full_mask_is_one_instance():
     target = instances_of(torch.ones(4, 6))
     assert target["boxes"].tolist() == [[0, 0, 6, 4]]
     assert target["masks"].all()
@@ -85,46 +76,44 @@ def test_a_full_mask_fills_the_pixels_whose_centres_lie_in_its_box():
 
 
 def test_a_mask_is_interpolated_linearly_by_hand():
-    # Two cells, 0 and 1, over four pixels from x = 4, where pixel j lies at j: the cells' centres are at 5 and 7, so
-    # that pixels 4, 5, 6, 7 hold 0, 0, 1/2, 1.
+    # Two cells, 0 and 1, over four pixels from x = 4, where pixel j lies at j: the centres of the
+    # cells are at 5 and 7, so pixels 4, 5, 6, 7 hold 0, 0, 1/2, 1.
     mask = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
     pasted = paste(mask, torch.tensor([[4.0, 0.0, 8.0, 1.0]]), 1, 10)
     assert pasted[0, 0].tolist() == [0, 0, 0, 0, 0, 0, 0.5, 1, 0, 0]
 
 
 @pytest.mark.parametrize("border", [False, True])
-def test_pasting_undoes_the_crop_that_training_makes(border):
+def test_pasting_inverts_the_crop_made_for_training(border):
     torchvision_ops.load()
     from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
     mask = crescents()[0, 0]
-    mask = (
-        mask.roll((-30, -30), (0, 1)) if border else mask
-    )  # wrapped around: parts at every border
+    if border:
+        mask = mask.roll((-30, -30), (0, 1))  # wrapped around: touches every border
     target = instances_of(mask)
     cropped = project_masks_on_boxes(
         target["masks"], target["boxes"], torch.arange(len(target["boxes"])), 28
     )
     restored = paste(cropped, target["boxes"], 64, 64).amax(0) >= 0.5
     wrong = (restored != mask.bool()).sum() / mask.sum()
-    assert wrong < 0.06  # 28 x 28 cells hold the outline no better
+    assert wrong < 0.06  # 28 x 28 cells cannot hold the outline more precisely
 
 
-def test_the_map_is_the_highest_score_times_mask(monkeypatch):
+def test_a_pixel_gets_the_highest_score_times_mask_value(monkeypatch):
     network = small().eval()
     first = {
         "scores": torch.tensor([0.5, 0.75]),
         "masks": torch.ones(2, 1, 28, 28),
-        "boxes": torch.tensor(
-            [[0.0, 0.0, 8.0, 2.0], [4.0, 0.0, 12.0, 2.0]]
-        ),  # overlapping in columns 4 to 7
+        # They overlap in columns 4 to 7.
+        "boxes": torch.tensor([[0.0, 0.0, 8.0, 2.0], [4.0, 0.0, 12.0, 2.0]]),
     }
     second = {
         "scores": torch.zeros(0),
         "masks": torch.zeros(0, 1, 28, 28),
         "boxes": torch.zeros(0, 4),
     }
-    monkeypatch.setattr(network, "_instances", lambda pixels, targets: ([first, second], {}))
+    monkeypatch.setattr(network, "detect", lambda pixels, targets: ([first, second], {}))
     logits = network(images(height=32, width=32))
     row = logits[0, 0, 0].sigmoid()
     torch.testing.assert_close(
@@ -135,7 +124,7 @@ def test_the_map_is_the_highest_score_times_mask(monkeypatch):
 
 
 @pytest.mark.parametrize("threshold, found", [(0.0, True), (1.0, False)])
-def test_an_image_on_which_nothing_is_found_is_negative_everywhere(threshold, found):
+def test_an_image_without_instances_is_negative_everywhere(threshold, found):
     with torch.inference_mode():
         logits = small(score_threshold=threshold).eval()(images())
     assert logits.isfinite().all()
@@ -143,7 +132,7 @@ def test_an_image_on_which_nothing_is_found_is_negative_everywhere(threshold, fo
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (64, 96), (128, 64)])
-def test_every_parameter_learns_from_the_five_losses(height, width):
+def test_every_parameter_gets_a_gradient_from_the_five_losses(height, width):
     network = small().train()
     losses = network.training_loss(
         images(height=height, width=width), crescents(height=height, width=width), unused
@@ -173,14 +162,14 @@ def test_masks_at_every_border_and_of_one_pixel_train():
     assert small().train().training_loss(images(), masks, unused)["loss"].isfinite()
 
 
-def test_maps_can_be_had_while_training():
+def test_logits_are_available_in_training_mode():
     network = small().train()
     assert network(images()).isfinite().all()
-    assert network.encoder.bn1.num_batches_tracked == 1  # batch norms still trained
+    assert network.encoder.bn1.num_batches_tracked == 1  # batch norm is still trained
     assert set(network.training_loss(images(), crescents(), unused)) == {"loss", *LOSSES}
 
 
-def test_an_image_does_not_depend_on_its_neighbours():
+def test_an_image_does_not_depend_on_the_others_of_its_batch():
     network = small(score_threshold=0.0).eval()
     batch = images(batch=3)
     batch[1] = 0  # black
@@ -200,9 +189,8 @@ def test_boxes_stay_in_32_bits_in_mixed_precision():
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network(images())
     assert logits.dtype == seen[0]["boxes"].dtype == torch.float32
-    assert not torch.equal(
-        seen[0]["boxes"], seen[0]["boxes"].bfloat16().float()
-    )  # really, not by a cast
+    rounded = seen[0]["boxes"].bfloat16().float()
+    assert not torch.equal(seen[0]["boxes"], rounded)  # not merely cast back
 
 
 def test_anchors_grow_with_the_image_and_with_the_level():
@@ -214,12 +202,13 @@ def test_anchors_grow_with_the_image_and_with_the_level():
     first, second = Anchors(1 / 32)(ImageList(pixels, [(128, 256)] * 2), levels)
     assert torch.equal(first, second)
     assert len(first) == 3 * (32 * 64 + 16 * 32)
-    # 256 / 32 = 8, then 16; height / width 1/2, 1, 2 at equal area, edges rounded: 8 x sqrt(2) = 11.3, half of it 6.
+    # 256 / 32 = 8, then 16. Height / width is 1/2, 1, 2 at equal area, and edges are rounded:
+    # 8 x sqrt(2) = 11.3, half of which is 6.
     assert first[:3].tolist() == [[-6, -3, 6, 3], [-4, -4, 4, 4], [-3, -6, 3, 6]]
     assert first[3 * 32 * 64 + 1].tolist() == [-8, -8, 8, 8]
 
 
-def test_the_encoder_takes_torchvisions_weights(tmp_path):
+def test_the_encoder_accepts_weights_of_torchvision(tmp_path):
     published = torchvision_ops.load().models.resnet18().state_dict()
     torch.save(published, tmp_path / "resnet18.pth")
     network = small(encoder_weights=tmp_path / "resnet18.pth")
@@ -241,28 +230,27 @@ def test_the_encoder_takes_torchvisions_weights(tmp_path):
         ({"anchor_overlap": 0.2}, "anchor_overlap"),
     ],
 )
-def test_a_value_that_is_not_possible_is_named(settings, message):
+def test_a_value_out_of_range_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         small(**settings)
 
 
 def phantoms(*, positives, negatives, size):
-    """Drawn radiographs (N, 1, size, size) in [0, 1] and their masks."""
+    """Radiographs of phantoms (N, 1, size, size) in [0, 1], and their masks of the same shape."""
     radiographs, masks = [], []
     for seed in range(positives + negatives):
         phantom = draw(seed, pneumothorax=seed < positives, size=512)
         mask = np.zeros(phantom.image.shape, dtype=np.uint8)
-        for part in phantom.parts:
-            mask |= part
+        for crescent in phantom.masks:
+            mask |= crescent
         radiographs.append(png.downsample(phantom.image, size))
         masks.append(png.downsample_mask(mask, size))
-    return torch.from_numpy(np.stack(radiographs)).unsqueeze(1) / 255, torch.from_numpy(
-        np.stack(masks)
-    ).unsqueeze(1).float()
+    images, truths = (torch.from_numpy(np.stack(part)) for part in (radiographs, masks))
+    return images.unsqueeze(1) / 255, truths.unsqueeze(1).float()
 
 
 @pytest.mark.slow
-def test_it_learns_eight_drawn_radiographs_by_heart():
+def test_it_memorises_eight_phantoms():
     radiographs, masks = phantoms(positives=6, negatives=2, size=96)
     network = small(
         fpn_channels=64,

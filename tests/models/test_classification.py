@@ -1,4 +1,4 @@
-"""The classification head: an image-level output that is trained with the mask, and changes nothing where it is off."""
+"""The classification head: an image-level output, trained with the mask, without effect if off."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ NAMES = ("ica_resunet", "ica_resunet_paper", "albunet", "smp/FPN")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_with_a_head_every_parameter_is_trained_and_both_outputs_come(name):
+def test_with_a_head_every_parameter_is_trained_and_there_are_two_outputs(name):
     network = small(name, classification_weight=0.5)
     images, masks = torch.rand(4, 1, 64, 64), torch.zeros(4, 1, 64, 64)
     masks[0, :, 10:20, 10:20] = 1
@@ -29,7 +29,7 @@ def test_with_a_head_every_parameter_is_trained_and_both_outputs_come(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_head_the_network_is_what_it_was(name):
+def test_without_a_head_the_network_is_unchanged(name):
     plain, weighted = small(name), small(name, classification_weight=0.5)
     added = set(weighted.state_dict()) - set(plain.state_dict())
     assert {key.rsplit(".", 1)[1] for key in added} == {"weight", "bias"}
@@ -42,7 +42,7 @@ def test_without_a_head_the_network_is_what_it_was(name):
     ) == {"loss"}
 
 
-def test_the_target_is_whether_the_mask_has_any_pixel():
+def test_an_image_is_positive_if_its_mask_has_any_pixel():
     network = small("ica_resunet", classification_weight=1.0)
     torch.nn.init.zeros_(network.classification_head.linear.weight)
     torch.nn.init.constant_(network.classification_head.linear.bias, 2.0)
@@ -53,7 +53,7 @@ def test_the_target_is_whether_the_mask_has_any_pixel():
     assert found == pytest.approx(-(log(torch.tensor(2.0)) + log(torch.tensor(-2.0))).item() / 2)
 
 
-def test_a_head_learns_which_images_are_positive():
+def test_the_head_learns_which_images_are_positive():
     network = small("ica_resunet", classification_weight=1.0)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     images, masks = torch.rand(8, 1, 64, 64) * 0.3, torch.zeros(8, 1, 64, 64)
@@ -74,7 +74,7 @@ def test_a_negative_or_infinite_weight_is_refused(name, weight):
         small(name, classification_weight=weight)
 
 
-def test_the_head_of_ica_resunet_sees_the_attended_features_of_layer4_and_is_no_part_of_the_mask():
+def test_the_head_of_ica_resunet_sees_attended_layer4_features_and_does_not_touch_the_mask():
     trace = network_cost.trace(small("ica_resunet", classification_weight=0.5), 64)
     names = [part["name"] for part in trace["parts"]]
     head = trace["parts"][names.index("classification_head")]
@@ -83,7 +83,7 @@ def test_the_head_of_ica_resunet_sees_the_attended_features_of_layer4_and_is_no_
     assert trace["output"] == [1, 64, 64]
 
 
-def test_the_other_networks_have_no_such_setting():
+def test_the_other_networks_do_not_have_the_setting():
     for name in ("unet", "unetpp_msof", "chexlocnet"):
         with pytest.raises(ValueError, match="no setting classification_weight"):
             models.build_untrained(name, classification_weight=0.5)

@@ -9,7 +9,7 @@ from torch import nn
 
 from models.coord_attention import MERGES, POOLINGS, ImprovedCoordAttention
 
-# merge matters for "avg+max" alone.
+# merge only matters for "avg+max".
 SWITCHES = [
     {"pooling": pooling, "merge": merge, "residual": residual}
     for pooling, merge, residual in itertools.product(POOLINGS, MERGES, [True, False])
@@ -18,7 +18,7 @@ SWITCHES = [
 
 
 class PublishedCoordAtt(nn.Module):
-    """Hou, Zhou, Feng (arXiv:2103.02907), equations 4 to 9, written with pooling modules and 2-D convolutions."""
+    """Hou, Zhou, Feng (arXiv:2103.02907), equations 4 to 9, with pooling and 2-D convolutions."""
 
     def __init__(self, channels, reduction=32):
         super().__init__()
@@ -70,7 +70,7 @@ def test_average_without_residual_is_the_published_block(
 
 
 def constant_gates(attention, *, row_logit, col_logit):
-    """Every convolution's weight is 0, so that the gates are their biases."""
+    """Sets every convolution's weight to 0, so that the gates are given by the biases."""
     with torch.no_grad():
         for convolution in (attention.squeeze[0], attention.gate_rows, attention.gate_cols):
             convolution.weight.zero_()
@@ -93,9 +93,8 @@ def test_constant_gates_by_hand(residual, factor):
 
 def test_shared_adds_the_logits_of_both_profiles():
     attention = block(residual=False, merge="shared").eval()
-    constant_gates(
-        attention, row_logit=math.log(3) / 2, col_logit=-math.log(3) / 2
-    )  # counted twice: log 3
+    # Counted twice, so log 3 and -log 3.
+    constant_gates(attention, row_logit=math.log(3) / 2, col_logit=-math.log(3) / 2)
     torch.testing.assert_close(attention(features()), features() * 0.75 * 0.25)
 
 
@@ -103,8 +102,9 @@ def test_shared_adds_the_logits_of_both_profiles():
     "pooling, row_profile", [("avg", [2.0, 5.0]), ("max", [3.0, 6.0]), ("avg+max", [5.0, 11.0])]
 )
 def test_profiles_by_hand(pooling, row_profile):
-    # Rows 1 2 3 and 4 5 6. The squeeze passes the profile on (batch norm of a fresh block in eval mode only divides by
-    # sqrt(1 + 1e-5)); hard-swish of 3 and more is the identity, so one row's gate is sigmoid(weight x profile).
+    # Rows 1 2 3 and 4 5 6. The squeeze passes the profile on: batch norm of a fresh block in eval
+    # mode only divides by sqrt(1 + 1e-5), and hard-swish is the identity from 3 on. So the gate of
+    # a row is sigmoid(weight x profile).
     x = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]])
     attention = block(1, merge="sum", pooling=pooling, residual=False).eval()
     constant_gates(attention, row_logit=0.0, col_logit=100.0)  # columns: gate 1
@@ -118,7 +118,7 @@ def test_profiles_by_hand(pooling, row_profile):
 
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_gradients_are_right(settings, memory_format):
+def test_gradients_are_correct(settings, memory_format):
     attention = block(3, **settings).double()
     x = (
         features(3, 3, 4, dtype=torch.float64)
@@ -136,7 +136,7 @@ def test_gradients_are_right(settings, memory_format):
 
 
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
-def test_both_memory_formats_agree_and_are_kept(settings):
+def test_both_memory_formats_agree_and_are_preserved(settings):
     attention = block(**settings).eval()
     x = features()
     plain, last = attention(x), attention(x.contiguous(memory_format=torch.channels_last))
@@ -147,7 +147,7 @@ def test_both_memory_formats_agree_and_are_kept(settings):
 
 
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
-def test_height_and_width_play_the_same_part(settings):
+def test_height_and_width_are_treated_alike(settings):
     attention = block(**settings).eval()
     swapped = block(**settings).eval()
     swapped.gate_rows, swapped.gate_cols = swapped.gate_cols, swapped.gate_rows

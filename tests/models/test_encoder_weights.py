@@ -1,4 +1,4 @@
-"""Encoder weights from files: what fits is loaded, what does not is listed, nothing is executed."""
+"""Encoder weights from files: loaded if they fit, differences listed if not, no code executed."""
 
 import os
 import pickle
@@ -55,14 +55,11 @@ def test_both_layouts_in_both_formats_fill_the_encoder(tmp_path, suffix, prefix)
     "name, first, in_torchvision",
     [
         ("mobilenet_v2", "features.0.0.weight", True),
-        (
-            "mobileone_s0",
-            "stage0.rbr_conv.0.conv.weight",
-            False,
-        ),  # several first convolutions, side by side
+        # Several first convolutions, in parallel.
+        ("mobileone_s0", "stage0.rbr_conv.0.conv.weight", False),
     ],
 )
-def test_encoders_other_than_resnets_are_filled_too(tmp_path, name, first, in_torchvision):
+def test_other_encoders_than_resnets_are_filled_too(tmp_path, name, first, in_torchvision):
     torch.manual_seed(1)
     if in_torchvision:
         state = getattr(torchvision_ops.load().models, name)(num_classes=3).state_dict()
@@ -80,7 +77,7 @@ def test_encoders_other_than_resnets_are_filled_too(tmp_path, name, first, in_to
     assert all(torch.equal(loaded[key], state[key]) for key in same)
 
 
-def test_names_that_an_encoder_leaves_out_are_no_difference(tmp_path):
+def test_names_declared_unused_are_not_a_difference(tmp_path):
     layer1, state = grey_encoder().layer1, torchvision_state()
     path = write(
         tmp_path / "layer1.pth",
@@ -100,7 +97,7 @@ def test_names_that_an_encoder_leaves_out_are_no_difference(tmp_path):
     assert torch.equal(layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
-def test_one_input_channel_is_taken_as_it_is(tmp_path):
+def test_weights_for_one_input_channel_are_loaded_unchanged(tmp_path):
     source, target = grey_encoder(seed=1), grey_encoder(seed=2)
     encoder_weights.load(
         target, str(write(tmp_path / "grey.pth", source.state_dict())), name="resnet18"
@@ -115,7 +112,7 @@ def test_a_file_without_batch_counters_fits(tmp_path):
     encoder_weights.load(grey_encoder(), write(tmp_path / "old.pth", state), name="resnet18")
 
 
-def test_none_leaves_the_encoder_as_built():
+def test_none_keeps_the_random_weights():
     encoder = grey_encoder()
     before = encoder.conv1.weight.clone()
     encoder_weights.load(encoder, "none", name="resnet18")
@@ -139,7 +136,7 @@ def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
 
 
 class Malicious:
-    """Unpickling it makes a folder."""
+    """Unpickling this creates a folder."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -186,13 +183,13 @@ def test_a_training_checkpoint_is_refused_with_its_keys(tmp_path):
 @pytest.mark.parametrize(
     "weights, message", [("nowhere.pth", "no such file"), ("weights.bin", "end in .pth or .safe")]
 )
-def test_a_wrong_path_says_what_is_possible(tmp_path, weights, message):
+def test_a_wrong_path_is_refused_with_the_reason(tmp_path, weights, message):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(WeightsError, match=message):
         encoder_weights.load(grey_encoder(), tmp_path / weights, name="resnet18")
 
 
-def test_without_a_network_the_error_says_how_to_go_on(monkeypatch):
+def test_without_a_network_the_error_names_the_alternatives(monkeypatch):
     smp = smp_library.load()
     real = smp.encoders.get_encoder
 
@@ -203,7 +200,7 @@ def test_without_a_network_the_error_says_how_to_go_on(monkeypatch):
 
     monkeypatch.setattr(smp.encoders, "get_encoder", offline)
     with pytest.raises(
-        WeightsError, match=r"no network.*weights=none.*\.pth or \.safetensors.*not known"
+        WeightsError, match=r"not known.*without a network.*weights=none.*\.pth or \.safetensors"
     ):
         models.build("ica_resunet", encoder="resnet18")
 

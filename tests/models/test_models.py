@@ -1,4 +1,4 @@
-"""Promises every network keeps, by name, and those of each."""
+"""Promises that every network keeps, and the particular ones of each."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_logits_have_the_size_of_the_images(network, batch, height, width):
 
 
 @pytest.mark.parametrize("height, width", [(48, 64), (64, 65)])
-def test_a_size_that_is_no_multiple_of_32_is_refused(network, height, width):
+def test_a_size_that_is_not_a_multiple_of_32_is_refused(network, height, width):
     with pytest.raises(ValueError, match="multiples of 32"):
         network(images(height=height, width=width))
 
@@ -85,7 +85,7 @@ def test_eval_repeats_itself_and_an_image_does_not_depend_on_its_batch(network):
     with torch.inference_mode():
         first, second, alone = network.eval()(batch), network(batch), network(batch[:1])
     assert torch.equal(first, second)
-    rounding = 1e-3 * first.std().item()  # batches of other sizes are summed in another order
+    rounding = 1e-3 * first.std().item()  # sums run in another order for another batch size
     torch.testing.assert_close(alone, first[:1], rtol=0, atol=rounding)
 
 
@@ -98,7 +98,7 @@ def test_channels_last_gives_the_same_logits(name):
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_checkpoint_alone_makes_the_same_network_again(name, tmp_path, monkeypatch):
+def test_a_checkpoint_alone_restores_the_network(name, tmp_path, monkeypatch):
     trained = small(name).train()
     trained.training_loss(
         images(), images(seed=1).round(), nn.functional.binary_cross_entropy_with_logits
@@ -122,7 +122,7 @@ def test_a_checkpoint_alone_makes_the_same_network_again(name, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_names_a_network_and_settings_that_exist(config):
+def test_every_config_names_an_existing_network_and_settings(config):
     values = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
     with torch.device("meta"):  # shapes without memory
         network = models.build_untrained(values["model"], **values.get("model_settings", {}))
@@ -155,7 +155,7 @@ def test_an_unknown_setting_lists_the_known_ones(name):
         ("smp/FPN", {"classification_weight": True}),
     ],
 )
-def test_a_value_of_another_type_is_refused_naming_the_setting(name, settings):
+def test_a_value_of_the_wrong_type_is_refused_naming_the_setting(name, settings):
     with pytest.raises(ValueError, match=rf"{name}, {next(iter(settings))}: .*got"):
         models.build(name, **settings)
 
@@ -168,7 +168,7 @@ ENCODERS = {
 }
 
 
-def test_the_parameters_of_the_encoder_are_those_that_pretrained_weights_fill(name, network):
+def test_the_encoder_parameters_are_those_that_pretrained_weights_fill(name, network):
     chosen = {id(parameter) for parameter in network.encoder_parameters()}
     parameters = dict(network.named_parameters())
     assert [key for key in parameters if key.startswith(ENCODERS[name])] == [
@@ -177,14 +177,14 @@ def test_the_parameters_of_the_encoder_are_those_that_pretrained_weights_fill(na
     assert bool(chosen) == ("encoder_weights" in SMALL[name])
 
 
-def test_importing_models_imports_no_framework():
+def test_importing_models_does_not_import_a_framework():
     frameworks = {"torch", "torchvision", "segmentation_models_pytorch"}
     code = f"import sys, models; print(sorted({frameworks} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_another_failure_of_torchvision_is_not_hidden(tmp_path, monkeypatch):
+def test_other_failures_of_torchvision_are_not_hidden(tmp_path, monkeypatch):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('compiled for another CUDA')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
@@ -193,20 +193,16 @@ def test_another_failure_of_torchvision_is_not_hidden(tmp_path, monkeypatch):
 
 
 def test_ica_resunet_adds_37368_parameters_to_the_unet():
-    # Per block with C channels, h = max(8, C / 32): squeeze C h + h, batch norm 2 h, two gates 2 (h C + C).
-    # C = 64, 128, 256, 512: 1688 + 3352 + 6680 + 25648 = 37368.
+    # A block with C channels has h = max(8, C / 32): squeeze C h + h, batch norm 2 h, two gates
+    # 2 (h C + C). C = 64, 128, 256, 512: 1688 + 3352 + 6680 + 25648 = 37368.
     with torch.device("meta"):
-        assert (
-            n_parameters(models.build("ica_resunet", encoder_weights="none", merge="sum"))
-            == 24_467_465
-        )
-        assert (
-            n_parameters(models.build("ica_resunet", encoder_weights="none", attention=False))
-            == 24_430_097
-        )
+        with_attention = models.build("ica_resunet", encoder_weights="none", merge="sum")
+        plain = models.build("ica_resunet", encoder_weights="none", attention=False)
+    assert n_parameters(with_attention) == 24_467_465
+    assert n_parameters(plain) == 24_430_097
 
 
-def test_without_attention_it_is_the_unet_of_smp():
+def test_without_attention_ica_resunet_is_the_unet_of_smp():
     network = small("ica_resunet", attention=False).eval()
     unet = (
         smp_library.load()
@@ -235,7 +231,7 @@ def test_skip_and_next_stage_see_the_attended_features():
     assert [f.shape[2] for f in features] == [64, 32, 16, 8, 4, 2]
 
 
-def test_attention_on_the_skips_leaves_what_the_next_stage_sees():
+def test_with_attention_on_the_skips_the_next_stage_sees_plain_features():
     network = small("ica_resunet", placement="skips").eval()
     seen = {}
     network.encoder.layer1.register_forward_hook(
@@ -253,7 +249,7 @@ def test_attention_on_the_skips_leaves_what_the_next_stage_sees():
     assert features[2] is seen["attended"]
 
 
-def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_leaves_the_encoder_plain():
+def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_spares_the_encoder():
     network = small("ica_resunet", placement="decoder").eval()
     plain = small("ica_resunet", attention=False).eval()
     plain.encoder.load_state_dict(network.encoder.state_dict())
@@ -288,13 +284,14 @@ def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_leaves_the_
         ("smp/FPN", {"encoder_depth": 9}, "smp/FPN cannot be built with encoder 'resnet18'"),
     ],
 )
-def test_a_value_that_is_not_possible_lists_the_choices(name, settings, message):
+def test_a_value_out_of_range_lists_the_choices(name, settings, message):
     with pytest.raises(ValueError, match=message):
         small(name, **settings)
 
 
 def test_unet_has_31_million_parameters():
-    # At 64 channels, 3x3 convolutions without bias: the count of the usual batch-norm U-Net, grey in, one logit out.
+    # The usual batch-norm U-Net at 64 channels: 3x3 convolutions without bias, one grey channel
+    # in, one logit out.
     with torch.device("meta"):
         network = models.build("unet")
     assert n_parameters(network) == pytest.approx(31_036_481, rel=1e-3)
@@ -313,7 +310,8 @@ def test_every_level_of_the_unet_has_a_skip():
 
 
 def test_albunet_has_the_channels_of_the_published_class():
-    # TernausNet's plan at 32 filters on features of 64, 64, 128, 256, 512 channels at strides 4, 4, 8, 16, 32.
+    # TernausNet's plan with 32 filters, on features of 64, 64, 128, 256, 512 channels at
+    # strides 4, 4, 8, 16, 32.
     network = models.build("albunet", **RANDOM_RESNET18).eval()
     seen = {}
     for part in ("center", "dec5", "dec4", "dec3", "dec2", "dec1", "dec0"):
@@ -323,7 +321,7 @@ def test_albunet_has_the_channels_of_the_published_class():
             )
         )
     with torch.inference_mode():
-        network(images(height=64, width=96))  # 2 x 3 at stride 32: the center's 1 x 2 cover 2 x 4
+        network(images(height=64, width=96))  # 2 x 3 at stride 32; the center has 1 x 2 cells
     assert seen == {
         "center": ((512, 1, 2), (256, 2, 4)),
         "dec5": ((256 + 512, 2, 3), (256, 4, 6)),
@@ -335,7 +333,7 @@ def test_albunet_has_the_channels_of_the_published_class():
     }
 
 
-def test_the_papers_levels_lie_at_strides_1_to_16_and_show_attended_features():
+def test_the_levels_of_the_papers_network_have_strides_1_to_16_and_attended_features():
     network = small("ica_resunet_paper").eval()
     seen = {}
     network.attention[0].register_forward_hook(
@@ -382,7 +380,7 @@ def test_a_resnet50_of_torchvision_fills_levels_2_to_5_of_the_papers_network(res
             x = expected
 
 
-def test_a_file_that_does_not_fit_the_papers_network_is_refused_with_the_differences(tmp_path):
+def test_weights_that_do_not_fit_the_papers_network_are_refused_with_the_differences(tmp_path):
     torch.save(torchvision_ops.load().models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(WeightsError, match="do not fit") as caught:
         small("ica_resunet_paper", encoder_weights=str(tmp_path / "resnet18.pth"))
@@ -420,7 +418,8 @@ def test_the_fused_output_of_unetpp_msof_sees_all_side_features():
 
 
 def test_a_node_of_unetpp_sees_its_own_row_and_the_row_below():
-    # X(0,2) rests on X(0,0), X(0,1) and X(1,1), those on X(1,0) and X(2,0); nothing comes from later columns or below.
+    # X(0,2) needs X(0,0), X(0,1) and X(1,1), which need X(1,0) and X(2,0). Later columns and lower
+    # rows play no part.
     network = small("unetpp_msof")
     network.first_row(images())[1].sum().backward()
     used = {name for name, node in network.nodes.items() if node.conv1.weight.grad is not None}
@@ -429,17 +428,7 @@ def test_a_node_of_unetpp_sees_its_own_row_and_the_row_below():
     assert (inputs["x0_2"], inputs["x0_4"], inputs["x1_3"]) == (3 * 4, 5 * 4, 4 * 8)
 
 
-CONVOLUTIONAL = (
-    "Unet",
-    "UnetPlusPlus",
-    "MAnet",
-    "Linknet",
-    "PSPNet",
-    "DeepLabV3",
-    "DeepLabV3Plus",
-    "PAN",
-    "UPerNet",
-)
+CONVOLUTIONAL = "Unet UnetPlusPlus MAnet Linknet PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet".split()
 
 
 @pytest.mark.parametrize(
@@ -459,7 +448,7 @@ def test_architectures_of_smp_keep_the_size_and_take_a_classification_head(archi
     assert (logits.shape, classification.shape) == ((1, 1, 128, 160), (1,))
 
 
-def test_a_pyramid_on_se_resnext_is_smps_own():
+def test_fpn_on_se_resnext_is_that_of_smp():
     network = models.build("smp/FPN", encoder="se_resnext50_32x4d", encoder_weights="none").eval()
     fpn = smp_library.load().FPN("se_resnext50_32x4d", encoder_weights=None, in_channels=1).eval()
     fpn.load_state_dict(network.network.state_dict())

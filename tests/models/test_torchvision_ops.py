@@ -1,4 +1,4 @@
-"""Our nms and roi_align: by hand, by their definitions written as loops, and behind torchvision's own functions."""
+"""Our nms and roi_align: by hand, against plain loops, and behind torchvision's functions."""
 
 import importlib
 import itertools
@@ -36,7 +36,7 @@ def intersection_over_union(one, other):
 
 
 def kept_by_loop(boxes, scores, threshold):
-    """Greedy suppression as it is described, box by box."""
+    """Greedy suppression by its definition, box by box."""
     kept = []
     for index in sorted(range(len(boxes)), key=lambda index: -scores[index]):  # stable
         if all(
@@ -58,28 +58,26 @@ def test_nms_keeps_what_a_loop_keeps(monkeypatch, threshold, rows_at_once):
 
 
 def test_nms_by_hand():
-    # Boxes 0 and 1 share 2 of 4 square pixels: IoU 0.5, not above the threshold. Box 2 fills 0.9 of box 1.
+    # Boxes 0 and 1 share 2 of 4 square pixels: IoU 0.5, not above the threshold. Box 2 fills 0.9
+    # of box 1 and 0.45 of box 0.
     boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 1, 2], [0, 0, 0.9, 2]])
     assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist() == [0, 1]
-    assert nms(boxes, torch.tensor([0.7, 0.8, 0.9]), 0.5).tolist() == [
-        2,
-        0,
-    ]  # best first; 0.45 of box 0
+    assert nms(boxes, torch.tensor([0.7, 0.8, 0.9]), 0.5).tolist() == [2, 0]  # best first
     assert nms(boxes[[0, 0]], torch.tensor([0.5, 0.5]), 0.5).tolist() == [0]
 
 
-def test_nms_of_boxes_without_area_keeps_them():
+def test_nms_keeps_boxes_without_area():
     assert nms(torch.ones(2, 4), torch.tensor([0.1, 0.2]), 0.5).tolist() == [1, 0]
 
 
-def test_nms_of_no_boxes_is_no_index():
+def test_nms_of_no_boxes_is_empty():
     kept = nms(torch.zeros(0, 4), torch.zeros(0), 0.5)
     assert kept.shape == (0,)
     assert kept.dtype == torch.int64
 
 
 def pooled_by_loop(image, box, *, parts, sampling_ratio, aligned):
-    """RoIAlign of one (H, W) image, sample by sample, as in Detectron's published kernel."""
+    """RoIAlign of one (H, W) image, sample by sample, like Detectron's published kernel."""
     height, width = image.shape
     x1, y1, x2, y2 = (edge - (0.5 if aligned else 0.0) for edge in box)
     box_height, box_width = y2 - y1, x2 - x1
@@ -120,7 +118,7 @@ def test_roi_align_pools_what_a_loop_over_samples_pools(sampling_ratio, aligned)
     )
     boxes = torch.tensor(
         [
-            [2, 3.2, 1.1, 9.7, 8.4],  # images in any order, one of them without a box
+            [2, 3.2, 1.1, 9.7, 8.4],  # images in any order; image 1 has no box
             [0, 0.0, 0.0, 12.0, 10.0],  # the whole image
             [2, 4.3, 4.6, 4.7, 5.1],  # less than a pixel
             [0, -3.0, -2.5, 5.0, 14.0],  # beyond three edges
@@ -149,7 +147,8 @@ def test_roi_align_pools_what_torchvisions_python_version_pools(
 
 
 def test_roi_align_of_a_ramp_by_hand():
-    # Pixel j holds j. From 2 to 10 in four parts: centres 3, 5, 7, 9; at half scale from 1 to 5: 1.5, 2.5, 3.5, 4.5.
+    # Pixel j holds j. From 2 to 10 in four cells: centres 3, 5, 7, 9. At half scale from 1 to 5:
+    # 1.5, 2.5, 3.5, 4.5.
     ramp = torch.arange(16.0).expand(1, 1, 16, 16)
     box = torch.tensor([[0.0, 2.0, 2.0, 10.0, 10.0]])
     assert roi_align(ramp, box, 1.0, 4, 4, 2, False)[0, 0, 0].tolist() == [3, 5, 7, 9]
@@ -158,7 +157,7 @@ def test_roi_align_of_a_ramp_by_hand():
 
 
 @pytest.mark.parametrize("sampling_ratio, aligned", MODES)
-def test_roi_align_has_the_right_gradient(torchvision, sampling_ratio, aligned):
+def test_roi_align_has_the_correct_gradient(torchvision, sampling_ratio, aligned):
     images = torch.rand(
         2,
         2,
@@ -174,22 +173,18 @@ def test_roi_align_has_the_right_gradient(torchvision, sampling_ratio, aligned):
 
 
 def test_roi_align_of_no_boxes_is_empty():
-    assert roi_align(torch.rand(2, 3, 8, 8), torch.zeros(0, 5), 1.0, 7, 6, 2, False).shape == (
-        0,
-        3,
-        7,
-        6,
-    )
+    pooled = roi_align(torch.rand(2, 3, 8, 8), torch.zeros(0, 5), 1.0, 7, 6, 2, False)
+    assert pooled.shape == (0, 3, 7, 6)
 
 
-def test_roi_align_in_mixed_precision_computes_in_32_bits():
+def test_roi_align_computes_in_32_bits_in_mixed_precision():
     images, box = torch.rand(1, 1, 8, 8), torch.tensor([[0.0, 1.3, 1.7, 6.1, 5.9]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = roi_align(images, box, 1.0, 3, 3, 2, False)
     assert torch.equal(mixed, roi_align(images, box, 1.0, 3, 3, 2, False))
 
 
-def test_torchvisions_functions_give_what_ours_give(torchvision):
+def test_functions_of_torchvision_use_ours(torchvision):
     boxes, scores = random_boxes(40), torch.rand(40, generator=torch.Generator().manual_seed(0))
     assert torchvision.ops.nms(boxes, scores, 0.3).tolist() == nms(boxes, scores, 0.3).tolist()
     images = torch.rand(1, 3, 20, 20)
@@ -200,12 +195,10 @@ def test_torchvisions_functions_give_what_ours_give(torchvision):
     )
 
 
-def test_nms_by_class_lets_boxes_of_other_classes_be(torchvision):
+def test_nms_by_class_spares_boxes_of_other_classes(torchvision):
     boxes, scores = torch.tensor([[0.0, 0.0, 2.0, 2.0]] * 3), torch.tensor([0.1, 0.3, 0.2])
-    assert torchvision.ops.batched_nms(boxes, scores, torch.tensor([0, 1, 0]), 0.5).tolist() == [
-        1,
-        2,
-    ]
+    kept = torchvision.ops.batched_nms(boxes, scores, torch.tensor([0, 1, 0]), 0.5)
+    assert kept.tolist() == [1, 2]
 
 
 def test_compiled_operators_are_left_alone(tmp_path, monkeypatch):

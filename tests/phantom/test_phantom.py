@@ -1,4 +1,4 @@
-"""The built-in demo data: what is drawn is what is labelled, and the files are like the competition's."""
+"""The demo data: labels match what is drawn, and the files are like the competition's."""
 
 import csv
 import hashlib
@@ -42,14 +42,14 @@ def write(target, *, workers):
 
 
 def read_dicoms(folder, pattern):
-    """{file stem: dataset}; the test files' ID_... is no legal UID, which pydicom remarks on."""
+    """{file stem: dataset}; silent, because pydicom warns that ID_... is not a legal UID."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {path.stem: pydicom.dcmread(path) for path in sorted(folder.glob(pattern))}
 
 
 def read_labels(folder):
-    """(header, [(image id, encoded pixels)]), untrimmed."""
+    """(header, [(image id, encoded pixels)]), unstripped."""
     with open(folder / "train-rle.csv", encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     return header, [tuple(row) for row in rows]
@@ -68,45 +68,45 @@ def test_same_arguments_draw_the_same_radiograph():
     first = draw(3, pneumothorax=True, size=SIZE)
     again = draw(3, pneumothorax=True, size=SIZE)
     assert np.array_equal(first.image, again.image)
-    assert [part.tobytes() for part in first.parts] == [part.tobytes() for part in again.parts]
+    assert [mask.tobytes() for mask in first.masks] == [mask.tobytes() for mask in again.masks]
     assert not np.array_equal(first.image, draw(4, pneumothorax=True, size=SIZE).image)
 
 
-def test_radiograph_is_grey_bytes_of_the_asked_size():
+def test_a_radiograph_is_8_bit_grey_of_the_requested_size():
     radiograph = draw(0, pneumothorax=False)
     assert radiograph.image.shape == (1024, 1024) and radiograph.image.dtype == np.uint8
     assert radiograph.image.max() > 200 and radiograph.image.min() < 60
 
 
 def test_without_pneumothorax_there_is_no_mask():
-    assert draw(3, pneumothorax=False, size=SIZE).parts == []
+    assert draw(3, pneumothorax=False, size=SIZE).masks == []
 
 
 def test_masks_are_zero_and_one_and_cover_a_thousandth_to_seven_hundredths():
-    sides, n_parts = set(), Counter()
+    sides, n_crescents = set(), Counter()
     for seed in range(60):
-        parts = draw(seed, pneumothorax=True, size=SIZE).parts
+        masks = draw(seed, pneumothorax=True, size=SIZE).masks
         assert all(
-            part.shape == (SIZE, SIZE) and part.dtype == np.uint8 and part.max() == 1
-            for part in parts
+            mask.shape == (SIZE, SIZE) and mask.dtype == np.uint8 and mask.max() == 1
+            for mask in masks
         )
-        truth = np.maximum.reduce(parts)
+        truth = np.maximum.reduce(masks)
         assert 0.001 <= truth.mean() <= 0.07, seed
-        n_parts[len(parts)] += 1
+        n_crescents[len(masks)] += 1
         sides.add((bool(truth[:, : SIZE // 2].any()), bool(truth[:, SIZE // 2 :].any())))
-    assert n_parts[1] > n_parts[2] > 0
+    assert n_crescents[1] > n_crescents[2] > 0
     assert sides == {(True, False), (False, True), (True, True)}
 
 
-def test_the_mask_is_where_the_radiograph_with_pneumothorax_differs():
-    """Drawn with and without: beyond 5 pixels (pleural line, soft edges) from the mask nothing may differ.
+def test_with_and_without_pneumothorax_radiographs_differ_where_the_mask_is():
+    """Nothing may differ more than 5 pixels (pleural line, soft edges) from the mask.
 
-    Where a pneumothorax brings a chest tube, the radiographs differ along it too; most of them bring none.
+    Where a pneumothorax comes with a chest tube, they also differ along the tube; most have none.
     """
     elsewhere, darker = [], []
     for seed in range(12):
         ill, healthy = (draw(seed, pneumothorax=state, size=256) for state in (True, False))
-        truth = np.maximum.reduce(ill.parts)
+        truth = np.maximum.reduce(ill.masks)
         near = cv2.dilate(truth, np.ones((11, 11), np.uint8)).astype(bool)
         change = ill.image.astype(int) - healthy.image
         elsewhere.append(int(np.count_nonzero(change[~near])))
@@ -118,7 +118,7 @@ def test_the_mask_is_where_the_radiograph_with_pneumothorax_differs():
 
 
 def test_radiographs_of_one_patient_share_the_chest():
-    """Shapes correlate more within a patient than between patients, although pose and exposure differ."""
+    """Radiographs correlate more within a patient than between patients, in any pose."""
     same, other = [], []
     for seed in range(6):
         radiograph = draw(seed, pneumothorax=False, size=SIZE, patient=1).image.ravel()
@@ -175,7 +175,7 @@ def test_label_file_has_the_leading_spaces_of_kaggle(folder):
     assert b"\r" not in (folder / "train-rle.csv").read_bytes()
 
 
-def test_three_in_ten_are_positive_and_every_labelled_image_is_there(folder):
+def test_three_in_ten_are_positive_and_every_labelled_image_exists(folder):
     rows = read_labels(folder)[1]
     positive = {image_id for image_id, text in rows if text.strip() != rle.EMPTY}
     negative = {image_id for image_id, text in rows if text.strip() == rle.EMPTY}
@@ -187,7 +187,7 @@ def test_three_in_ten_are_positive_and_every_labelled_image_is_there(folder):
     )
 
 
-def test_some_images_have_rows_that_overlap(folder):
+def test_some_images_have_overlapping_rows(folder):
     by_image: dict[str, list[np.ndarray]] = {}
     for image_id, text in read_labels(folder)[1]:
         by_image.setdefault(image_id, []).append(rle.decode(text.strip(), (SIZE, SIZE)))
@@ -195,7 +195,7 @@ def test_some_images_have_rows_that_overlap(folder):
     assert len(deepest) >= 2 and max(deepest) == 2
 
 
-def test_two_readings_overlap_and_together_are_the_part():
+def test_two_readings_overlap_and_their_union_is_the_mask():
     mask = np.zeros((20, 10), dtype=np.uint8)
     mask[4:16, 3:6] = 1
     rows = writing.label_rows([mask], np.random.default_rng(0), double_reading=True)
@@ -217,14 +217,14 @@ def test_any_number_of_workers_writes_the_same_bytes(folder, tmp_path):
     assert hashes(tmp_path / "again") == hashes(folder)
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_alone(folder):
+def test_a_folder_that_is_not_empty_is_refused_and_left_unchanged(folder):
     before = hashes(folder)
     with pytest.raises(BadInput, match="not empty"):
         write(folder, workers=1)
     assert hashes(folder) == before
 
 
-def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     def broken(*_args, **_settings):
         raise OSError("disk full")
 
@@ -234,23 +234,11 @@ def test_an_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_says_what_it_wrote(tmp_path, capsys):
-    arguments = [
-        "--to",
-        tmp_path / "demo",
-        "--train",
-        4,
-        "--test",
-        2,
-        "--unlabelled",
-        1,
-        "--size",
-        64,
-        "--workers",
-        1,
-    ]
-    assert __main__.main([str(argument) for argument in arguments]) == 0
+def test_the_command_reports_what_it_wrote(tmp_path, capsys):
+    numbers = "--train 4 --test 2 --unlabelled 1 --size 64 --workers 1".split()
+    arguments = ["--to", str(tmp_path / "demo"), *numbers]
+    assert __main__.main(arguments) == 0
     assert "4 training images" in capsys.readouterr().out
-    assert __main__.main([str(argument) for argument in arguments]) == 3
+    assert __main__.main(arguments) == 3
     assert "not empty" in capsys.readouterr().err
     assert Path(tmp_path / "demo" / "train-rle.csv").is_file()

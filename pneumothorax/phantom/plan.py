@@ -1,0 +1,120 @@
+"""Planning a data set: patients, file names and diagnoses, before any radiograph is drawn."""
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+POSITIVE_SHARE = 0.3
+IMAGES_PER_PATIENT = (1, 1, 2, 2, 3, 4)  # one of these, at random
+DOUBLE_READING = 5  # every fifth positive was outlined by two readers, whose rows overlap
+TRAIN_FOLDER = "dicom-images-train"
+TEST_FOLDER = "stage_2_images"
+
+
+@dataclass(frozen=True)
+class Patient:
+    """An invented person; `number` seeds the anatomy."""
+
+    number: int
+    identifier: str
+    sex: str
+    age: int
+
+
+@dataclass(frozen=True)
+class RadiographFile:
+    """One file to write: its path, its patient, and what it shows."""
+
+    path: Path
+    image_id: str
+    study_uid: str
+    series_uid: str
+    sop_uid: str
+    patient: Patient
+    anonymous: bool
+    seed: int
+    size: int
+    positive: bool
+    double_reading: bool
+
+
+def plan(
+    train_images: int, unlabelled_images: int, test_images: int, *, seed: int, size: int
+) -> tuple[list[RadiographFile], list[RadiographFile], list[RadiographFile]]:
+    """The radiographs of a data set: training (sorted by image id), unlabelled, test."""
+    rng = np.random.default_rng([seed, 0])
+    taken: set[int] = set()
+
+    def radiographs(n_images: int, *, test: bool) -> list[RadiographFile]:
+        positive = _positives(rng, n_images)
+        rank = np.cumsum(positive)
+        return [
+            _radiograph_file(
+                rng,
+                patient,
+                size=size,
+                test=test,
+                positive=bool(positive[index]),
+                double_reading=bool(rank[index] % DOUBLE_READING == 1),
+            )
+            for index, patient in enumerate(_patients(rng, n_images, taken))
+        ]
+
+    train = sorted(
+        radiographs(train_images, test=False), key=lambda radiograph: radiograph.image_id
+    )
+    return train, radiographs(unlabelled_images, test=False), radiographs(test_images, test=True)
+
+
+def _positives(rng: np.random.Generator, n_images: int) -> np.ndarray:
+    """(n_images,) bool in random order; a share of POSITIVE_SHARE is true."""
+    return rng.permutation(n_images) < round(POSITIVE_SHARE * n_images)
+
+
+def _patients(rng: np.random.Generator, n_images: int, taken: set[int]) -> list[Patient]:
+    """The patient of each image. Consecutive images often share one. Updates `taken`."""
+    patients: list[Patient] = []
+    while len(patients) < n_images:
+        number = int(rng.integers(2**31))
+        if number in taken:
+            continue
+        taken.add(number)
+        identifier = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        patient = Patient(
+            number, identifier, sex=str(rng.choice(["M", "F"])), age=int(rng.integers(18, 88))
+        )
+        patients += [patient] * int(rng.choice(IMAGES_PER_PATIENT))
+    return patients[:n_images]
+
+
+def _radiograph_file(
+    rng: np.random.Generator,
+    patient: Patient,
+    *,
+    size: int,
+    test: bool,
+    positive: bool,
+    double_reading: bool,
+) -> RadiographFile:
+    study, series, sop = (f"2.25.{int.from_bytes(rng.bytes(15), 'big')}" for _ in range(3))
+    image_id = f"ID_{rng.bytes(5).hex()[:9]}" if test else sop
+    path = (
+        Path(TEST_FOLDER, f"{image_id}.dcm")
+        if test
+        else Path(TRAIN_FOLDER, study, series, f"{sop}.dcm")
+    )
+    return RadiographFile(
+        path=path,
+        image_id=image_id,
+        study_uid="" if test else study,
+        series_uid="" if test else series,
+        sop_uid=sop,
+        patient=patient,
+        anonymous=test,
+        seed=int(rng.integers(2**31)),
+        size=size,
+        positive=positive,
+        double_reading=double_reading,
+    )
