@@ -1,13 +1,20 @@
-"""Every score, from three pixel counts per image: in the truth, in the prediction, in both.
+"""Every score of this repository, from three pixel counts per image.
 
-SIIM Dice is the competition's metric: Dice per image at the labels' own resolution, averaged over images; an image
-where both masks are empty scores 1, one where only one is empty scores 0.
+    true_px        pixels of the truth
+    predicted_px   pixels of the predicted mask
+    overlap_px     pixels of both
+
+SIIM Dice is the metric of the competition (SIIM-ACR Pneumothorax Segmentation, Kaggle 2019,
+"Evaluation"): the Dice coefficient of each image at the resolution of its labels, averaged
+over images. Two empty masks score 1; one empty and one non-empty mask score 0.
+
+    siim_dice([truth, ...], [mask, ...])             masks, (H, W) each
+    scores(true_px, predicted_px, overlap_px, p)     pixel counts, (N,) each: all DEFINITIONS
 """
 
 from collections.abc import Iterable
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 DEFINITIONS = {
     "siim_dice": "mean over images of Dice; both empty = 1, one empty = 0",
@@ -26,17 +33,15 @@ DEFINITIONS = {
 }
 
 
-def counts(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int]:
-    """Two (H, W) masks, not 0 = inside -> pixels in (truth, prediction, both)."""
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth is {truth.shape}, prediction is {prediction.shape}")
-    inside, predicted = truth != 0, prediction != 0
-    both = int(np.count_nonzero(inside & predicted))
-    return int(np.count_nonzero(inside)), int(np.count_nonzero(predicted)), both
-
-
 def siim_dice(truths: Iterable[np.ndarray], predictions: Iterable[np.ndarray]) -> float:
-    """The competition's score of two equally long iterables of (H, W) masks, in [0, 1]."""
+    """The competition's score, in [0, 1].
+
+    Args:
+        truths, predictions: equally many (H, W) masks of any type, not 0 = inside; each
+            pair has the same shape.
+
+    Raises ValueError for different shapes or lengths, and for no images at all.
+    """
     rows = [
         counts(truth, prediction) for truth, prediction in zip(truths, predictions, strict=True)
     ]
@@ -45,17 +50,29 @@ def siim_dice(truths: Iterable[np.ndarray], predictions: Iterable[np.ndarray]) -
     return float(image_dice(*np.array(rows).T).mean())
 
 
+def counts(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int]:
+    """Two (H, W) masks, not 0 = inside -> true_px, predicted_px, overlap_px."""
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth is {truth.shape}, prediction is {prediction.shape}")
+    inside, predicted = truth != 0, prediction != 0
+    overlap = int(np.count_nonzero(inside & predicted))
+    return int(np.count_nonzero(inside)), int(np.count_nonzero(predicted)), overlap
+
+
 def image_dice(true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray) -> np.ndarray:
-    """(N,) pixel counts -> (N,) Dice in [0, 1]."""
+    """Dice of each image, in [0, 1]: 2 overlap / (true + predicted), 1 if both are empty.
+
+    All arrays have the same shape.
+    """
     return _ratio(2 * np.asarray(overlap_px), np.asarray(true_px) + predicted_px, empty=1.0)
 
 
 def image_scores(
     true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """(N,) pixel counts -> dice, precision, recall and iou of each image, (N,) in [0, 1].
+    """(N,) pixel counts -> `dice`, `precision`, `recall` and `iou` of each image, (N,) in [0, 1].
 
-    Both masks empty = 1, one empty = 0, for all four.
+    All four are 1 if both masks are empty and 0 if one is.
     """
     true_px, predicted_px, overlap_px = (
         np.asarray(column) for column in (true_px, predicted_px, overlap_px)
@@ -72,9 +89,10 @@ def image_scores(
 def fractions(
     true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(N,) pixel counts -> each score of DEFINITIONS but the AUC as (numerator, denominator), both (N,) float.
+    """(N,) pixel counts -> {score: (numerators, denominators)}, (N,) float each.
 
-    A score of any set of images, with any weights, is the sum of its numerators over the sum of its denominators.
+    A score of any set of images, with any weights, is the weighted sum of its numerators
+    over the weighted sum of its denominators. This holds for all DEFINITIONS but the AUC.
     """
     true_px, predicted_px, overlap_px = (
         np.asarray(column, dtype=np.int64) for column in (true_px, predicted_px, overlap_px)
@@ -103,7 +121,12 @@ def fractions(
 def scores(
     true_px: np.ndarray, predicted_px: np.ndarray, overlap_px: np.ndarray, p_positive: np.ndarray
 ) -> dict[str, float]:
-    """All of DEFINITIONS from (N,) pixel counts and image-level probabilities; NaN where a score is undefined."""
+    """All DEFINITIONS, each in [0, 1], or NaN where it is undefined.
+
+    Args:
+        true_px, predicted_px, overlap_px: (N,) pixel counts.
+        p_positive: (N,) image-level probability of a pneumothorax; any monotonic score will do.
+    """
     parts = fractions(true_px, predicted_px, overlap_px)
     found = {
         name: _share(float(part.sum()), float(whole.sum())) for name, (part, whole) in parts.items()
@@ -113,7 +136,10 @@ def scores(
 
 
 def all_empty(true_px: np.ndarray) -> dict[str, float]:
-    """What an empty prediction for every image scores: the line to beat."""
+    """The all-empty baseline: `scores` of an empty mask and probability 0 for every image.
+
+    Its SIIM Dice is the share of negative images, which any useful network must exceed.
+    """
     zeros = np.zeros(len(true_px), dtype=np.int64)
     return scores(true_px, zeros, zeros, zeros)
 
@@ -129,8 +155,8 @@ def _share(part: float, whole: float) -> float:
 
 
 def _auc(positive: np.ndarray, p_positive: np.ndarray) -> float:
-    return (
-        float(roc_auc_score(positive, p_positive))
-        if 0 < positive.sum() < len(positive)
-        else float("nan")
-    )
+    if positive.all() or not positive.any():
+        return float("nan")
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, p_positive))

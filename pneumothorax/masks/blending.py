@@ -1,10 +1,12 @@
-"""Several runs' maps of an image as one: their weighted mean, with weights given or fitted on out-of-fold maps.
+"""The probability maps of several runs as one: their weighted mean.
 
-Fitted weights minimise the mean squared difference of the blended map and the truth (the Brier score of its pixels; for
-stacking under these constraints Breiman: Stacked Regressions, Machine Learning 24, 1996). That is a quadratic form of
-a few sums per image, so fitting without a fold's images costs nothing. Weights are multiples of STEP: finer ones are
-within the noise, and folds that agree on them share all later work. Nearly all pixels are background, and so the best
-weights by that measure need not be the best by Dice: they are candidates beside equal weights and each run alone.
+Weights are given, or fitted on out-of-fold maps. Fitted weights minimise the mean squared
+difference between the blended map and the truth, the Brier score of its pixels. (For
+stacking under these constraints see Breiman: Stacked Regressions, Machine Learning 24, 1996.)
+This is a quadratic form of a few sums per image, so a fit without one fold costs nothing.
+Weights are multiples of STEP: finer differences are noise, and folds with the same weights
+share all later work. Since nearly all pixels are background, the weights that are best for
+pixels need not be best for Dice: equal weights and each run alone are candidates too.
 """
 
 import argparse
@@ -17,49 +19,57 @@ import cv2
 import numpy as np
 
 STEP = 0.05
-MOST_RUNS = 6  # with fitted weights: all combinations of multiples of STEP are tried
-DECIMALS = 12  # squared differences are sums: beyond these they differ by rounding
+MOST_RUNS = 6  # for fitted weights, since every combination of multiples of STEP is tried
+DECIMALS = 12  # squared differences are sums: beyond these they differ only by rounding
 
-Weights = tuple[float, ...]  # of each run, from 0 up, together 1
+Weights = tuple[float, ...]  # one per run, each at least 0, together 1
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean products over an image's pixels: between every two runs' maps (R, R), and of each with the truth (R,)."""
+    """Mean products over an image's pixels.
+
+    Args:
+        between: (R, R), of each two runs' maps.
+        with_truth: (R,), of each run's map and the truth.
+    """
 
     between: np.ndarray
     with_truth: np.ndarray
 
 
 def parse(text: str) -> dict[str, float | None]:
-    """argparse type: "a=0.4,b=0.6" -> the runs and their weights; "a,b": weights are to be fitted (None)."""
+    """argparse type: "a=0.4,b=0.6" -> {run: weight}; "a,b" -> {run: None}, to be fitted."""
     runs: dict[str, float | None] = {}
-    for part in text.split(","):
-        run, equals, weight = part.partition("=")
+    for item in text.split(","):
+        run, equals, weight = item.partition("=")
         if not run:
-            raise argparse.ArgumentTypeError(f"a run without a name: {text!r}")
+            raise argparse.ArgumentTypeError(f"a run has no name: {text!r}")
         if run in runs:
-            raise argparse.ArgumentTypeError(f"run {run} is named twice")
+            raise argparse.ArgumentTypeError(f"run {run} is listed twice")
         try:
             runs[run] = float(weight) if equals else None
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{weight!r} is no weight") from error
+            raise argparse.ArgumentTypeError(f"{weight!r} is not a weight") from error
     given = [weight for weight in runs.values() if weight is not None]
     if given and (
         len(given) < len(runs) or min(given) < 0 or not math.isclose(sum(given), 1, abs_tol=1e-6)
     ):
         raise argparse.ArgumentTypeError(
-            f"give all runs weights from 0 up that sum to 1, or none: {text!r}"
+            f"give every run a weight of at least 0, with a sum of 1, or give no weights: {text!r}"
         )
     if not given and len(runs) > MOST_RUNS:
         raise argparse.ArgumentTypeError(
-            f"weights are fitted for at most {MOST_RUNS} runs: give them, a=0.4,b=0.6"
+            f"weights can be fitted for at most {MOST_RUNS} runs: give them, as in a=0.4,b=0.6"
         )
     return dict(sorted(runs.items()))  # one order everywhere: records are sorted too
 
 
 def blend(maps: Sequence[np.ndarray], weights: Weights) -> np.ndarray:
-    """(h, w) uint8 maps, one per run -> their weighted mean as (h, w) uint8, at the size of the largest that counts."""
+    """(h, w) uint8 maps, one per run -> their weighted mean, (h, w) uint8.
+
+    Its size is that of the largest map with a weight above 0.
+    """
     used = [(stored, weight) for stored, weight in zip(maps, weights, strict=True) if weight > 0]
     if len(used) == 1:
         return used[0][0]
@@ -71,9 +81,9 @@ def blend(maps: Sequence[np.ndarray], weights: Weights) -> np.ndarray:
 
 
 def moments(maps: Sequence[np.ndarray], truth: np.ndarray) -> Moments:
-    """(h, w) uint8 maps and the (H, W) truth of 0 and 1 -> the image's moments at the size of the largest map."""
+    """(h, w) uint8 maps and (H, W) truth of 0 and 1 -> moments at the size of the largest map."""
     resized = _one_size(maps)
-    pixels = np.stack([one.ravel() for one in resized]).astype(np.float32) / 255
+    pixels = np.stack([stored.ravel() for stored in resized]).astype(np.float32) / 255
     size = resized[0].shape[::-1]
     between, n_pixels = (pixels @ pixels.T).astype(float), pixels.shape[1]
     if not truth.any():
@@ -83,7 +93,7 @@ def moments(maps: Sequence[np.ndarray], truth: np.ndarray) -> Moments:
 
 
 def fit(found: Sequence[Moments]) -> Weights:
-    """The weights, multiples of STEP, that suit these images best; of equal ones the most even."""
+    """The weights in multiples of STEP that suit these images best; of ties the most even."""
     between = np.mean([one.between for one in found], axis=0)
     with_truth = np.mean([one.with_truth for one in found], axis=0)
     tried = _simplex(len(with_truth))
@@ -93,44 +103,44 @@ def fit(found: Sequence[Moments]) -> Weights:
 
 
 def candidates(found: Sequence[Moments]) -> list[Weights]:
-    """What is worth trying for these images: fitted, equal, each run alone."""
+    """The weights worth trying on these images: fitted, equal, each run alone."""
     n_runs = len(found[0].with_truth)
-    singles = [alone(run, n_runs) for run in range(n_runs)]
-    return list(dict.fromkeys([fit(found), (1 / n_runs,) * n_runs, *singles]))
+    each_alone = [alone(run, n_runs) for run in range(n_runs)]
+    return list(dict.fromkeys([fit(found), (1 / n_runs,) * n_runs, *each_alone]))
 
 
 def alone(run: int, n_runs: int) -> Weights:
-    """One run's maps as they are."""
+    """Weight 1 for one run, 0 for the others."""
     return tuple(float(number == run) for number in range(n_runs))
 
 
-def told(runs: Sequence[str], weights: Mapping[str, Sequence[float]]) -> list[str]:
-    """For the terminal.
+def described(runs: Sequence[str], weights: Mapping[str, Sequence[float]]) -> list[str]:
+    """Lines for the terminal.
 
     Args:
         weights: by the fold that they score, "final" for the test images.
     """
     texts = {
-        what: ", ".join(f"{run} {w:g}" for run, w in zip(runs, own, strict=True))
-        for what, own in weights.items()
+        purpose: ", ".join(f"{run} {weight:g}" for run, weight in zip(runs, of_runs, strict=True))
+        for purpose, of_runs in weights.items()
     }
     final = texts.pop("final")
     if set(texts.values()) <= {final}:
         return [f"weights: {final}"]
-    scoring = "; ".join(f"fold {fold}: {texts[fold]}" for fold in sorted(texts, key=int))
-    return [f"weights for the test images: {final}", f"weights that the scores rest on: {scoring}"]
+    by_fold = "; ".join(f"fold {fold}: {texts[fold]}" for fold in sorted(texts, key=int))
+    return [f"weights for the test images: {final}", f"weights behind the scores: {by_fold}"]
 
 
 def _simplex(n_runs: int) -> np.ndarray:
-    """All weights of so many runs in multiples of STEP, (N, R)."""
-    parts = round(1 / STEP)
-    bars = itertools.combinations(range(parts + n_runs - 1), n_runs - 1)
-    edges = np.array([(-1, *chosen, parts + n_runs - 1) for chosen in bars])
-    return (np.diff(edges, axis=1) - 1) / parts
+    """Every combination of weights in multiples of STEP, (N, R)."""
+    steps = round(1 / STEP)
+    bars = itertools.combinations(range(steps + n_runs - 1), n_runs - 1)
+    edges = np.array([(-1, *chosen, steps + n_runs - 1) for chosen in bars])
+    return (np.diff(edges, axis=1) - 1) / steps
 
 
 def _one_size(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """All at the size of the largest, bilinearly upsampled."""
+    """All maps at the size of the largest, upsampled bilinearly."""
     height, width = max((stored.shape for stored in maps), key=lambda shape: shape[0] * shape[1])
     return [
         stored

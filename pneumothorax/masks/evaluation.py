@@ -1,333 +1,270 @@
-"""Out-of-fold maps and labels -> everything that turns maps into masks, fitted nested, and the tables of scores.
+"""Fit everything that turns probability maps into masks, and score it on images it did not see.
 
-What a fold is scored with was fitted on the other folds: the weights of a blend, the calibration of the image's own
-probability, and the thresholds, each resting on those before it. What the test images get is fitted on all folds.
+A fit has three parts, each resting on those before: the weights of the runs, the calibration
+of the image-level probability, and the thresholds. It is repeated for every held-out fold and
+once for the test images (see nested.py).
+
+    score        what a run thinks of an image as a whole, in [0, 1], before calibration
+    candidate    weights that a fit may choose
+    blend        the weights and the calibration of one fit
+    rule         how one image's maps become its mask
 """
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from pneumothorax import metrics, rle
-from pneumothorax.masks import blending, calibration, postprocess, thresholds
+from pneumothorax.masks import blending, calibration, nested, postprocess, thresholds
 from pneumothorax.masks.blending import Moments, Weights
 from pneumothorax.masks.calibration import Calibration
+from pneumothorax.masks.nested import HeldOut, NestedThresholds
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.masks.predicted import Image, Predicted
-from pneumothorax.masks.thresholds import Exclusion, Fitted, Grid, Profile, Search
-from pneumothorax.pipeline import artifacts
+from pneumothorax.masks.thresholds import Grid, Profile, Search
 from pneumothorax.pipeline.engine import Engine, in_order
-from pneumothorax.scores import curves
 
 IMAGES_PER_TASK = 32
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How an image's maps become its mask: blended, thresholded by `triplet`; `p_positive` is the image's own."""
+class Rule(NamedTuple):
+    """How one image's maps become its mask: blended with `weights`, then post-processed.
+
+    `p_positive` is the image-level probability, which `triplet` may ask for.
+    """
 
     weights: Weights
     triplet: Triplet
     p_positive: float
 
+    def mask(self, image: Image, maps: Sequence[np.ndarray]) -> np.ndarray:
+        """(h, w) uint8 probability maps, one per run -> (H, W) uint8 mask of 0 and 1."""
+        blended = blending.blend(maps, self.weights)
+        return postprocess.mask(blended, self.triplet, image.shape, self.p_positive)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How one fit combines the runs' scores of an image into its image-level probability."""
+
+    weights: Weights
+    calibration: Calibration
+
+    def p_positive(self, scores: np.ndarray) -> np.ndarray:
+        """(N, runs) scores -> (N,) calibrated probabilities in [0, 1]."""
+        return self.calibration(scores @ np.array(self.weights))
+
+
+@dataclass(frozen=True)
+class Fits:
+    """All fits of a single run or of several runs together: one per held-out fold, one final.
+
+    Args:
+        blends: by held-out fold; None for the test images.
+        thresholds: likewise, with their scores.
+    """
+
+    blends: dict[HeldOut, Blend]
+    thresholds: NestedThresholds
+
+    def rules(self, scores: np.ndarray) -> list[Rule]:
+        """For test images with (N, runs) scores: the final fit."""
+        blend = self.blends[None]
+        p_positive = blend.p_positive(scores).tolist()
+        return [Rule(blend.weights, self.thresholds.final, p) for p in p_positive]
+
+    def out_of_fold_rules(self, predicted: Predicted) -> list[Rule]:
+        """For training images: the fit that held out the image's fold."""
+        p_positive = {
+            fold: blend.p_positive(predicted.scores) for fold, blend in self.blends.items()
+        }
+        return [
+            Rule(
+                self.blends[fold].weights, self.thresholds.by_fold[fold], float(p_positive[fold][n])
+            )
+            for n, fold in enumerate(predicted.fold.tolist())
+        ]
+
+    def out_of_fold_scores(self, predicted: Predicted) -> np.ndarray:
+        """(N,) scores of training images, blended by the fit that held out the image's fold."""
+        weights = [self.blends[fold].weights for fold in predicted.fold.tolist()]
+        return (predicted.scores * weights).sum(axis=1)
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run or a blend: what was fitted, and how it scores.
+    """A single run or several runs together: what was fitted, and how it scores.
 
     Args:
-        weights, calibrations: by the fold that they leave out (None: for the test images).
-        images: artifacts.Submission.out_of_fold rows, in the order of the images; `rle` of the blend only.
-        score: (N,) each image's own score in [0, 1] before calibration.
+        fits: for every purpose.
+        images: artifacts.Submission.out_of_fold rows; `rle` only for the blend of all runs.
+        uncalibrated: (N,) the images' scores in [0, 1] before calibration.
     """
 
-    weights: dict[Exclusion, Weights]
-    calibrations: dict[Exclusion, Calibration]
-    fitted: Fitted
+    fits: Fits
     images: pd.DataFrame
-    score: np.ndarray
+    uncalibrated: np.ndarray
 
-    def rules(self, scores: np.ndarray) -> list[Rule]:
-        """For test images with (N, R) scores."""
-        p_positive = self.calibrations[None](scores @ np.array(self.weights[None]))
-        return [Rule(self.weights[None], self.fitted.final, p) for p in p_positive.tolist()]
+    @property
+    def thresholds(self) -> NestedThresholds:
+        return self.fits.thresholds
 
 
-def profiles(image: Image, grid: Grid, mixtures: Sequence[Weights]) -> list[Profile]:
-    """The image's profile under each way to blend its maps."""
-    maps, truth = image.maps(), image.truth()
-    return [thresholds.profile(blending.blend(maps, weights), truth, grid) for weights in mixtures]
+def evaluate(
+    predicted: Predicted, grid: Grid, *, engine: Engine, weights: Weights | None
+) -> tuple[Evaluation, list[Evaluation]]:
+    """Fit and score the blend of all runs and, if there are several, each run alone.
+
+    Args:
+        predicted: out-of-fold images of at least two folds.
+        weights: of the runs; None to fit them: of `blending.candidates`, each fit takes
+            those that score best on the images it sees.
+    """
+    n_runs = predicted.scores.shape[1]
+    run_alone = [blending.alone(run, n_runs) for run in range(n_runs)] if n_runs > 1 else []
+    if weights is None:
+        candidates = _candidates(predicted, engine)
+    else:
+        candidates = {held_out: [weights] for held_out in predicted.held_out_folds}
+    tried = [one for candidates_of_fit in candidates.values() for one in candidates_of_fit]
+    searches = _searches(predicted.images, [*tried, *run_alone], grid, engine)
+
+    chosen = {
+        held_out: _best(predicted, held_out, candidates[held_out], searches)
+        for held_out in candidates
+    }
+    all_fits = [_fit(predicted, chosen, searches)]
+    all_fits += [_fit(predicted, dict.fromkeys(candidates, one), searches) for one in run_alone]
+    blend, *single_runs = _score(predicted, all_fits, engine)
+    return blend, single_runs
+
+
+def _candidates(predicted: Predicted, engine: Engine) -> dict[HeldOut, list[Weights]]:
+    """The candidates of each fit."""
+    calls = [(image,) for image in predicted.images]
+    found = in_order(moments, calls, engine, per_task=IMAGES_PER_TASK, title="weights")
+    return {
+        held_out: blending.candidates(
+            [found[position] for position in np.flatnonzero(predicted.seen_without(held_out))]
+        )
+        for held_out in predicted.held_out_folds
+    }
+
+
+def _searches(
+    images: Sequence[Image], tried: Iterable[Weights], grid: Grid, engine: Engine
+) -> dict[Weights, Search]:
+    """A search over all images for each of the weights; each map is read and blended once."""
+    unique = list(dict.fromkeys(tried))
+    calls = [(image, grid, unique) for image in images]
+    found = in_order(profiles, calls, engine, per_task=IMAGES_PER_TASK, title="thresholds")
+    return {
+        weights: Search(profiles_of_weights, grid)
+        for weights, profiles_of_weights in zip(unique, zip(*found, strict=True), strict=True)
+    }
+
+
+def _best(
+    predicted: Predicted,
+    held_out: HeldOut,
+    candidates: Sequence[Weights],
+    searches: dict[Weights, Search],
+) -> Weights:
+    """The candidate with the highest SIIM Dice at its own best thresholds; of ties the first."""
+    if len(candidates) == 1:
+        return candidates[0]
+    seen = predicted.seen_without(held_out)
+
+    def score(weights: Weights) -> float:
+        p_positive = _calibrated(predicted, held_out, weights).p_positive(predicted.scores)
+        return round(searches[weights].best(seen, p_positive).siim_dice, thresholds.DECIMALS)
+
+    return max(candidates, key=score)
+
+
+def _calibrated(predicted: Predicted, held_out: HeldOut, weights: Weights) -> Blend:
+    seen = predicted.seen_without(held_out)
+    score = predicted.scores @ np.array(weights)
+    return Blend(weights, calibration.fit(score[seen], predicted.positive[seen]))
+
+
+def _fit(
+    predicted: Predicted, weights: dict[HeldOut, Weights], searches: dict[Weights, Search]
+) -> Fits:
+    """Calibrations and thresholds that rest on the weights of each fit."""
+    blends = {held_out: _calibrated(predicted, held_out, one) for held_out, one in weights.items()}
+    bases = {
+        held_out: nested.Basis(searches[blend.weights], blend.p_positive(predicted.scores))
+        for held_out, blend in blends.items()
+    }
+    return Fits(blends, nested.fit(bases, predicted.fold))
+
+
+def _score(predicted: Predicted, all_fits: list[Fits], engine: Engine) -> list[Evaluation]:
+    """Make every image's masks and compare them with its truth."""
+    rules = zip(*(fits.out_of_fold_rules(predicted) for fits in all_fits), strict=True)
+    calls = list(zip(predicted.images, rules, strict=True))
+    found = in_order(compare, calls, engine, per_task=IMAGES_PER_TASK, title="scores")
+    return [
+        Evaluation(
+            fits,
+            images=pd.DataFrame(rows).assign(fold=predicted.fold),
+            uncalibrated=fits.out_of_fold_scores(predicted),
+        )
+        for fits, rows in zip(all_fits, zip(*found, strict=True), strict=True)
+    ]
+
+
+# The work on one image; workers call these.
 
 
 def moments(image: Image) -> Moments:
     return blending.moments(image.maps(), image.truth())
 
 
-def mask_row(image: Image, rule: Rule) -> str:
-    """The image's predicted mask as run lengths, decoded again here: RuntimeError when they are not the mask."""
-    return _row(image, _mask(image, image.maps(), rule))
+def profiles(image: Image, grid: Grid, tried: Sequence[Weights]) -> list[Profile]:
+    """The image's profile for each of the weights."""
+    maps, truth = image.maps(), image.truth()
+    return [thresholds.profile(blending.blend(maps, one), truth, grid) for one in tried]
 
 
 def compare(image: Image, rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """For each rule the pixel counts of the image's mask against the truth; of the first its run lengths too."""
+    """The mask of each rule against the truth: artifacts.Submission.out_of_fold cells.
+
+    Only the first rule's mask is also given as text.
+    """
     maps, truth = image.maps(), image.truth()
     rows: list[dict[str, Any]] = []
     for rule in rules:
-        predicted = _mask(image, maps, rule)
-        true_px, predicted_px, overlap_px = metrics.counts(truth, predicted)
-        dice = float(
-            metrics.image_dice(
-                np.array([true_px]), np.array([predicted_px]), np.array([overlap_px])
-            )[0]
-        )
-        pixels = {"true_px": true_px, "predicted_px": predicted_px, "overlap_px": overlap_px}
+        mask = rule.mask(image, maps)
+        true_px, predicted_px, overlap_px = metrics.counts(truth, mask)
+        (dice,) = metrics.image_dice(*np.array([[true_px], [predicted_px], [overlap_px]])).tolist()
         rows.append(
-            {"image_id": image.image_id, "p_positive": rule.p_positive, **pixels, "dice": dice}
+            {
+                "image_id": image.image_id,
+                "p_positive": rule.p_positive,
+                "true_px": true_px,
+                "predicted_px": predicted_px,
+                "overlap_px": overlap_px,
+                "dice": dice,
+            }
         )
         if len(rows) == 1:
-            rows[0]["rle"] = _row(image, predicted)
+            rows[0]["rle"] = _text(image, mask)
     return rows
 
 
-def _mask(image: Image, maps: Sequence[np.ndarray], rule: Rule) -> np.ndarray:
-    return postprocess.mask(
-        blending.blend(maps, rule.weights), rule.triplet, image.shape, rule.p_positive
-    )
+def mask_row(image: Image, rule: Rule) -> str:
+    """The image's mask as the text of its submission row."""
+    return _text(image, rule.mask(image, image.maps()))
 
 
-def _row(image: Image, predicted: np.ndarray) -> str:
-    text = rle.encode(predicted)
-    if not np.array_equal(rle.decode(text, image.shape), predicted):
-        raise RuntimeError(f"{image.image_id}: the run lengths do not decode to the mask")
+def _text(image: Image, mask: np.ndarray) -> str:
+    """The mask's pixel runs, decoded again: RuntimeError if that is not the mask."""
+    text = rle.encode(mask)
+    if not np.array_equal(rle.decode(text, image.shape), mask):
+        raise RuntimeError(f"{image.image_id}: the pixel runs do not decode to the mask")
     return text
-
-
-def evaluate(
-    predicted: Predicted, grid: Grid, *, engine: Engine, given: Weights | None
-) -> tuple[Evaluation, list[Evaluation]]:
-    """Fit and score the blend, and beside it, where there are several, each of its runs alone.
-
-    Args:
-        predicted: out-of-fold images of at least two folds.
-        given: the blend's weights; None to fit them, nested: of blending.candidates those that score best.
-    """
-    images, fold = predicted.images, predicted.fold
-    n_runs = predicted.scores.shape[1]
-    exclusions: list[Exclusion] = [None, *sorted(set(fold.tolist()))]
-    singles_of = [blending.alone(run, n_runs) for run in range(n_runs)] if n_runs > 1 else []
-    if given is None:
-        tried = _candidates(images, fold, exclusions, engine)
-    else:
-        tried = {left_out: [given] for left_out in exclusions}
-    every = list(dict.fromkeys([weights for own in tried.values() for weights in own] + singles_of))
-    calls = [(image, grid, every) for image in images]
-    found = in_order(profiles, calls, engine, per_task=IMAGES_PER_TASK, title="thresholds")
-    searches = {
-        weights: Search([own[number] for own in found], grid)
-        for number, weights in enumerate(every)
-    }
-    del found
-    chosen = {
-        left_out: _best(predicted, left_out, own, searches) for left_out, own in tried.items()
-    }
-    mixtures = [chosen, *(dict.fromkeys(exclusions, weights) for weights in singles_of)]
-    fits = [_fit(predicted, mixture, searches, grid) for mixture in mixtures]
-
-    rules = [
-        [
-            Rule(mixture[number], fitted.by_fold[number], float(p_positive[number][position]))
-            for mixture, (_, p_positive, fitted) in zip(mixtures, fits, strict=True)
-        ]
-        for position, number in enumerate(fold.tolist())
-    ]
-    compared = in_order(
-        compare,
-        list(zip(images, rules, strict=True)),
-        engine,
-        per_task=IMAGES_PER_TASK,
-        title="scores",
-    )
-    blend, *singles = [
-        Evaluation(
-            mixture,
-            calibrations,
-            fitted,
-            images=pd.DataFrame(rows).assign(fold=fold),
-            score=(predicted.scores * [mixture[number] for number in fold.tolist()]).sum(axis=1),
-        )
-        for mixture, (calibrations, _, fitted), rows in zip(
-            mixtures, fits, zip(*compared, strict=True), strict=True
-        )
-    ]
-    return blend, singles
-
-
-def _candidates(
-    images: list[Image], fold: np.ndarray, exclusions: list[Exclusion], engine: Engine
-) -> dict[Exclusion, list[Weights]]:
-    """Weights to try, from the images without each fold, and from all."""
-    found = in_order(
-        moments, [(image,) for image in images], engine, per_task=IMAGES_PER_TASK, title="weights"
-    )
-    return {
-        left_out: blending.candidates(
-            [one for one, number in zip(found, fold.tolist(), strict=True) if number != left_out]
-        )
-        for left_out in exclusions
-    }
-
-
-def _best(
-    predicted: Predicted,
-    left_out: Exclusion,
-    candidates: Sequence[Weights],
-    searches: dict[Weights, Search],
-) -> Weights:
-    """Those with the highest SIIM Dice on the images that are not left out, at the thresholds that suit them there."""
-    if len(candidates) == 1:
-        return candidates[0]
-    used = _used(predicted, left_out)
-
-    def score(weights: Weights) -> float:
-        p_positive = _calibrated(predicted, left_out, weights)[1]
-        return round(searches[weights].best(used, p_positive)[1], thresholds.DECIMALS)
-
-    return max(candidates, key=score)  # of equal ones the first
-
-
-def _used(predicted: Predicted, left_out: Exclusion) -> np.ndarray:
-    return np.array([number != left_out for number in predicted.fold.tolist()])
-
-
-def _calibrated(
-    predicted: Predicted, left_out: Exclusion, weights: Weights
-) -> tuple[Calibration, np.ndarray]:
-    """The calibration from the images that are not left out, and (N,) probabilities of all images by it."""
-    positive = np.array([bool(image.label_rows) for image in predicted.images])
-    score, used = predicted.scores @ np.array(weights), _used(predicted, left_out)
-    curve = calibration.fit(score[used], positive[used])
-    return curve, curve(score)
-
-
-def _fit(
-    predicted: Predicted,
-    mixture: dict[Exclusion, Weights],
-    searches: dict[Weights, Search],
-    grid: Grid,
-) -> tuple[dict[Exclusion, Calibration], dict[Exclusion, np.ndarray], Fitted]:
-    """Calibrations, (N,) probabilities of all images under each, and thresholds that rest on both."""
-    fits, p_positive = {}, {}
-    for left_out, weights in mixture.items():
-        fits[left_out], p_positive[left_out] = _calibrated(predicted, left_out, weights)
-    own = {left_out: searches[weights] for left_out, weights in mixture.items()}
-    return fits, p_positive, thresholds.fit(own, predicted.fold, p_positive, grid)
-
-
-def facts(found: Evaluation) -> dict[str, Any]:
-    """What was fitted and how it scores, as postprocess.json holds it; "final" leaves out no fold."""
-    fitted, images = found.fitted, found.images
-
-    def by_name(values: dict[Exclusion, Any]) -> dict[str, Any]:
-        return {
-            "final" if left_out is None else str(left_out): value
-            for left_out, value in values.items()
-        }
-
-    before = images.assign(p_positive=found.score)
-    errors = {
-        name: curves.expected_calibration_error(curves.calibration(frame))
-        for name, frame in (("calibrated", images), ("uncalibrated", before))
-    }
-    return {
-        "final": vars(fitted.final),
-        "by_fold": by_name({fold: vars(triplet) for fold, triplet in fitted.by_fold.items()}),
-        "weights": by_name(
-            {left_out: list(weights) for left_out, weights in found.weights.items()}
-        ),
-        "calibration": by_name(
-            {left_out: vars(curve) for left_out, curve in found.calibrations.items()}
-        ),
-        "nested_siim_dice": float(images["dice"].mean()),
-        "naive_siim_dice": fitted.naive,
-        "expected_calibration_error": errors,
-    }
-
-
-def cross_validation(images: pd.DataFrame, fitted: Fitted) -> pd.DataFrame:
-    """Rows of artifacts.Submission.cross_validation: each fold, their mean and standard deviation, all images together, and
-    what the all-empty baseline scores on all images and per fold.
-
-    Args:
-        images: artifacts.Submission.out_of_fold rows.
-    """
-    rows = []
-    for fold, triplet in sorted(fitted.by_fold.items()):
-        part = images[images["fold"] == fold]
-        rows.append(
-            {
-                **_scores(f"fold {fold}", part),
-                "naive_siim_dice": fitted.naive_by_fold[fold],
-                **_fields(triplet),
-            }
-        )
-    per_fold = pd.DataFrame(rows)
-    numbers = [*artifacts.SCORE_COLUMNS, "naive_siim_dice"]
-    for name, aggregate in (
-        ("mean", per_fold[numbers].mean()),
-        ("std", per_fold[numbers].std(ddof=1)),
-    ):
-        rows.append(
-            {
-                "row": name,
-                "images": len(images),
-                "positives": int((images["true_px"] > 0).sum()),
-                **aggregate,
-            }
-        )
-    rows.append({**_scores("all", images), "naive_siim_dice": fitted.naive})
-    rows.append({"row": artifacts.FINAL, **_counts(images), **_fields(fitted.final)})
-    rows.append(_nothing(artifacts.ALL_EMPTY, images))
-    rows.extend(
-        _nothing(f"{artifacts.ALL_EMPTY}, fold {fold}", part)
-        for fold, part in images.groupby("fold")
-    )
-    return pd.DataFrame(rows, columns=list(artifacts.CROSS_VALIDATION_COLUMNS))
-
-
-def threshold_surface(fitted: Fitted, grid: Grid) -> pd.DataFrame:
-    """Rows of artifacts.Submission.threshold_surface: every triplet of the grid whose bottom is not above its top."""
-    triplets = itertools.product(grid.tops, grid.min_areas, grid.bottoms)
-    table = pd.DataFrame(triplets, columns=["top", "min_area", "bottom"]).assign(
-        siim_dice=fitted.surface.ravel()
-    )
-    return table[np.isfinite(table["siim_dice"])]
-
-
-def postprocessing_steps(fitted: Fitted) -> pd.DataFrame:
-    """Rows of artifacts.Submission.steps."""
-    rows = [(name, nested, naive) for name, (nested, naive) in fitted.steps.items()]
-    return pd.DataFrame(rows, columns=list(artifacts.STEP_COLUMNS))
-
-
-def _scores(name: str, part: pd.DataFrame) -> dict[str, Any]:
-    columns = (
-        part[column].to_numpy()
-        for column in ("true_px", "predicted_px", "overlap_px", "p_positive")
-    )
-    return {"row": name, **_counts(part), **metrics.scores(*columns)}
-
-
-def _nothing(name: str, part: pd.DataFrame) -> dict[str, Any]:
-    return {"row": name, **_counts(part), **metrics.all_empty(part["true_px"].to_numpy())}
-
-
-def _counts(part: pd.DataFrame) -> dict[str, int]:
-    return {"images": len(part), "positives": int((part["true_px"] > 0).sum())}
-
-
-def _fields(triplet: Triplet) -> dict[str, float]:
-    return {name: float(value) for name, value in vars(triplet).items()}

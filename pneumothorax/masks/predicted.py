@@ -1,4 +1,4 @@
-"""The images that one or several runs predicted: their maps, checked by hash, and their labels."""
+"""The images that one or several runs predicted, with their probability maps and labels."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ from pneumothorax.pipeline import artifacts
 
 
 class StoredMap(NamedTuple):
-    """A file of stage 03 and what it must hold."""
+    """A probability map of stage 03 and the hash that its file must have."""
 
     path: Path
     sha256: str
@@ -23,7 +23,13 @@ class StoredMap(NamedTuple):
 
 @dataclass(frozen=True)
 class Image:
-    """One image to post-process: each run's map, its size (H, W), its label rows (of negative and test images none)."""
+    """One image to make a mask for.
+
+    Args:
+        stored: its probability map by each run.
+        shape: (H, W) of the labels.
+        label_rows: its masks as text; empty for negative images and test images.
+    """
 
     image_id: str
     stored: tuple[StoredMap, ...]
@@ -31,7 +37,7 @@ class Image:
     label_rows: tuple[str, ...]
 
     def maps(self) -> list[np.ndarray]:
-        """(h, w) uint8 of each run. Raises BadInput where one is not the map that stage 03 wrote."""
+        """(h, w) uint8 of each run. Raises BadInput if a file is not the one stage 03 wrote."""
         return [_read(*stored) for stored in self.stored]
 
     def truth(self) -> np.ndarray:
@@ -40,15 +46,35 @@ class Image:
 
 
 class Predicted(NamedTuple):
-    """One split's images in the first run's order, their folds, and what the runs think of each as a whole."""
+    """The images of one split, in the order of the first run's table.
+
+    Args:
+        fold: (N,) int, the fold whose network predicted the image; -1 for test images.
+        scores: (N, runs) in [0, 1], what each run thinks of the image as a whole: the
+            probability of the classification head, else the map's highest.
+    """
 
     images: list[Image]
-    fold: np.ndarray  # (N,) int: the fold whose network predicted; -1 for test images
-    scores: np.ndarray  # (N, R) in [0, 1]: the classification head's probability where there is one, else the map's highest
+    fold: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def positive(self) -> np.ndarray:
+        """(N,) bool: the image has a label."""
+        return np.array([bool(image.label_rows) for image in self.images])
+
+    @property
+    def held_out_folds(self) -> list[int | None]:
+        """One for each fit (nested.py): None, which holds out no fold, and every fold."""
+        return [None, *sorted(set(self.fold.tolist()))]
+
+    def seen_without(self, held_out: int | None) -> np.ndarray:
+        """(N,) bool: the images of all other folds."""
+        return np.array([fold != held_out for fold in self.fold.tolist()])
 
 
 def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
-    """All that the runs predicted of the split. Raises BadInput when their images differ, or the folds of these."""
+    """All images of a split. Raises BadInput if the runs differ in images or in their folds."""
     manifest = artifacts.read_table(output, artifacts.MANIFEST)
     shapes = zip(manifest["height"].tolist(), manifest["width"].tolist(), strict=True)
     shape_of = dict(zip(manifest["image_id"], shapes, strict=True))
@@ -57,26 +83,17 @@ def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
     for run, table in zip(runs[1:], tables[1:], strict=True):
         _check_same(runs[0], tables[0], run, table)
     image_ids = tables[0].index.tolist()
-    digests = np.stack([table.loc[image_ids, "sha256"] for table in tables], axis=1)
-    images = [
-        Image(
-            image_id,
-            tuple(
-                StoredMap(output / artifacts.Run(run).probability_map(split, image_id), digest)
-                for run, digest in zip(runs, own, strict=True)
-            ),
-            shape_of[image_id],
-            rows_of.get(image_id, ()),
+    digests = np.stack([table.loc[image_ids, "sha256"] for table in tables], axis=1).tolist()
+    images = []
+    for image_id, digests_of_image in zip(image_ids, digests, strict=True):
+        stored = tuple(
+            StoredMap(output / artifacts.Run(run).probability_map(split, image_id), digest)
+            for run, digest in zip(runs, digests_of_image, strict=True)
         )
-        for image_id, own in zip(image_ids, digests.tolist(), strict=True)
-    ]
-    scores = [
-        table["p_classification"].fillna(table["p_max"]).loc[image_ids].to_numpy(dtype=float)
-        for table in tables
-    ]
-    return Predicted(
-        images, tables[0]["fold"].fillna(-1).to_numpy(dtype=int), np.stack(scores, axis=1)
-    )
+        images.append(Image(image_id, stored, shape_of[image_id], rows_of.get(image_id, ())))
+    fold = tables[0]["fold"].fillna(-1).to_numpy(dtype=int)
+    scores = [_score(table).loc[image_ids].to_numpy(dtype=float) for table in tables]
+    return Predicted(images, fold, np.stack(scores, axis=1))
 
 
 def _read(path: Path, digest: str) -> np.ndarray:
@@ -89,16 +106,19 @@ def _read(path: Path, digest: str) -> np.ndarray:
     return png.decode(data, path)
 
 
+def _score(table: pd.DataFrame) -> pd.Series:
+    return table["p_classification"].fillna(table["p_max"])
+
+
 def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.DataFrame:
-    """The run's rows of the split by image. Raises BadInput that lists those no mask can be made of."""
+    """The run's rows of the split by image id. Raises BadInput that lists the unusable ones."""
     file = artifacts.Run(run).predictions
     table = artifacts.read_table(output, file)
     table = table[table["split"] == split].set_index("image_id")
-    score = table["p_classification"].fillna(table["p_max"])
     faults = {
-        "is no image of the manifest": ~table.index.isin(list(known)),
-        "stands there twice": table.index.duplicated(),
-        "has no probability from 0 to 1": ~score.between(0, 1).to_numpy(),  # NaN is none
+        "is not in the manifest": ~table.index.isin(list(known)),
+        "is listed twice": table.index.duplicated(),
+        "has no probability from 0 to 1": ~_score(table).between(0, 1).to_numpy(),  # nor has NaN
     }
     if split == artifacts.OOF:
         faults["has no fold"] = (~(table["fold"] >= 0) | (table["fold"] % 1 != 0)).to_numpy()
@@ -113,18 +133,16 @@ def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.Dat
 
 
 def _check_same(first: str, one: pd.DataFrame, second: str, other: pd.DataFrame) -> None:
-    problems = [
-        f"{image_id}: predicted by {first} only" for image_id in one.index.difference(other.index)
-    ]
-    problems += [
-        f"{image_id}: predicted by {second} only" for image_id in other.index.difference(one.index)
-    ]
+    problems = []
+    for run, alone in (
+        (first, one.index.difference(other.index)),
+        (second, other.index.difference(one.index)),
+    ):
+        problems += [f"{image_id}: predicted by {run} only" for image_id in alone]
     both = one.index.intersection(other.index)
     folds = one.loc[both, "fold"].fillna(-1), other.loc[both, "fold"].fillna(-1)
-    problems += [
-        f"{image_id}: predicted in other folds"
-        for image_id in both[(folds[0] != folds[1]).to_numpy()]
-    ]
+    moved = both[(folds[0] != folds[1]).to_numpy()]
+    problems += [f"{image_id}: predicted in other folds" for image_id in moved]
     if problems:
         raise bad_list(
             f"runs {first} and {second} cannot be blended: {len(problems)} images differ", problems

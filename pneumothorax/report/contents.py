@@ -192,9 +192,9 @@ def statistics(runs: list[Run], *, seed: int) -> Statistics:
 
 def differences(frames: dict[str, pd.DataFrame], *, seed: int) -> pd.DataFrame:
     """comparison.all_pairs rows of the runs, and of each against the all-empty baseline by SIIM Dice."""
-    nothing = per_image.nothing(next(iter(frames.values())))
-    pairs = comparison.all_pairs({**frames, per_image.ALL_EMPTY: nothing}, COMPARED, seed=seed)
-    return pairs[(pairs["second"] != per_image.ALL_EMPTY) | (pairs["score"] == "siim_dice")]
+    nothing = per_image.all_empty(next(iter(frames.values())))
+    pairs = comparison.all_pairs({**frames, artifacts.ALL_EMPTY: nothing}, COMPARED, seed=seed)
+    return pairs[(pairs["second"] != artifacts.ALL_EMPTY) | (pairs["score"] == "siim_dice")]
 
 
 def combined_table(runs: list[Run]) -> pd.DataFrame:
@@ -205,7 +205,8 @@ def combined_table(runs: list[Run]) -> pd.DataFrame:
 def per_image_table(runs: list[Run]) -> pd.DataFrame:
     """Rows of artifacts.PER_IMAGE: of the all-empty baseline first, then of every run."""
     return pd.concat(
-        [per_image.nothing(runs[0].per_image), *(run.per_image for run in runs)], ignore_index=True
+        [per_image.all_empty(runs[0].per_image), *(run.per_image for run in runs)],
+        ignore_index=True,
     )
 
 

@@ -1,1 +1,1 @@
-"""Scores with intervals: per image, bootstrap over patients, comparisons, strata, curves."""
+"""Believable numbers: per image, with intervals over patients, compared, by stratum, as curves."""

@@ -1,20 +1,21 @@
-"""Confidence intervals of every score by bootstrap over patients.
+"""Confidence intervals of every score, by bootstrap over patients.
 
-Images of one patient resemble each other, so patients are resampled, with all their images, and not images (Davison
-and Hinkley: Bootstrap Methods and their Application, 1997, section 3.8). Every score but the AUC is a ratio of sums
-over images, so a resample is a weighted sum over patients; the AUC comes from weighted ranks.
+Images of one patient resemble each other, so patients are resampled with all their images
+(Davison and Hinkley: Bootstrap Methods and their Application, 1997, section 3.8). Every score
+but the AUC is a ratio of sums over images, so its value on a resample is a weighted sum over
+patients; the AUC comes from weighted ranks.
 """
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
 
 from pneumothorax import metrics
 
 REPEATS = 2000
-REPEATS_AT_ONCE = 100  # bounds the memory: about 50 MB with 6,000 patients and 12,000 images
+REPEATS_AT_ONCE = 100  # bounds memory: about 50 MB for 6,000 patients and 12,000 images
+PIXEL_COLUMNS = ["true_px", "predicted_px", "overlap_px"]
 
 
 def replicates(
@@ -24,9 +25,9 @@ def replicates(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Each score on `repeats` resamples of the patients, (repeats,); NaN where a resample leaves it undefined.
+    """Each score on every resample, (repeats,); NaN where a resample leaves it undefined.
 
-    All NaN with a single patient, who says nothing about others. The same seed and patients give the same resamples,
+    With a single patient all are NaN. The same seed and patients give the same resamples,
     so replicates of two runs on the same images are paired.
 
     Args:
@@ -42,19 +43,15 @@ def replicates(
     patient, n_patients = patients(frame)
     if n_patients == 1:
         return {name: np.full(repeats, np.nan) for name in scores}
-    true_px, predicted_px, overlap_px = (
-        frame[column].to_numpy() for column in ("true_px", "predicted_px", "overlap_px")
-    )
+    pixels = [frame[column].to_numpy() for column in PIXEL_COLUMNS]
     ratios = [name for name in scores if name != "auc"]
-    fractions = metrics.fractions(true_px, predicted_px, overlap_px)
+    fractions = metrics.fractions(*pixels)
     parts, wholes = (
         _sums([fractions[name][side] for name in ratios], patient, n_patients) for side in (0, 1)
     )  # (patients, ratios) each
-    auc = (
-        WeightedAuc(patient, true_px > 0, frame["p_positive"].to_numpy())
-        if "auc" in scores
-        else None
-    )
+    auc = None
+    if "auc" in scores:
+        auc = WeightedAuc(patient, pixels[0] > 0, frame["p_positive"].to_numpy())
 
     chunks = []
     for counts in _draws(n_patients, repeats, seed):
@@ -84,17 +81,12 @@ def intervals(
 
 
 def measured(frame: pd.DataFrame) -> dict[str, float]:
-    """All of metrics.DEFINITIONS of one run's rows."""
-    return metrics.scores(
-        *(
-            frame[column].to_numpy()
-            for column in ("true_px", "predicted_px", "overlap_px", "p_positive")
-        )
-    )
+    """All metrics.DEFINITIONS on one run's rows (artifacts.PER_IMAGE), without resampling."""
+    return metrics.scores(*(frame[column].to_numpy() for column in [*PIXEL_COLUMNS, "p_positive"]))
 
 
 def interval(replicate: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
-    """(repeats,) -> the percentiles `low` and `high`; resamples without a value (NaN) are left out."""
+    """(repeats,) -> the percentiles `low` and `high`, leaving out NaN."""
     defined = replicate[~np.isnan(replicate)]
     if not len(defined):
         return {"low": float("nan"), "high": float("nan")}
@@ -103,9 +95,9 @@ def interval(replicate: np.ndarray, confidence: float = 0.95) -> dict[str, float
 
 
 def patients(frame: pd.DataFrame) -> tuple[np.ndarray, int]:
-    """(N,) of int, the number of each image's patient in the order of their ids, and how many patients there are.
+    """Each image's patient as a number, (N,) int in the order of the ids; the number of patients.
 
-    An empty patient id says nothing, so each such image is a patient of its own.
+    An image with an empty patient id counts as its own patient.
     """
     named = frame["patient_id"] != ""
     key = ("patient " + frame["patient_id"]).where(named, "image " + frame["image_id"])
@@ -117,15 +109,15 @@ class WeightedAuc:
     """The area under the ROC curve for any weights of the patients; images are ranked once.
 
     Args:
-        patient: (N,) of int from 0, whose image it is.
-        positive: (N,) of bool.
-        p_positive: (N,) of float, the image-level probability.
+        patient: (N,) int from 0, each image's patient.
+        positive: (N,) bool.
+        p_positive: (N,) image-level probability.
     """
 
     def __init__(self, patient: np.ndarray, positive: np.ndarray, p_positive: np.ndarray) -> None:
-        rank = np.unique(p_positive, return_inverse=True)[
-            1
-        ]  # images of equal probability share one
+        from scipy.sparse import csr_array
+
+        _, rank = np.unique(p_positive, return_inverse=True)  # equal probabilities share a rank
         shape = int(rank.max()) + 1, int(patient.max()) + 1
         self.positives, self.negatives = (
             csr_array((np.ones(chosen.sum()), (rank[chosen], patient[chosen])), shape=shape)
@@ -133,32 +125,29 @@ class WeightedAuc:
         )
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
-        """(R, patients) weights >= 0 -> (R,) in [0, 1], NaN where there are no positives or no negatives.
+        """(R, patients) weights >= 0 -> (R,) in [0, 1]; NaN without positives or negatives.
 
-        The share of pairs of a positive and a negative that are in order, half of the ties counted.
+        The share of pairs of a positive and a negative that are in order; ties count half.
         """
         positives, negatives = self.positives @ weights.T, self.negatives @ weights.T  # (ranks, R)
         below = negatives.cumsum(axis=0) - negatives / 2
+        pairs = positives.sum(axis=0) * negatives.sum(axis=0)
         with np.errstate(invalid="ignore"):
-            return np.einsum("kr,kr->r", positives, below) / (
-                positives.sum(axis=0) * negatives.sum(axis=0)
-            )
+            return np.einsum("kr,kr->r", positives, below) / pairs
 
 
 def _draws(n_patients: int, repeats: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each patient is drawn: (at most REPEATS_AT_ONCE, patients), each row n_patients draws."""
+    """How often each patient is drawn: (rows, patients), n_patients draws in each row.
+
+    At most REPEATS_AT_ONCE rows at a time, `repeats` in total.
+    """
     generator = np.random.default_rng(seed)
     for start in range(0, repeats, REPEATS_AT_ONCE):
         rows = min(REPEATS_AT_ONCE, repeats - start)
         drawn = generator.integers(n_patients, size=(rows, n_patients))
-        drawn += (
-            n_patients * np.arange(rows)[:, None]
-        )  # a range of numbers for each row, so that one bincount does
-        yield (
-            np.bincount(drawn.ravel(), minlength=rows * n_patients)
-            .reshape(rows, n_patients)
-            .astype(float)
-        )
+        drawn += n_patients * np.arange(rows)[:, None]  # rows apart: one bincount counts them all
+        counts = np.bincount(drawn.ravel(), minlength=rows * n_patients)
+        yield counts.reshape(rows, n_patients).astype(float)
 
 
 def _sums(columns: list[np.ndarray], patient: np.ndarray, n_patients: int) -> np.ndarray:

@@ -1,20 +1,22 @@
-"""Runs compared in pairs on the same images: the difference of each score, its interval and a p-value.
+"""Runs compared in pairs on the same images: differences, their intervals, and p-values.
 
-Both runs are scored on the same resamples of the patients, so what makes an image hard for both cancels out.
+Both runs are scored on the same resamples of the patients, so the difficulty of an image,
+which both share, cancels out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pneumothorax import metrics
 from pneumothorax.errors import BadInput
-from pneumothorax.scores import bootstrap
+from pneumothorax.scores import bootstrap, per_image
 
 SAME = {"patient_id": "patients", "fold": "folds", "true_px": "truths"}
-SHOWN = 5  # image ids named in a refusal
+SHOWN = 5  # image ids in a message
 DECIMALS = 12  # smaller differences are rounding errors of the sums
 
 
@@ -28,16 +30,17 @@ def paired(
 ) -> pd.DataFrame:
     """score, difference (first minus second), low, high (95 %), p: one row per score.
 
-    p is two-sided, from the bootstrap distribution of the difference d: twice the smaller of the shares of resamples
-    with d <= 0 and with d >= 0, at most 1, one added to both counts so that it is never 0. It asks how easily other
-    patients would have turned the sign, and says "below 0.05" about when the interval leaves out 0. It knows the
-    chance of which patients were collected, not that of another seed or split in training, and it is not corrected
-    for looking at several pairs or scores (see `all_pairs`).
+    p is two-sided, from the bootstrap distribution of the difference d: twice the smaller of
+    the shares of resamples with d <= 0 and with d >= 0, at most 1. One is added to both
+    counts, so p is never 0. It answers how easily other patients would have reversed the
+    sign, and is below 0.05 roughly when the interval excludes 0. It covers the choice of
+    patients, but not that of seed or split in training, and it is not corrected for several
+    pairs or scores (see `all_pairs`).
 
     Args:
         first, second: rows of one run each (artifacts.PER_IMAGE).
 
-    Raises BadInput when the runs differ in images, patients, folds or truths.
+    Raises BadInput if the runs differ in images, patients, folds or truths.
     """
     table = all_pairs({"first": first, "second": second}, scores, repeats=repeats, seed=seed)
     return table[["score", "difference", "low", "high", "p"]]
@@ -50,9 +53,13 @@ def all_pairs(
     repeats: int = bootstrap.REPEATS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """`paired` for every two of the runs {name: rows}: first, second, score, difference, low, high, p, p_holm.
+    """`paired` for every two runs: first, second, score, difference, low, high, p, p_holm.
 
-    p_holm is p after Holm's correction over the pairs of the same score; scores are not corrected for each other.
+    p_holm is p after Holm's correction over all pairs of the same score. It is not corrected
+    for several scores.
+
+    Args:
+        frames: {run: rows}.
     """
     scores = list(scores)
     ordered = {name: _ordered(frame, name) for name, frame in frames.items()}
@@ -83,8 +90,44 @@ def all_pairs(
     return table.assign(p_holm=table.groupby("score")["p"].transform(lambda p: holm(p.to_numpy())))
 
 
+def gain_over_best_run(
+    blend: pd.DataFrame,
+    single_runs: Mapping[str, pd.DataFrame],
+    manifest: pd.DataFrame,
+    folds: pd.DataFrame,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """How much higher a blend's SIIM Dice is than that of its best single run.
+
+    The best run is chosen by the very score it is compared with, which favours it: the gain
+    is understated rather than overstated.
+
+    Args:
+        blend, single_runs: artifacts.Submission.out_of_fold rows, nested in the same way;
+            `rle` is not needed.
+        manifest, folds: artifacts.MANIFEST and artifacts.FOLDS rows.
+
+    Returns the best run's name `run` and its `siim_dice`; the `difference`, `low`, `high` and
+    `p` of `paired`.
+    """
+    best = max(single_runs, key=lambda run: single_runs[run]["dice"].mean())
+    blended = per_image.table(blend, manifest, folds, best)
+    single = per_image.table(single_runs[best], manifest, folds, best)
+    found = paired(blended, single, ["siim_dice"], seed=seed).iloc[0]
+    numbers = {name: float(found[name]) for name in ("difference", "low", "high", "p")}
+    return {"run": best, "siim_dice": float(single_runs[best]["dice"].mean()), **numbers}
+
+
+def gain_in_words(gain: Mapping[str, Any]) -> str:
+    """`gain_over_best_run` for the terminal."""
+    interval = f"{gain['low']:+.4f} to {gain['high']:+.4f}, p = {gain['p']:.3f}"
+    best = f"best single run {gain['run']} {gain['siim_dice']:.4f}"
+    return f"{best}: the blend gains {gain['difference']:+.4f} ({interval})"
+
+
 def p_value(difference: np.ndarray) -> float:
-    """(repeats,) replicates of a difference -> the two-sided p-value that `paired` explains; NaN are left out."""
+    """(repeats,) replicates of a difference, NaN left out -> p as defined in `paired`."""
     defined = difference[~np.isnan(difference)]
     if not len(defined):
         return float("nan")
@@ -93,9 +136,10 @@ def p_value(difference: np.ndarray) -> float:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """(M,) p-values -> (M,) after Holm's step-down correction for testing all of them; NaN stay and do not count.
+    """(M,) p-values -> (M,) after Holm's step-down correction for M tests; NaN do not count.
 
-    Holm: A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 1979.
+    Holm: A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    Statistics 6, 1979.
     """
     corrected = np.full(len(p), np.nan)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN sort last
@@ -105,10 +149,10 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def _ordered(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """By image id, so that equal images give equal sums to the last bit."""
+    """Sorted by image id, so that equal images give equal sums to the last bit."""
     repeated = frame.loc[frame["image_id"].duplicated(), "image_id"].tolist()
     if repeated:
-        raise BadInput(f"run {name} has images more than once: {_some(repeated)}")
+        raise BadInput(f"{name} lists images twice: {_some(repeated)}")
     return frame.sort_values("image_id", ignore_index=True)
 
 
@@ -116,13 +160,13 @@ def _check_same(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str
     refusal = f"{names[0]} and {names[1]} cannot be compared"
     odd = sorted(set(first["image_id"]) ^ set(second["image_id"]))
     if odd:
-        raise BadInput(f"{refusal}: {len(odd)} images are in one of them only: {_some(odd)}")
+        raise BadInput(f"{refusal}: {len(odd)} images are in only one of them: {_some(odd)}")
     for column, what in SAME.items():
         differs = first[column].to_numpy() != second[column].to_numpy()
         if differs.any():
             ids = first.loc[differs, "image_id"].tolist()
             raise BadInput(
-                f"{refusal}: {len(ids)} images have other {what} ({column}): {_some(ids)}"
+                f"{refusal}: {len(ids)} images have different {what} ({column}): {_some(ids)}"
             )
 
 

@@ -1,14 +1,13 @@
-"""How well the image-level probability ranks images (ROC curve) and how far it can be taken at its word (calibration).
+"""How good the image-level probability is: its ranking (ROC curve) and its calibration.
 
-The probability is the classification head's, else the map's highest (stage 03), calibrated on the other folds (stage 04).
+The probability is that of the classification head, else the highest value of the probability
+map (stage 03), calibrated on the other folds (stage 04).
 """
 
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
-from sklearn.metrics import roc_curve
 
 from pneumothorax.scores import bootstrap
 
@@ -16,11 +15,15 @@ BINS = 10
 
 
 def roc(frame: pd.DataFrame) -> pd.DataFrame:
-    """fpr, tpr, threshold, from (0, 0) at threshold infinity to (1, 1); no rows without positives or negatives.
+    """fpr, tpr, threshold: from (0, 0) at threshold infinity to (1, 1).
+
+    Without positives or without negatives there are no rows.
 
     Args:
         frame: rows of one run (artifacts.PER_IMAGE).
     """
+    from sklearn.metrics import roc_curve
+
     positive = frame["true_px"].to_numpy() > 0
     if positive.all() or not positive.any():
         return pd.DataFrame({"fpr": [], "tpr": [], "threshold": []}, dtype=float)
@@ -29,9 +32,9 @@ def roc(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def operating_point(frame: pd.DataFrame) -> pd.DataFrame:
-    """fpr, tpr, one row: where the masks stand that are submitted, an image counting as found with any pixel in it.
+    """fpr, tpr, one row: those of the submitted masks, any pixel counting as a finding.
 
-    The triplet also looks at the area, so the point may lie beside the curve, below it or above.
+    Thresholds also look at areas, so the point can lie off the ROC curve, on either side.
     """
     values = bootstrap.measured(frame)
     return pd.DataFrame({"fpr": [1 - values["specificity"]], "tpr": [values["sensitivity"]]})
@@ -40,20 +43,24 @@ def operating_point(frame: pd.DataFrame) -> pd.DataFrame:
 def calibration(
     frame: pd.DataFrame, *, bins: int = BINS, strategy: Literal["uniform", "quantile"] = "uniform"
 ) -> pd.DataFrame:
-    """Reliability of the probability: low, high, images, p_positive, positive_share, share_low, share_high per bin.
+    """Reliability of the probability, one row per bin that has images.
 
-    `p_positive` is the bin's mean probability, `positive_share` the share of images with a pneumothorax, with its
-    95 % Wilson interval, which is wide where a bin holds few images. Bins without images are left out. A value on an
-    edge belongs to the bin below, as in sklearn.calibration.calibration_curve.
+    low, high             the bin's edges; a value on an edge belongs to the bin below, as in
+                          sklearn.calibration.calibration_curve
+    images
+    p_positive            mean probability
+    positive_share        share of images with a pneumothorax
+    share_low, share_high its 95 % Wilson interval, wide if the bin has few images
 
     Args:
-        bins: how many.
-        strategy: of equal width over [0, 1], or with equally many images (fewer bins where many values are equal).
+        bins: the number of bins.
+        strategy: bins of equal width over [0, 1], or with equal numbers of images (fewer
+            bins if many values are equal).
     """
-    positive, p_positive = (
-        frame["true_px"].to_numpy() > 0,
-        frame["p_positive"].to_numpy(dtype=float),
-    )
+    from scipy.stats import binomtest
+
+    positive = frame["true_px"].to_numpy() > 0
+    p_positive = frame["p_positive"].to_numpy(dtype=float)
     grid = np.linspace(0, 1, bins + 1)
     edges = grid if strategy == "uniform" else np.quantile(p_positive, grid)
     number = np.searchsorted(edges[1:-1], p_positive)
@@ -78,13 +85,14 @@ def calibration(
 
 
 def expected_calibration_error(table: pd.DataFrame) -> float:
-    """Mean over images of |mean probability - share of positives| of their bin, in [0, 1]; 0 is perfect.
+    """Mean over images of their bin's |mean probability - share of positives|, in [0, 1].
 
-    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, section 2, on the probability of a pneumothorax
-    and not on the confidence of the likelier answer. It depends on the bins, so give their number with it.
+    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, section 2; here of the
+    probability of a pneumothorax instead of the confidence in the likelier answer. The value
+    depends on the bins, so state their number with it.
 
     Args:
-        table: of `calibration`.
+        table: rows of `calibration`.
     """
     gap = (table["p_positive"] - table["positive_share"]).abs()
     return float((gap * table["images"]).sum() / table["images"].sum())

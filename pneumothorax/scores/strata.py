@@ -1,4 +1,4 @@
-"""Scores where they differ: by size of the pneumothorax, by view and by sex."""
+"""Scores by size of the pneumothorax, by view and by sex."""
 
 from typing import Any
 
@@ -8,16 +8,9 @@ import pandas as pd
 from pneumothorax.data import folds
 from pneumothorax.scores import bootstrap
 
-COLUMNS = (
-    *("stratum", "level", "images", "positives", "siim_dice", "siim_dice_low", "siim_dice_high"),
-    *(
-        "positive_dice",
-        "positive_dice_low",
-        "positive_dice_high",
-        "sensitivity",
-        "specificity",
-        "all_empty",
-    ),
+COLUMNS = tuple(
+    "stratum level images positives siim_dice siim_dice_low siim_dice_high "
+    "positive_dice positive_dice_low positive_dice_high sensitivity specificity all_empty".split()
 )
 UNKNOWN = "unknown"
 USUAL = {"view": ("PA", "AP"), "sex": ("F", "M")}  # listed first
@@ -25,18 +18,19 @@ ORDINALS = ("1st", "2nd", "3rd", "4th")
 
 
 def table(frame: pd.DataFrame, *, repeats: int = bootstrap.REPEATS, seed: int = 0) -> pd.DataFrame:
-    """COLUMNS, one row per level that has images; 95 % intervals over the patients of the level.
+    """COLUMNS, one row per level that has images, with 95 % intervals over its patients.
 
-    `all_empty` is the SIIM Dice of an empty prediction there, the share of negatives: levels with more
-    negatives score higher for that alone, so compare levels by their positives-only Dice, or by the distance to it.
+    `all_empty` is the SIIM Dice of the all-empty baseline: the level's share of negatives.
+    Levels with more negatives score higher for that reason alone, so compare levels by their
+    positives-only Dice, or by the distance to `all_empty`.
 
     Args:
         frame: rows of one run (artifacts.PER_IMAGE).
     """
     strata = {
         "mask size": mask_sizes(frame),
-        "view": _words(frame, "view"),
-        "sex": _words(frame, "sex"),
+        "view": _values(frame, "view"),
+        "sex": _values(frame, "sex"),
     }
     rows = [
         {"stratum": stratum, "level": level, **_scores(frame[chosen], repeats=repeats, seed=seed)}
@@ -47,9 +41,10 @@ def table(frame: pd.DataFrame, *, repeats: int = bootstrap.REPEATS, seed: int = 
 
 
 def mask_sizes(frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    """{level: (N,) of bool}: negatives, and positives by quarter of the mask's share of the image, smallest first.
+    """{level: (N,) bool}: negatives, then positives by quarter of the mask's area, ascending.
 
-    The quarters are those of the folds (folds.strata); a level names the smallest and the largest share in it.
+    Areas are shares of the image. The quarters are those of the folds (folds.strata); a
+    level's name gives its smallest and its largest share.
     """
     stratum = folds.strata(frame.rename(columns={"true_px": "mask_pixels"}))
     percent = 100 * (frame["true_px"] / (frame["height"] * frame["width"])).to_numpy()
@@ -62,22 +57,22 @@ def mask_sizes(frame: pd.DataFrame) -> dict[str, np.ndarray]:
     return {level: chosen for level, chosen in levels.items() if chosen.any()}
 
 
-def _words(frame: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
-    """{level: (N,) of bool}: the usual values, then others that occur, then the images that give none."""
+def _values(frame: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
+    """{value: (N,) bool}: the usual values, then any others, then images without a value."""
     values = frame[column].to_numpy()
     others = sorted(set(values) - {*USUAL[column], ""})
     levels = {value or UNKNOWN: values == value for value in (*USUAL[column], *others, "")}
     return {level: chosen for level, chosen in levels.items() if chosen.any()}
 
 
-def _scores(part: pd.DataFrame, *, repeats: int, seed: int) -> dict[str, Any]:
-    values = bootstrap.measured(part)
-    row = {"images": len(part), "positives": int((part["true_px"] > 0).sum()), **values}
-    for name, replicate in bootstrap.replicates(
-        part, ["siim_dice", "positive_dice"], repeats=repeats, seed=seed
-    ).items():
+def _scores(images: pd.DataFrame, *, repeats: int, seed: int) -> dict[str, Any]:
+    positives = int((images["true_px"] > 0).sum())
+    row = {"images": len(images), "positives": positives, **bootstrap.measured(images)}
+    scores = ["siim_dice", "positive_dice"]
+    found = bootstrap.replicates(images, scores, repeats=repeats, seed=seed)
+    for name, replicate in found.items():
         row.update({f"{name}_{end}": value for end, value in bootstrap.interval(replicate).items()})
-    return {**row, "all_empty": 1 - row["positives"] / row["images"]}
+    return {**row, "all_empty": 1 - positives / len(images)}
 
 
 def _two_digits(value: float) -> str:

@@ -155,23 +155,23 @@ def test_areas_are_in_pixels_of_1024_and_scale_with_the_image():
     assert postprocess.scaled(1600, (256, 256)) == 100
 
 
-def test_small_parts_are_dropped_and_parts_that_touch_at_a_corner_are_one():
+def test_small_components_are_removed_and_components_that_touch_at_a_corner_are_one():
     inside = np.zeros((10, 10), np.uint8)
     inside[0:2, 0:2] = inside[2:4, 2:4] = 1  # 4 + 4 pixels, joined at a corner
     inside[8, 8] = inside[6, 0:3] = 1  # 1 and 3 pixels
-    assert postprocess.drop_small(inside, 0).sum() == 12
-    assert postprocess.drop_small(inside, 1).sum() == 12
-    assert postprocess.drop_small(inside, 3).sum() == 11
+    assert postprocess.remove_small_components(inside, 0).sum() == 12
+    assert postprocess.remove_small_components(inside, 1).sum() == 12
+    assert postprocess.remove_small_components(inside, 3).sum() == 11
     np.testing.assert_array_equal(
-        postprocess.drop_small(inside, 4),
+        postprocess.remove_small_components(inside, 4),
         np.where(np.add.outer(np.arange(10), np.arange(10)) <= 6, inside, 0)
         * (np.arange(10)[:, None] < 4),
     )
-    assert postprocess.drop_small(inside, 8).sum() == 8
-    assert postprocess.drop_small(inside, 9).sum() == 0
-    assert postprocess.drop_small(inside, 3.5).sum() == 8
-    assert postprocess.drop_small(np.ones((5, 5), np.uint8), 25).sum() == 25
-    assert postprocess.drop_small(np.zeros((5, 5), np.uint8), 25).sum() == 0
+    assert postprocess.remove_small_components(inside, 8).sum() == 8
+    assert postprocess.remove_small_components(inside, 9).sum() == 0
+    assert postprocess.remove_small_components(inside, 3.5).sum() == 8
+    assert postprocess.remove_small_components(np.ones((5, 5), np.uint8), 25).sum() == 25
+    assert postprocess.remove_small_components(np.zeros((5, 5), np.uint8), 25).sum() == 0
 
 
 def test_holes_are_filled_as_scipy_fills_them():
@@ -189,7 +189,7 @@ def test_holes_are_filled_as_scipy_fills_them():
     assert changed > 30
 
 
-def test_holes_are_filled_before_small_parts_are_dropped():
+def test_holes_are_filled_before_small_components_are_removed():
     stored = np.zeros((1024, 1024), np.uint8)
     stored[100:110, 100:110] = 255
     stored[102:108, 102:108] = 0  # a frame of 64 pixels around a hole of 36
@@ -198,12 +198,12 @@ def test_holes_are_filled_before_small_parts_are_dropped():
     assert postprocess.mask(stored, Triplet(0.5, 0, 0.5, 0, False), stored.shape).sum() == 64
 
 
-def test_thresholds_are_told_in_words():
+def test_thresholds_are_described_in_words():
     assert Triplet(0.7, 1500.0, 0.3).described() == "top 0.7, minimum area 1500, bottom 0.3"
     assert "minimum area 1048576," in Triplet(0.7, 1048576.0, 0.3).described()  # to the pixel
     every = Triplet(0.7, 0, 0.3, 250, True, 0.4).described()
     assert every == (
-        "top 0.7, minimum area 0, bottom 0.3, parts below 250 pixels dropped, holes filled, images below 0.4 empty"
+        "top 0.7, minimum area 0, bottom 0.3, components below 250 pixels removed, holes filled, images below 0.4 empty"
     )
 
 

@@ -1,4 +1,4 @@
-"""Triplet search: exact, and nested so that no image is scored with thresholds it helped to choose."""
+"""The threshold search is exact, and nested: no image is scored with thresholds it helped choose."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pneumothorax import metrics
-from pneumothorax.masks import evaluation, postprocess, thresholds
+from pneumothorax.masks import nested, postprocess, results, thresholds
 from pneumothorax.masks.postprocess import Triplet
 from tests.helpers.images import disc
 
@@ -43,9 +43,11 @@ def simulated(n, seed):
 
 
 def brute_force(maps, truths, triplet, p=None):
+    """SIIM Dice of the masks, each made and compared pixel by pixel."""
     p = np.ones(len(maps)) if p is None else p
     masks = [
-        postprocess.mask(one, triplet, (SIZE, SIZE), own) for one, own in zip(maps, p, strict=True)
+        postprocess.mask(stored, triplet, (SIZE, SIZE), p_of_image)
+        for stored, p_of_image in zip(maps, p, strict=True)
     ]
     return metrics.siim_dice(truths, masks)
 
@@ -58,46 +60,58 @@ def search_of(maps, truths, grid=GRID):
     return thresholds.Search(profiles_of(maps, truths, grid), grid)
 
 
-def fitted(search, folds, p=None, grid=GRID):
-    everyone = [None, *sorted(set(folds.tolist()))]
+def fitted(search, folds, p=None):
+    """Nested thresholds where all fits share one blend and one calibration."""
     p = np.ones(len(folds)) if p is None else p
-    return thresholds.fit(dict.fromkeys(everyone, search), folds, dict.fromkeys(everyone, p), grid)
+    held_out = [None, *sorted(set(folds.tolist()))]
+    return nested.fit(dict.fromkeys(held_out, nested.Basis(search, p)), folds)
 
 
 def test_the_search_scores_every_triplet_as_applying_it_does():
     maps, truths = simulated(24, seed=1)
     p = np.random.default_rng(0).random(24)
-    search = search_of(maps, truths)
-    scores = search.scores(np.ones(24, dtype=bool), p)
+    search, everyone = search_of(maps, truths), np.ones(24, dtype=bool)
+    scores = search.scores(everyone, p).values
     best = -1.0
     for values in itertools.product(*GRID.axes):
         at = tuple(tried.index(value) for tried, value in zip(GRID.axes, values, strict=True))
-        if values[2] > values[0]:
+        top, _, bottom, *_ = values
+        if bottom > top:
             assert scores[at] == -np.inf
             continue
+        assert GRID.position(Triplet(*values)) == at
+        assert GRID.triplet(GRID.position(Triplet(*values))) == Triplet(*values)
         expected = brute_force(maps, truths, Triplet(*values), p)
         assert scores[at] == pytest.approx(expected)
         best = max(best, expected)
-    triplet, score = search.best(np.ones(24, dtype=bool), p)
+    triplet, score = search.best(everyone, p)
     assert score == pytest.approx(best)
     assert brute_force(maps, truths, triplet, p) == pytest.approx(best)
-    for axis in range(6):  # every part of the post-processing makes a difference on these images
+    for axis in range(6):  # every value matters on these images
         assert np.ma.masked_invalid(scores).ptp(axis).max() > 0
 
 
-def test_the_best_triplet_is_the_first_in_the_grids_order_among_those_that_applying_them_finds_best():
-    """The sums of the search are in another order than those of the brute force: rounding must not decide."""
+def test_of_equally_good_triplets_the_first_in_the_grid_wins():
+    """Search and brute force add in different orders: rounding must not decide."""
     maps, truths = simulated(30, seed=5)
     best, first = -1.0, None
     for values in itertools.product(*GRID.axes):
-        if values[2] <= values[0]:
+        top, _, bottom, *_ = values
+        if bottom <= top:
             score = brute_force(maps, truths, Triplet(*values))
             if score > best + 1e-9:
                 best, first = score, Triplet(*values)
-    assert search_of(maps, truths).best(np.ones(30, dtype=bool))[0] == first
+    assert search_of(maps, truths).best(np.ones(30, dtype=bool)).triplet == first
 
 
-def test_the_thresholds_of_a_fold_do_not_depend_on_its_own_images():
+def test_scores_that_differ_only_by_rounding_are_equal():
+    grid = thresholds.Grid(tops=(0.5,), min_areas=(0,), bottoms=(0.2, 0.3))
+    for gained, bottom in ((1e-14, 0.2), (1e-6, 0.3)):
+        values = np.array([0.5, 0.5 + gained]).reshape(1, 1, 2, 1, 1, 1)
+        assert thresholds.GridScores(grid, values).best().triplet.bottom == bottom
+
+
+def test_a_fold_s_thresholds_do_not_depend_on_its_images():
     maps, truths = simulated(30, seed=2)
     folds = np.arange(30) % 3
     before = fitted(search_of(maps, truths), folds)
@@ -107,23 +121,20 @@ def test_the_thresholds_of_a_fold_do_not_depend_on_its_own_images():
     assert after.naive != before.naive
 
 
-def test_the_naive_score_is_the_best_on_all_images_and_never_below_the_nested_one():
+def test_the_naive_score_is_the_best_on_all_images_and_at_least_the_nested_one():
     maps, truths = simulated(40, seed=3)
     folds, p = np.arange(40) % 4, np.random.default_rng(1).random(40)
     found = fitted(search_of(maps, truths), folds, p)
-    nested = [
+    dice = [
         brute_force([maps[i]], [truths[i]], found.by_fold[int(folds[i])], p[i : i + 1])
         for i in range(40)
     ]
     assert found.naive == pytest.approx(brute_force(maps, truths, found.final, p))
-    assert found.naive >= np.mean(nested) - 1e-12
-    assert found.steps["image threshold"] == pytest.approx((np.mean(nested), found.naive))
-    own = folds == 2
+    assert found.naive >= np.mean(dice) - 1e-12
+    assert found.steps["image threshold"] == pytest.approx((np.mean(dice), found.naive))
+    of_fold = np.flatnonzero(folds == 2)
     by_hand = brute_force(
-        [maps[i] for i in range(40) if own[i]],
-        [truths[i] for i in range(40) if own[i]],
-        found.final,
-        p[own],
+        [maps[i] for i in of_fold], [truths[i] for i in of_fold], found.final, p[of_fold]
     )
     assert found.naive_by_fold[2] == pytest.approx(by_hand)
 
@@ -134,51 +145,50 @@ def test_the_steps_lead_from_one_threshold_to_the_whole_grid():
     assert list(found.steps) == [
         "one threshold",
         "triplet",
-        "small parts dropped",
+        "small components removed",
         "holes filled",
         "image threshold",
     ]
-    alone = max(brute_force(maps, truths, Triplet(0.8, 0, bottom)) for bottom in GRID.bottoms)
-    assert found.steps["one threshold"][1] == pytest.approx(alone)
-    naive = [score for _, score in found.steps.values()]
-    assert naive == sorted(naive)  # each grid holds the one before
-    plain = thresholds.Grid(GRID.tops, GRID.min_areas, GRID.bottoms)
-    assert list(thresholds.smaller_grids(plain)) == ["one threshold", "triplet"]
+    one_threshold = max(
+        brute_force(maps, truths, Triplet(0.8, 0, bottom)) for bottom in GRID.bottoms
+    )
+    assert found.steps["one threshold"].naive == pytest.approx(one_threshold)
+    naive = [step.naive for step in found.steps.values()]
+    assert naive == sorted(naive)  # each step's grid holds the one before
+    triplets_only = thresholds.Grid(GRID.tops, GRID.min_areas, GRID.bottoms)
+    assert list(nested.grids_of_steps(triplets_only)) == ["one threshold", "triplet"]
 
 
 def test_a_fold_is_scored_with_maps_that_were_blended_without_it():
-    """Each exclusion has maps of its own: the steps and thresholds of a fold come from its own exclusion's."""
+    """Each fit has its own maps: steps and thresholds of a fold come from the fit without it."""
     folds, everyone = np.arange(24) % 2, np.ones(24, dtype=bool)
     truths = simulated(24, seed=7)[1]
     searches = {
-        left_out: search_of(simulated(24, seed=7 + n)[0], truths)
-        for n, left_out in enumerate((None, 0, 1))
+        held_out: search_of(simulated(24, seed=7 + n)[0], truths)
+        for n, held_out in enumerate((None, 0, 1))
     }
-    found = thresholds.fit(searches, folds, dict.fromkeys(searches, np.ones(24)), GRID)
+    bases = {held_out: nested.Basis(search, np.ones(24)) for held_out, search in searches.items()}
+    found = nested.fit(bases, folds)
     dice = np.zeros(24)
     for fold in (0, 1):
-        triplet, _ = searches[fold].best(folds != fold)
+        triplet = searches[fold].best(folds != fold).triplet
         assert found.by_fold[fold] == triplet
-        dice[folds == fold] = searches[fold].image_dice(triplet, np.ones(24))[folds == fold]
-    assert found.steps["image threshold"][0] == pytest.approx(dice.mean())
+        dice[folds == fold] = searches[fold].image_dice(triplet)[folds == fold]
+    assert found.steps["image threshold"].nested == pytest.approx(dice.mean())
     assert (found.final, found.naive) == searches[None].best(everyone)
 
 
-def test_nested_scores_are_unbiased_and_naive_ones_optimistic():
-    """50 small experiments of 40 images; the truth is each fold's thresholds on 4,000 images never seen."""
+def test_nested_scores_are_unbiased_and_naive_scores_are_optimistic():
+    """50 small experiments of 40 images; the truth is each fit's Dice on 4,000 unseen images."""
     grid = thresholds.Grid()
-    unseen, everyone = search_of(*simulated(4000, seed=100), grid), np.ones(4000)
+    unseen = search_of(*simulated(4000, seed=100), grid)
     profiles = profiles_of(*simulated(2000, seed=101), grid)
     errors, optimism = [], []
     for start in range(0, 2000, 40):
-        search = thresholds.Search(profiles[start : start + 40], grid)
-        found = fitted(search, np.arange(40) % 5, grid=grid)
-        nested, naive = found.steps["triplet"]
-        truth = np.mean(
-            [unseen.image_dice(triplet, everyone).mean() for triplet in found.by_fold.values()]
-        )
-        errors.append(nested - truth)
-        optimism.append(naive - unseen.image_dice(found.final, everyone).mean())
+        found = fitted(thresholds.Search(profiles[start : start + 40], grid), np.arange(40) % 5)
+        truth = np.mean([unseen.image_dice(triplet).mean() for triplet in found.by_fold.values()])
+        errors.append(found.steps["triplet"].nested - truth)
+        optimism.append(found.naive - unseen.image_dice(found.final).mean())
 
     def in_standard_errors(values):
         return np.mean(values) / (np.std(values, ddof=1) / np.sqrt(len(values)))
@@ -187,17 +197,17 @@ def test_nested_scores_are_unbiased_and_naive_ones_optimistic():
     assert in_standard_errors(optimism) > 2
 
 
-def test_one_fold_alone_cannot_be_nested():
+def test_a_single_fold_cannot_be_nested():
     maps, truths = simulated(4, seed=4)
     with pytest.raises(ValueError, match="two folds"):
         fitted(search_of(maps, truths), np.zeros(4, dtype=int))
 
 
-def test_the_surface_holds_every_triplets_score_on_all_images():
+def test_the_surface_holds_the_score_of_every_triplet_on_all_images():
     maps, truths = simulated(40, seed=3)
     found = fitted(search_of(maps, truths), np.arange(40) % 2)
-    table = evaluation.threshold_surface(found, GRID)
-    # 2 tops x 3 areas x 3 bottoms, less top 0.5 under bottom 0.6 with each area.
+    table = results.threshold_surface(found, GRID)
+    # 2 tops x 3 areas x 3 bottoms, without top 0.5 and bottom 0.6 at each area.
     assert len(table) == 15
     final = found.final
     for row in table.to_dict("records"):
@@ -207,16 +217,5 @@ def test_the_surface_holds_every_triplets_score_on_all_images():
         assert row["siim_dice"] == pytest.approx(brute_force(maps, truths, triplet))
 
 
-def test_the_last_value_of_a_grid_is_named():
-    assert thresholds.on_the_edge(Triplet(0.8, 3000, 0.6), GRID) == [
-        "top threshold",
-        "bottom threshold",
-    ]
-
-
-def test_scores_that_differ_by_rounding_alone_are_equal_and_the_earlier_thresholds_win():
-    grid = thresholds.Grid(tops=(0.5,), min_areas=(0,), bottoms=(0.2, 0.3))
-    search = thresholds.Search([thresholds.Profile(np.zeros(1), np.zeros((2, 1, 1)), 0.0)], grid)
-    for gained, bottom in ((1e-14, 0.2), (1e-6, 0.3)):
-        scores = np.array([0.5, 0.5 + gained]).reshape(1, 1, 2, 1, 1, 1)
-        assert search.choose(scores, grid)[0].bottom == bottom
+def test_thresholds_at_the_end_of_the_grid_are_named():
+    assert GRID.last_values(Triplet(0.8, 3000, 0.6)) == ["top threshold", "bottom threshold"]

@@ -1,6 +1,7 @@
 """Differences between runs: the same images, the same resamples, a p-value that means what it says."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pneumothorax import metrics
@@ -122,16 +123,16 @@ def test_the_interval_of_a_difference_holds_the_truth_in_95_percent_of_simulated
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.iloc[1:], "1 images are in one of them only: image00000"),
-        (lambda table: table.assign(image_id=table["image_id"] + "x"), "in one of them only"),
+        (lambda table: table.iloc[1:], "1 images are in only one of them: image00000"),
+        (lambda table: table.assign(image_id=table["image_id"] + "x"), "in only one of them"),
         (
             lambda table: table.assign(fold=(table["fold"] + 1) % 5),
-            "other folds .*image00000, .*, \\.\\.\\.",
+            "different folds .*image00000, .*, \\.\\.\\.",
         ),
-        (lambda table: table.assign(patient_id="one"), "other patients"),
+        (lambda table: table.assign(patient_id="one"), "different patients"),
         (
             lambda table: table.assign(true_px=table["true_px"].where(table.index > 0, 7)),
-            "1 images have other truths",
+            "1 images have different truths",
         ),
     ],
 )
@@ -145,7 +146,7 @@ def test_runs_on_other_images_patients_folds_or_truths_are_refused(change, messa
 
 def test_an_image_that_comes_twice_is_refused():
     table = run()
-    with pytest.raises(BadInput, match="run second has images more than once: image00003"):
+    with pytest.raises(BadInput, match="second lists images twice: image00003"):
         comparison.paired(
             table, table.assign(image_id=table["image_id"].replace("image00004", "image00003"))
         )
@@ -153,7 +154,7 @@ def test_an_image_that_comes_twice_is_refused():
 
 def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting_nothing_can_be_one():
     table = run()
-    frames = {"new": better(table), "old": table, per_image.ALL_EMPTY: per_image.nothing(table)}
+    frames = {"new": better(table), "old": table, artifacts.ALL_EMPTY: per_image.all_empty(table)}
     found = comparison.all_pairs(frames, ["siim_dice", "ppv"], repeats=200)
     assert list(found.columns) == [
         "first",
@@ -165,7 +166,7 @@ def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting
         "p",
         "p_holm",
     ]
-    pairs = [("new", "old"), ("new", per_image.ALL_EMPTY), ("old", per_image.ALL_EMPTY)]
+    pairs = [("new", "old"), ("new", artifacts.ALL_EMPTY), ("old", artifacts.ALL_EMPTY)]
     assert list(zip(found["first"], found["second"], strict=True)) == [
         pair for pair in pairs for _ in range(2)
     ]
@@ -175,7 +176,7 @@ def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting
         np.testing.assert_array_equal(
             rows[["difference", "low", "high", "p"]], alone[["difference", "low", "high", "p"]]
         )
-    undefined = found[(found["score"] == "ppv") & (found["second"] == per_image.ALL_EMPTY)]
+    undefined = found[(found["score"] == "ppv") & (found["second"] == artifacts.ALL_EMPTY)]
     assert undefined[["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
     one = found[
         (found["score"] == "ppv") & (found["second"] == "old")
@@ -197,3 +198,40 @@ def test_holm_by_hand():
     assert comparison.holm(np.array([np.nan, 0.02, 0.01])) == pytest.approx(
         [np.nan, 0.02, 0.02], nan_ok=True
     )
+
+
+def test_the_gain_is_the_blends_score_minus_that_of_its_best_single_run():
+    ids = [f"i{number}" for number in range(40)]
+    manifest = pd.DataFrame(
+        {"image_id": ids, "view": "", "sex": "", "height": 64, "width": 64, "positive": 1}
+    )
+    folds = pd.DataFrame(
+        {"image_id": ids, "patient_id": [f"p{n // 2}" for n in range(40)], "fold": 0}
+    )
+
+    def predicted_as(overlaps):
+        pixels = {
+            "true_px": 10,
+            "predicted_px": 10,
+            "overlap_px": overlaps,
+        }  # Dice is the overlap over 10
+        return pd.DataFrame(
+            {
+                "image_id": ids,
+                "fold": 0,
+                "p_positive": 0.5,
+                **pixels,
+                "dice": np.array(overlaps) / 10,
+            }
+        )
+
+    worse, better = predicted_as([4] * 40), predicted_as([5, 7] * 20)
+    blend = predicted_as([9 - number % 5 for number in range(40)])  # 7 of 10 on average
+    found = comparison.gain_over_best_run(blend, {"a": worse, "b": better}, manifest, folds, seed=1)
+    assert found["run"] == "b"
+    assert found["siim_dice"] == pytest.approx(0.6)
+    assert found["difference"] == pytest.approx(0.1)
+    assert 0 < found["low"] < 0.1 < found["high"]
+    other = comparison.gain_over_best_run(blend, {"a": worse, "b": better}, manifest, folds, seed=2)
+    assert (other["low"], other["high"]) != (found["low"], found["high"])
+    assert "best single run b 0.6000: the blend gains +0.1000" in comparison.gain_in_words(found)

@@ -59,7 +59,7 @@ def test_table_by_hand():
 
 
 def test_nothing_keeps_the_images_and_scores_what_metrics_says():
-    table = per_image.nothing(per_image.table(*parts(), "unet"))
+    table = per_image.all_empty(per_image.table(*parts(), "unet"))
     assert set(table["run"]) == {"all-empty baseline"}
     assert table["image_id"].tolist() == ["a", "b", "c"]
     assert (table[["predicted_px", "overlap_px", "p_positive"]] == 0).all(axis=None)

@@ -20,7 +20,7 @@ import models
 from pneumothorax import png, rle
 from pneumothorax.data import discovery
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
-from pneumothorax.masks import postprocess, thresholds
+from pneumothorax.masks import nested, postprocess, thresholds
 from pneumothorax.pipeline import artifacts, locks, records
 from pneumothorax.prediction import probability_maps
 from pneumothorax.report import contents
@@ -1028,10 +1028,10 @@ def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copie
     by_fold = {0: postprocess.Triplet(0.1, 0, 0.05), 1: postprocess.Triplet(0.6, 0, 0.55)}
     final = postprocess.Triplet(0.9, 0, 0.9)
     surface = np.zeros((len(thresholds.TOPS), len(thresholds.MIN_AREAS), len(thresholds.BOTTOMS)))
-    fitted = thresholds.Fitted(
-        by_fold, final, {0: 0.0, 1: 0.0}, 0.0, surface, {"triplet": (0.0, 0.0)}
+    fitted = nested.NestedThresholds(
+        by_fold, final, 0.0, {0: 0.0, 1: 0.0}, surface, {"triplet": nested.Step(0.0, 0.0)}
     )
-    monkeypatch.setattr(thresholds, "fit", lambda *_: fitted)
+    monkeypatch.setattr(nested, "fit", lambda *_: fitted)
     run_stage("04_submit.py", "--run", "tiny", "--output", output, "--overwrite", "--workers", 0)
     oof = artifacts.read_table(output, artifacts.Submission("tiny").out_of_fold)
     for image_id, fold, text in zip(oof["image_id"], oof["fold"], oof["rle"], strict=True):
