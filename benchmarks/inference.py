@@ -16,7 +16,7 @@ import torch
 import models
 from benchmarks import timing
 from pneumothorax.compute import runtime
-from pneumothorax.prediction import onnx_export, onnx_runtime, probability_maps
+from pneumothorax.prediction import onnx_graph, onnx_runtime, probability_maps
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 def in_onnxruntime(network: torch.nn.Module, size: int) -> onnx_runtime.OnnxNetwork:
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "network.onnx"
-        path.write_bytes(onnx_export.export({0: network}, image_size=size, facts={}))
+        path.write_bytes(onnx_graph.export({0: network}, image_size=size, facts={}))
         return onnx_runtime.load(path, [0])[0].network
 
 

@@ -1,11 +1,15 @@
 """What is below the input folder: DICOM files, the label CSV, the sample submission."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pneumothorax.errors import BadInput
+
+File = TypeVar("File")
 
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
 SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
@@ -135,3 +139,23 @@ def _given_or_only(
         listed = ", ".join(map(str, paths))
         raise BadInput(f"found several of {' and '.join(names)}: {listed}; choose with {flag}")
     return paths[0] if paths else None
+
+
+def clashes(
+    by_id: Mapping[str, Sequence[File]], *, are_copies: Callable[[Sequence[File]], bool]
+) -> dict[str, tuple[str, str]]:
+    """The ids that do not name one image, each with a rejection's code and message.
+
+    Copies of one file may share an id. Ids that differ only in case would share a file
+    name on some disks.
+    """
+    spellings = Counter(image_id.casefold() for image_id in by_id)
+    found = {}
+    for image_id, files in by_id.items():
+        if spellings[image_id.casefold()] > 1:
+            message = f"{image_id} differs from another id only in case: some disks ignore case"
+            found[image_id] = "BAD_ID", message
+        elif len(files) > 1 and not are_copies(files):
+            message = f"{len(files)} files with different contents have the id {image_id}"
+            found[image_id] = "DUPLICATE_ID", message
+    return found

@@ -1,9 +1,11 @@
-"""A mask as a DICOM Segmentation object (PS3.3 A.51) that refers to the radiograph it was made from.
+"""A mask as a DICOM Segmentation object (PS3.3 A.51) that refers to its radiograph.
 
-Such an object belongs to the patient's study, so this is the one output that holds identifiers: highdicom copies the
-patient's and the study's, as the standard requires. References are spelled as the source spells them, because viewers
-compare text: the `ID_...` of SIIM-ACR's stage 2 too, which are no legal UIDs. A study or series that the source leaves
-empty gets a UID made from the image's own. Equal input gives equal bytes: UIDs are hashes, dates are the source's.
+Such an object belongs to the patient's study, so this is the one output that holds
+identifiers: highdicom copies the patient's and the study's, as the standard requires.
+References are spelled as in the source, because viewers compare text; this includes the
+`ID_...` of SIIM-ACR's stage 2, which are not legal UIDs. A study or series without a UID
+gets one made from the image's. Equal input gives equal bytes: UIDs are hashes, and dates
+are those of the source.
 """
 
 import io
@@ -27,15 +29,15 @@ if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
 
 NAME = "pneumothorax-segmentation"
-CATEGORY = Code(
-    "49755003", "SCT", "Morphologically Abnormal Structure"
-)  # CID 7150; once "... Altered Structure"
+# CID 7150; older editions of the standard say "... Altered Structure"
+CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 PROPERTY = Code("36118008", "SCT", "Pneumothorax")
-SERIES_NUMBER = 1000  # behind those of the modalities
+SERIES_NUMBER = 1000  # after those of the modalities
 UTF_8 = "ISO_IR 192"
-NO_DATE, NO_TIME = "19000101", "000000"  # where the source has none: the standard wants one
+NO_DATE, NO_TIME = "19000101", "000000"  # the standard requires one where the source has none
 
-# Without all of it a frame of reference says nothing (A.51.5), and the pixels are the reference, as in most radiographs.
+# A frame of reference needs all of these (A.51.5). Most radiographs lack some: then the
+# pixels are the reference.
 _GEOMETRY = (
     "FrameOfReferenceUID",
     "ImagePositionPatient",
@@ -44,25 +46,25 @@ _GEOMETRY = (
     "SliceThickness",
 )
 _MAY_BE_EMPTY = (
-    *(
-        "PatientID",
-        "PatientName",
-        "PatientBirthDate",
-        "PatientSex",
-        "AccessionNumber",
-        "StudyID",
-        "StudyDate",
-    ),
-    *("StudyTime", "ReferringPhysicianName", "Modality"),
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "Modality",
 )
 
 
 class Refused(Exception):
-    """No object can refer to this source; the message holds nothing of its header's values."""
+    """No object can refer to this source; the message quotes no value of its header."""
 
 
 def missing() -> str:
-    """What to do before objects can be written, "" where nothing is missing."""
+    """What to install before objects can be written, "" where nothing is missing."""
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
@@ -71,25 +73,25 @@ def missing() -> str:
 
 
 def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: str) -> bytes:
-    """The bytes of a BINARY segmentation with one segment, whose only frame may be empty: a finding as well.
+    """The bytes of a BINARY segmentation with one segment in one frame, which may be empty.
 
     Args:
         path: the radiograph.
-        mask: (H, W) uint8 of 0 and 1, pixel by pixel the radiograph's.
+        mask: (H, W) uint8 of 0 and 1, at the radiograph's size.
         version: of the networks and thresholds, at most 64 characters.
-        identity: whatever the object is made from; objects of another identity get other UIDs.
+        identity: what the object is made from; another identity gives other UIDs.
 
     Raises Refused.
     """
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")  # they quote what they find odd: names, too
+        warnings.simplefilter("ignore")  # they quote odd values, names included
         source = _header(path)
         try:
             _complete(source)
             made = _segmentation(source, mask, run=run, version=version, identity=identity)
             file = io.BytesIO()
             made.save_as(file, enforce_file_format=True)
-        except Exception as error:  # the library's own, for whatever it stumbles over in the source
+        except Exception as error:  # highdicom raises many kinds
             reason = f"{_class(source)} ({dicom.short_error(error)})"
             raise Refused(f"highdicom cannot refer to this file, {reason}") from error
     return file.getvalue()
@@ -98,7 +100,7 @@ def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: st
 def _header(path: Path) -> pydicom.Dataset:
     try:
         source = dicom.whole_header(path)
-    except Exception as error:  # in a part of the header that no radiograph needs
+    except Exception as error:  # in a part that prediction does not read
         raise Refused(f"the whole header cannot be read ({dicom.short_error(error)})") from error
     if not source.get("SOPClassUID"):
         raise Refused("the file has no SOPClassUID to refer to")
@@ -106,14 +108,14 @@ def _header(path: Path) -> pydicom.Dataset:
 
 
 def _class(source: pydicom.Dataset) -> str:
-    """For a message: DICOM's own name of the class, and nothing of what else may stand there."""
+    """For a message: the class's name in the standard, never the text found in the header."""
     uid = str(source.SOPClassUID)
     name = UID(uid).name
-    return "of no class that DICOM knows" if name == uid else f"of class {name}"
+    return "of a class unknown to DICOM" if name == uid else f"of class {name}"
 
 
 def _complete(source: pydicom.Dataset) -> None:
-    """Give the source what the standard requires of it and highdicom reads: values, or empty ones."""
+    """Add the elements, possibly empty, that the standard requires and highdicom reads."""
     for keyword in _MAY_BE_EMPTY:
         if source.get(keyword) is None:
             setattr(source, keyword, "")
@@ -168,7 +170,7 @@ def _segmentation(
         omit_empty_frames=False,
     )
     made.PatientOrientation = source.get("PatientOrientation", "")
-    # What highdicom takes from the clock or draws by lot.
+    # highdicom takes these from the clock or at random
     del made.InstanceCreationDate, made.InstanceCreationTime
     for equipment in made.ContributingEquipmentSequence:
         equipment.pop("ContributionDateTime", None)
@@ -202,7 +204,10 @@ def _segment(run: str, version: str) -> "SegmentDescription":
 
 
 def _when(source: pydicom.Dataset) -> tuple[str, str]:
-    """The source's own date and time, so that repeated runs agree: of its content, else its acquisition or study."""
+    """Date and time of the source, so that repeated calls give equal bytes.
+
+    Those of its content, else its acquisition, series or study.
+    """
     for kind in ("Content", "Acquisition", "Series", "Study"):
         date, time = source.get(f"{kind}Date"), source.get(f"{kind}Time")
         if date and _is_legal(date, DA):

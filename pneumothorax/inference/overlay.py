@@ -1,22 +1,19 @@
-"""A radiograph with a predicted mask drawn over it, for the eye: no text, and nothing of the radiograph is covered."""
+"""A radiograph with a predicted mask drawn over it: no text, nothing of the radiograph hidden."""
 
 import cv2
 import numpy as np
 
-COLOUR_BGR = (
-    0,
-    176,
-    255,
-)  # the report's colour of predictions: told apart with any colour vision, on grey
-OPACITY = 0.25  # of the fill; the radiograph's own texture decides what is believed
-OUTLINES_PER_WIDTH = 512  # an outline is a 512th of the image wide, so that it is seen at any size
+# The report's colour of predictions: visible on grey with any colour vision
+COLOUR_BGR = (0, 176, 255)
+OPACITY = 0.25  # of the fill: the texture of the radiograph must stay visible
+OUTLINES_PER_WIDTH = 512  # an outline is a 512th of the image wide, to be visible at any size
 
 
 def draw(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(H, W) uint8 radiograph, (H, W) uint8 mask of 0 and 1 -> (H, W, 3) uint8 in OpenCV's channel order.
+    """Radiograph (H, W) uint8 and mask (H, W) uint8 of 0 and 1 -> (H, W, 3) uint8, BGR.
 
-    Outside mask and outline the pixels are the radiograph's. The outline runs around the mask, not on its border:
-    the fine line of the pleura is there.
+    Outside mask and outline the pixels are those of the radiograph. The outline runs
+    around the mask, not on its border, where the fine line of the pleura is.
     """
     drawn = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
     if not mask.any():

@@ -1,6 +1,7 @@
-"""DICOM files that no stage has prepared: which of them are radiographs, and under which id."""
+"""DICOM files that no stage prepared: which of them are radiographs, and under which id."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,15 +10,16 @@ from tqdm import tqdm
 
 from pneumothorax import dicom
 from pneumothorax.data import discovery
+from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, records
 
 
 @dataclass(frozen=True)
 class DicomFile:
-    """A file with a header that can be used. `source` is its path relative to the folder that was given."""
+    """A file with a usable header."""
 
     path: Path
-    source: str
+    source: str  # the path relative to the folder that was searched
     image_id: str
     sha256: str
 
@@ -28,7 +30,8 @@ class Listed:
 
     files: list[DicomFile] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)  # artifacts.REJECTED rows
-    copies: int = 0  # of files that are listed
+    copies: int = 0  # of `files`
+    n_files: int = 0
 
     def reject(self, source: str, code: str, message: str) -> None:
         self.rejected.append({"source": source, "code": code, "message": message})
@@ -37,49 +40,56 @@ class Listed:
         frame = pd.DataFrame(self.rejected, columns=list(artifacts.REJECTED.columns))
         return frame.sort_values(["code", "source"], ignore_index=True)
 
+    def error(self) -> BadInput:
+        """All rejections, for a user who should know of them."""
+        lines = [
+            f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in self.rejected
+        ]
+        headline = (
+            f"{len(lines)} of {self.n_files} files rejected or incomplete; the others are done"
+        )
+        return bad_list(headline, lines)
+
 
 def search(path: Path) -> Listed:
-    """The file, or all DICOM files of a folder at any depth, in the order of their names. Raises BadInput for none."""
-    listed = Listed()
+    """The file, or all DICOM files of a folder at any depth, in the order of their names.
+
+    Raises BadInput where there is none.
+    """
     if path.is_file():
-        root = path.parent
-        paths: tuple[Path, ...] = (path,)
-    else:
-        found = discovery.search(path, any_name=True)
-        root, paths = path, found.dicoms
-        for other in found.not_files:
-            listed.reject(discovery.source_name(other, root), "NOT_A_FILE", "not a regular file")
-        for other in found.unreadable:
-            listed.reject(discovery.source_name(other, root), "IO", "the folder cannot be listed")
+        return _read([path], path.parent, Listed(n_files=1))
+    found = discovery.search(path, any_name=True)
+    listed = Listed(n_files=len(found.dicoms) + len(found.not_files) + len(found.unreadable))
+    for other in found.not_files:
+        listed.reject(discovery.source_name(other, path), "NOT_A_FILE", "not a regular file")
+    for other in found.unreadable:
+        listed.reject(discovery.source_name(other, path), "IO", "the folder cannot be listed")
+    return _read(found.dicoms, path, listed)
+
+
+def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
+    """`listed` with every file at `paths` among its files, copies or rejections."""
     by_id: dict[str, list[DicomFile]] = defaultdict(list)
-    for one in tqdm(paths, unit="file", desc="reading headers"):
-        source = discovery.source_name(one, root)
+    for path in tqdm(paths, unit="file", desc="reading headers"):
+        source = discovery.source_name(path, root)
         try:
-            header, _ = dicom.open_header(one)
-            file = DicomFile(one, source, header.image_id, records.sha256(one))
+            header, _ = dicom.open_header(path)
+            file = DicomFile(path, source, header.image_id, records.sha256(path))
             by_id[file.image_id].append(file)
         except dicom.Rejected as error:
             listed.reject(source, error.code, str(error))
         except OSError as error:
             listed.reject(source, "IO", f"cannot be read: {error.strerror or error}")
-    _keep_one_each(by_id, listed)
+    clashes = discovery.clashes(by_id, are_copies=_are_copies)
+    for image_id, files in by_id.items():
+        if image_id in clashes:
+            for file in files:
+                listed.reject(file.source, *clashes[image_id])
+        else:
+            listed.files.append(files[0])
+            listed.copies += len(files) - 1
     return listed
 
 
-def _keep_one_each(by_id: dict[str, list[DicomFile]], listed: Listed) -> None:
-    """An id names one file of each kind: equal files count once, others with the same id are all rejected."""
-    spellings = Counter(image_id.casefold() for image_id in by_id)
-    for image_id, twins in by_id.items():
-        if spellings[image_id.casefold()] > 1:
-            message = (
-                f"{image_id} differs from another id in case only: on some disks they share a file"
-            )
-            for twin in twins:
-                listed.reject(twin.source, "BAD_ID", message)
-        elif len({twin.sha256 for twin in twins}) > 1:
-            message = f"{image_id} comes {len(twins)} times with different contents"
-            for twin in twins:
-                listed.reject(twin.source, "DUPLICATE_ID", message)
-        else:
-            listed.files.append(twins[0])
-            listed.copies += len(twins) - 1
+def _are_copies(files: Sequence[DicomFile]) -> bool:
+    return len({file.sha256 for file in files}) == 1

@@ -288,34 +288,6 @@ def submission_names(output: Path) -> list[str]:
     return sorted(path.parent.name for path in (output / "submissions").glob("*/postprocess.json"))
 
 
-# Below the folder of predict_radiographs.py, which is none of the stages'.
-DICOM_PREDICTIONS = Table(
-    "predictions.csv",
-    tuple("image_id source height width p_positive area_px area_mm2 spacing rle".split()),
-    "predict_radiographs.py",
-    integers=("height", "width", "area_px"),
-    numbers=("p_positive", "area_mm2"),
-)
-
-
-def dicom_overlay(image_id: str) -> str:
-    """8-bit colour PNG (H, W)."""
-    return f"overlays/{file_name(image_id, '.png')}"
-
-
-def dicom_mask(image_id: str) -> str:
-    """8-bit grey PNG (H, W) of 0 and 255."""
-    return f"masks/{file_name(image_id, '.png')}"
-
-
-def dicom_segmentation(image_id: str) -> str:
-    return f"segmentations/{file_name(image_id, '.dcm')}"
-
-
-def dicom_journal(folder: Path) -> Path:
-    return folder / "dicom-journal.jsonl"
-
-
 def file_name(image_id: str, suffix: str) -> str:
     """An id as a file name. Raises BadInput for one that leads to another folder."""
     name = f"{image_id}{suffix}"  # ids are checked where they are read (dicom.is_image_id), too

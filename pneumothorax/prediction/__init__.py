@@ -1,1 +1,1 @@
-"""From a network to probability maps, with PyTorch or ONNX Runtime (stage 03)."""
+"""From networks to probability maps, with PyTorch or ONNX Runtime (stage 03)."""

@@ -1,4 +1,4 @@
-"""Prediction with onnxruntime on the CPU: single networks, cut out of the file that onnx_export.py wrote."""
+"""Prediction with onnxruntime on the CPU, by the networks of the file that onnx_export wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 
+from pneumothorax.prediction.onnx_graph import CLASSIFICATION_LOGITS, LOGITS, PIXELS
 from pneumothorax.prediction.probability_maps import Predictor
-
-# Of the exported graph: its input, its outputs, and the inner values between which the network of a fold lies.
-IMAGES, PROBABILITY, CLASSIFICATION = "images", "probability", "classification"
-PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits_fold", "classification_logits_fold"
 
 
 class OnnxNetwork:
-    """What prediction.probabilities asks of a network, computed by onnxruntime."""
+    """A network as probability_maps.probabilities needs it, computed by onnxruntime."""
 
     def __init__(self, graph: bytes) -> None:
-        """graph: an ONNX model, images (N, 1, S, S) float32 in [0, 1] -> logits (N, 1, S, S), and (N,) of classification."""
+        """graph: an ONNX model, `pixels` (N, 1, S, S) float32 in [0, 1] -> logits (N, 1, S, S).
+
+        A second output (N,), where there is one, holds the classification head's logits.
+        """
         self.session = session(graph)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -27,34 +27,31 @@ class OnnxNetwork:
         return logits, classification[0] if classification else None
 
 
-def load(path: Path, folds: Sequence[int]) -> list[Predictor]:
-    """The networks of these folds out of an exported file."""
+def load(path: Path, folds: Sequence[int]) -> dict[int, Predictor]:
+    """The networks of these folds, cut out of an exported file."""
     import onnx
     from onnx.utils import Extractor
 
     model = onnx.load(path)
     image_size = model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
     whole = Extractor(model)
-    found = []
+    networks = {}
     for fold in folds:
-        ends = [
-            name
-            for name in (f"{LOGITS}{fold}", f"{CLASSIFICATION_LOGITS}{fold}")
-            if name in whole.value_infos
-        ]
+        names = f"{LOGITS}{fold}", f"{CLASSIFICATION_LOGITS}{fold}"
+        ends = [name for name in names if name in whole.value_infos]
         part = whole.extract_model([PIXELS], ends)
-        found.append(Predictor(OnnxNetwork(part.SerializeToString()), image_size))
-    return found
+        networks[fold] = Predictor(OnnxNetwork(part.SerializeToString()), image_size)
+    return networks
 
 
 def session(graph: bytes) -> Any:
-    """An onnxruntime session of an ONNX model, on as many CPU threads as PyTorch would take."""
+    """An onnxruntime session of an ONNX model, with the number of CPU threads PyTorch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # One session per fold, and processes that read images: threads that wait leave the cores to others, and a session
-    # that has computed keeps no memory.
+    # There is a session per fold, and processes that read images: a waiting session must
+    # leave the cores to them, and an idle one must not keep memory.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""DICOM Segmentation objects: complete, referring to their source, and the same every time."""
+"""DICOM Segmentation objects are complete, refer to their source and repeat byte for byte."""
 
 import io
 import warnings
@@ -16,7 +16,7 @@ MASK = np.zeros((40, 52), np.uint8)
 MASK[3:20, 5:9] = 1
 MASK[39, 51] = 1
 
-# Type 1, and 1C where the condition holds, of the Segmentation IOD (PS3.3 A.51), by path.
+# By path: type 1 of the Segmentation IOD (PS3.3 A.51), and 1C where the condition holds
 REQUIRED = """
 SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality InstanceNumber ImageType
 Manufacturer ManufacturerModelName DeviceSerialNumber SoftwareVersions
@@ -40,7 +40,7 @@ PerFrameFunctionalGroupsSequence/DerivationImageSequence/DerivationCodeSequence/
 PerFrameFunctionalGroupsSequence/DerivationImageSequence/SourceImageSequence/ReferencedSOPInstanceUID
 PerFrameFunctionalGroupsSequence/DerivationImageSequence/SourceImageSequence/PurposeOfReferenceCodeSequence/CodeValue
 """
-# Type 2: there, if only as an empty value.
+# Type 2: present, but may be empty
 PRESENT = """
 PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName
 SeriesNumber ContentDescription ContentCreatorName PatientOrientation
@@ -78,12 +78,12 @@ def encoded(path, mask=MASK, *, run="tiny", version="abc", identity="this"):
 
 def read(data):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # stage 2's ids
+        warnings.simplefilter("ignore")  # about the ids of SIIM-ACR's stage 2
         return pydicom.dcmread(io.BytesIO(data))
 
 
 def values(dataset, path):
-    """All values at the path, in every item of the sequences on the way."""
+    """All values at the path, from every item of the sequences along it."""
     first, _, rest = path.partition("/")
     if not rest:
         return [dataset.get(first)]
@@ -94,7 +94,7 @@ def values(dataset, path):
     ]
 
 
-def test_all_that_the_standard_requires_is_there(tmp_path):
+def test_every_element_that_the_standard_requires_is_there(tmp_path):
     for tags in (WHOLE, {}):
         made = read(encoded(radiograph(tmp_path, **tags)))
         assert [
@@ -132,7 +132,7 @@ def test_it_belongs_to_the_patient_and_the_study_and_refers_to_the_image(tmp_pat
         )
 
 
-def test_the_segment_is_a_pneumothorax_found_by_an_algorithm_that_names_its_run(tmp_path):
+def test_the_segment_is_a_pneumothorax_found_by_an_algorithm_with_its_run(tmp_path):
     [segment] = read(encoded(radiograph(tmp_path), run="mine", version="abc")).SegmentSequence
     kind, category = (
         segment.SegmentedPropertyTypeCodeSequence[0],
@@ -150,7 +150,7 @@ def test_the_segment_is_a_pneumothorax_found_by_an_algorithm_that_names_its_run(
     assert algorithm.AlgorithmParameters == "run=mine"
 
 
-def test_the_frame_is_the_mask_pixel_by_pixel_at_the_sources_spacing(tmp_path):
+def test_the_frame_is_the_mask_at_the_pixel_spacing_of_the_source(tmp_path):
     made = read(encoded(radiograph(tmp_path, **WHOLE)))
     np.testing.assert_array_equal(made.pixel_array, MASK)
     assert (made.Rows, made.Columns, made.NumberOfFrames) == (40, 52, 1)
@@ -159,7 +159,7 @@ def test_the_frame_is_the_mask_pixel_by_pixel_at_the_sources_spacing(tmp_path):
     assert "FrameOfReferenceUID" not in made
 
 
-def test_a_source_with_a_frame_of_reference_gives_its_geometry_to_the_segmentation(tmp_path):
+def test_the_segmentation_takes_the_geometry_of_a_source_with_a_frame_of_reference(tmp_path):
     made = read(encoded(radiograph(tmp_path, **WHOLE, **GEOMETRY)))
     shared, frame = made.SharedFunctionalGroupsSequence[0], made.PerFrameFunctionalGroupsSequence[0]
     assert made.FrameOfReferenceUID == "1.2.276.9"
@@ -182,13 +182,13 @@ def test_without_the_whole_geometry_the_pixels_are_the_reference(tmp_path, lacks
     np.testing.assert_array_equal(made.pixel_array, MASK)
 
 
-def test_nothing_found_is_a_frame_that_a_viewer_can_load(tmp_path):
+def test_an_empty_mask_gives_a_frame_that_a_viewer_can_load(tmp_path):
     made = read(encoded(radiograph(tmp_path), np.zeros_like(MASK)))
     assert made.NumberOfFrames == 1
     np.testing.assert_array_equal(made.pixel_array, np.zeros_like(MASK))
 
 
-def test_equal_input_gives_equal_bytes_and_other_input_another_object(tmp_path):
+def test_equal_input_gives_equal_bytes_and_other_input_other_uids(tmp_path):
     path = radiograph(tmp_path, **WHOLE)
     first = encoded(path)
     assert encoded(path) == first
@@ -199,7 +199,7 @@ def test_equal_input_gives_equal_bytes_and_other_input_another_object(tmp_path):
         assert len({made.get(name) for made in objects}) == 3
 
 
-def test_its_dates_are_the_sources_and_none_is_todays(tmp_path):
+def test_its_dates_are_those_of_the_source_and_never_of_today(tmp_path):
     made = read(encoded(radiograph(tmp_path, **WHOLE)))
     assert (made.ContentDate, made.ContentTime) == ("20190304", "101112")
     dates = {
@@ -218,7 +218,7 @@ def test_its_dates_are_the_sources_and_none_is_todays(tmp_path):
     assert (made.ContentDate, made.ContentTime) == ("19000101", "000000")
 
 
-def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal_one(tmp_path):
+def test_stage_2_ids_are_kept_and_a_study_without_uid_gets_a_legal_one(tmp_path):
     path = radiograph(
         tmp_path, "ID_00b0e5a9f", StudyInstanceUID="", SeriesInstanceUID="", PatientID=""
     )
@@ -246,9 +246,8 @@ def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal
             )
         )
     )
-    assert (
-        other.StudyInstanceUID != made.StudyInstanceUID
-    )  # two radiographs without a study are not of one study
+    # Two radiographs without a study do not share one
+    assert other.StudyInstanceUID != made.StudyInstanceUID
 
 
 @pytest.mark.parametrize(
@@ -262,14 +261,13 @@ def test_stage_2_ids_are_kept_to_the_letter_and_a_study_without_uid_gets_a_legal
         },
         {"FrameOfReferenceUID": ""},
         {"SOPClassUID": DIGITAL_X_RAY, "ImagerPixelSpacing": [0.1, 0.1]},
-        {
-            "PixelSpacing": ["0.14300000000000002", "0.14300000000000002"]
-        },  # SIIM-ACR's, longer than is legal
+        # SIIM-ACR's, longer than is legal
+        {"PixelSpacing": ["0.14300000000000002", "0.14300000000000002"]},
         {"NumberOfFrames": 1},
     ],
     ids=lambda tags: next(iter(tags)),
 )
-def test_odd_headers_are_no_hindrance(tmp_path, tags):
+def test_odd_headers_do_not_prevent_an_object(tmp_path, tags):
     made = read(encoded(radiograph(tmp_path, **tags)))
     np.testing.assert_array_equal(made.pixel_array, MASK)
     assert (
@@ -294,7 +292,7 @@ def test_ages_without_a_unit_are_years(tmp_path, age, legal):
         ("ISO_IR 192", "Νίκος^Άννα"),
     ],
 )
-def test_names_in_any_character_set_arrive_as_they_were(tmp_path, charset, name):
+def test_names_in_any_character_set_are_preserved(tmp_path, charset, name):
     made = read(encoded(radiograph(tmp_path, SpecificCharacterSet=charset, PatientName=name)))
     assert str(made.PatientName) == name
 
@@ -303,9 +301,9 @@ def test_names_in_any_character_set_arrive_as_they_were(tmp_path, charset, name)
     "tags, reason",
     [
         ({"SOPClassUID": None}, "no SOPClassUID"),
-        ({"SOPClassUID": "1.2.3"}, "of no class that DICOM knows"),
-        ({"SOPClassUID": "Doe^Jane"}, "of no class that DICOM knows"),
-        ({"SOPClassUID": [CR_IMAGE, "Doe^Jane"]}, "of no class that DICOM knows"),
+        ({"SOPClassUID": "1.2.3"}, "of a class unknown to DICOM"),
+        ({"SOPClassUID": "Doe^Jane"}, "of a class unknown to DICOM"),
+        ({"SOPClassUID": [CR_IMAGE, "Doe^Jane"]}, "of a class unknown to DICOM"),
     ],
 )
 def test_a_source_that_cannot_be_referred_to_is_refused_with_the_reason(tmp_path, tags, reason):
@@ -314,7 +312,7 @@ def test_a_source_that_cannot_be_referred_to_is_refused_with_the_reason(tmp_path
     assert "Doe" not in str(caught.value)
 
 
-def test_the_library_says_nothing_about_odd_names_and_empty_masks(tmp_path, caplog, recwarn):
+def test_the_library_prints_nothing_about_odd_names_and_empty_masks(tmp_path, caplog, recwarn):
     path = radiograph(tmp_path, PatientName="Madonna", PatientBirthDate="in-1958")
     recwarn.clear()
     encoded(path, np.zeros_like(MASK))

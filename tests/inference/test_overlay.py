@@ -1,4 +1,4 @@
-"""The overlay shows radiograph and finding, and hides neither."""
+"""The overlay shows the radiograph and the finding, and hides neither."""
 
 import numpy as np
 
@@ -12,13 +12,13 @@ def test_without_a_finding_the_overlay_is_the_radiograph():
     np.testing.assert_array_equal(drawn, np.stack([radiograph] * 3, axis=2))
 
 
-def test_the_outline_lies_outside_the_mask_and_all_else_is_the_radiograph():
+def test_the_outline_is_outside_the_mask_and_the_rest_is_the_radiograph():
     radiograph, mask = noise(1, 64), disc(64, 30, 30, 10)
     drawn = overlay.draw(radiograph, mask)
     outline = (drawn == overlay.COLOUR_BGR).all(axis=2)
     assert outline.any()
     assert not (outline & (mask == 1)).any()
-    # A pixel of the outline has one of the mask's among its four neighbours: at 64 pixels it is 1 wide.
+    # At 64 pixels the outline is 1 wide: the four neighbours of the mask's pixels.
     grown = mask.copy()
     for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)):
         grown |= np.roll(mask, shift, axis=(0, 1))

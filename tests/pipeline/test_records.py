@@ -14,6 +14,7 @@ import pytest
 
 from pneumothorax import errors
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
+from pneumothorax.inference import results
 from pneumothorax.pipeline import artifacts, atomic, journal, locks, records, stage
 from tests.helpers.stages import ROOT, run_stage, tiny_input
 
@@ -290,9 +291,9 @@ def test_no_id_leads_out_of_the_folder_of_its_files(tmp_path, image_id):
         lambda name: tmp_path / artifacts.Cache(64).image(name),
         lambda name: tmp_path / artifacts.Cache(64).mask(name),
         lambda name: tmp_path / artifacts.Run("run").probability_map(artifacts.OOF, name),
-        artifacts.dicom_overlay,
-        artifacts.dicom_mask,
-        artifacts.dicom_segmentation,
+        results.overlay,
+        results.mask,
+        results.segmentation,
     ):
         with pytest.raises(BadInput, match="outside its folder"):
             path_of(image_id)

@@ -1,4 +1,4 @@
-"""A run's networks in one ONNX file: what PyTorch gives, to a step of 255, or no file; stage 03 with onnxruntime."""
+"""A run's ONNX file gives the probability maps of PyTorch, to 1 of 255, and stage 03 can use it."""
 
 import json
 import shutil
@@ -15,9 +15,9 @@ from torch import nn
 import models
 from models.network import SegmentationNetwork
 from pneumothorax import dicom, png
-from pneumothorax.errors import BadInput
-from pneumothorax.pipeline import artifacts, journal, records
-from pneumothorax.prediction import onnx_export, onnx_runtime, probability_maps
+from pneumothorax.errors import BadConfig, BadInput, OutputLocked
+from pneumothorax.pipeline import artifacts, journal, locks, records
+from pneumothorax.prediction import onnx_export, onnx_graph, onnx_runtime, probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 from tests.helpers.networks import SMALL, small
 from tests.helpers.stages import ROOT, run_stage
@@ -29,11 +29,11 @@ SIZE = 64
 
 
 def lively(name, *, seed=0, **settings):
-    """A small network whose maps are not nearly constant, as those of random weights are."""
+    """A small network with contrast in its probability maps, which random weights lack."""
     torch.manual_seed(seed)
     network = models.build(name, **{**SETTINGS[name], **settings}).train()
     with torch.no_grad():
-        for _ in range(3):  # batch norms get statistics
+        for _ in range(3):  # statistics for batch norms
             network(torch.rand(4, 1, SIZE, SIZE))
         logits = network.eval()(torch.rand(4, 1, SIZE, SIZE))
         *_, head = (
@@ -55,14 +55,14 @@ def grey(n, *, seed=0, size=SIZE):
 
 
 def run(graph, images):
-    """The model's outputs by name, by onnxruntime as anyone would call it."""
+    """The model's outputs by name, from onnxruntime alone."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {"images": images.numpy()}), strict=True))
 
 
 def steps(ours, theirs):
-    """The largest difference of two maps in steps of 1/255, as they are stored."""
+    """The largest difference between two maps as they are stored, in steps of 1/255."""
     return np.abs(np.rint(np.asarray(ours) * 255) - np.rint(np.asarray(theirs) * 255)).max()
 
 
@@ -70,11 +70,9 @@ def steps(ours, theirs):
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
-def test_every_network_but_mask_r_cnn_gives_the_maps_of_pytorch_for_any_number_of_images(
-    name, tmp_path
-):
+def test_exported_networks_give_the_maps_of_pytorch_for_any_number_of_images(name, tmp_path):
     network = lively(name)
-    graph = onnx_export.export({0: network}, image_size=SIZE, facts={})
+    graph = onnx_graph.export({0: network}, image_size=SIZE, facts={})
     onnx.checker.check_model(graph, full_check=True)
     for n in (1, 3, 5):
         images = grey(n, seed=n)
@@ -88,7 +86,7 @@ def test_every_network_but_mask_r_cnn_gives_the_maps_of_pytorch_for_any_number_o
         assert steps(found["probability"], expected) <= 1
         assert np.ptp(expected.numpy()) > 0.2
     (tmp_path / "network.onnx").write_bytes(graph)
-    (cut,) = onnx_runtime.load(tmp_path / "network.onnx", [0])
+    cut = onnx_runtime.load(tmp_path / "network.onnx", [0])[0]
     assert cut.image_size == SIZE
     with torch.inference_mode():
         (logits, classification), (expected, _) = (
@@ -100,9 +98,9 @@ def test_every_network_but_mask_r_cnn_gives_the_maps_of_pytorch_for_any_number_o
 
 @pytest.fixture(scope="module")
 def two():
-    """Two networks with a classification head, of folds 0 and 3, and the model that holds them."""
+    """Networks with a classification head by fold (0 and 3), and the model that holds them."""
     networks = {fold: lively("albunet", seed=fold, classification_weight=0.5) for fold in (0, 3)}
-    return networks, onnx_export.export(networks, image_size=SIZE, facts={"run": "two"})
+    return networks, onnx_graph.export(networks, image_size=SIZE, facts={"run": "two"})
 
 
 def test_the_outputs_are_means_over_image_and_mirror_and_over_the_folds(two):
@@ -125,12 +123,12 @@ def test_the_outputs_are_means_over_image_and_mirror_and_over_the_folds(two):
     assert (maps[0] - maps[2]).abs().max() > 0.1  # and so does a fold
 
 
-def test_each_folds_network_can_be_cut_out_of_the_file(two, tmp_path):
+def test_the_network_of_each_fold_can_be_cut_out_of_the_file(two, tmp_path):
     networks, graph = two
     (tmp_path / "network.onnx").write_bytes(graph)
     images = torch.rand(3, 1, SIZE, SIZE)
     for fold, network in networks.items():
-        (cut,) = onnx_runtime.load(tmp_path / "network.onnx", [fold])
+        cut = onnx_runtime.load(tmp_path / "network.onnx", [fold])[fold]
         with torch.inference_mode():
             (logits, classification), expected = (
                 cut.network.outputs(images),
@@ -140,7 +138,7 @@ def test_each_folds_network_can_be_cut_out_of_the_file(two, tmp_path):
         torch.testing.assert_close(classification, expected[1], rtol=1e-3, atol=1e-3)
 
 
-def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(two):
+def test_the_file_describes_itself_but_not_the_machine_it_was_made_on(two):
     _, graph = two
     facts = {entry.key: entry.value for entry in onnx.load_from_string(graph).metadata_props}
     assert facts["run"] == "two"
@@ -150,14 +148,13 @@ def test_the_file_says_what_it_is_and_nothing_of_where_it_was_made(two):
     assert facts["input"].startswith("images (N, 1, 64, 64) uint8 grey, 0 to 255")
     assert facts["output"].startswith("probability (N, 1, 64, 64) float32 in 0 to 1")
     assert facts["output_classification"].startswith("classification (N) float32")
-    for place in (str(ROOT), "site-packages", "onnx_export.py", "stack_trace"):
+    for place in (str(ROOT), "site-packages", "onnx_graph.py", "stack_trace"):
         assert place.encode() not in graph
 
 
 def test_equal_networks_give_equal_bytes():
     once, again = (
-        onnx_export.export({0: small("unet")}, image_size=SIZE, facts={"run": "r"})
-        for _ in range(2)
+        onnx_graph.export({0: small("unet")}, image_size=SIZE, facts={"run": "r"}) for _ in range(2)
     )
     assert once == again
 
@@ -166,11 +163,11 @@ def test_mask_r_cnn_is_refused_with_the_reason():
     with pytest.raises(
         BadInput, match=r"CheXLocNet cannot be exported to ONNX: Mask R-CNN chooses boxes"
     ):
-        onnx_export.export({0: small("chexlocnet")}, image_size=SIZE, facts={})
+        onnx_graph.export({0: small("chexlocnet")}, image_size=SIZE, facts={})
 
 
 class Undecided(SegmentationNetwork):
-    """Computes one of two things, by the image."""
+    """Branches on the values of the image, which the exporter cannot follow."""
 
     def forward(self, images):
         return images if images.mean() > 0.5 else -images
@@ -178,18 +175,18 @@ class Undecided(SegmentationNetwork):
 
 def test_a_network_that_the_exporter_cannot_follow_is_refused_by_name():
     with pytest.raises(BadInput, match="Undecided cannot be exported to ONNX: "):
-        onnx_export.export({0: Undecided()}, image_size=SIZE, facts={})
+        onnx_graph.export({0: Undecided()}, image_size=SIZE, facts={})
 
 
-def test_more_weights_than_a_file_can_hold_are_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr(onnx_export, "LARGEST_BYTES", 100_000)
+def test_weights_too_large_for_one_file_are_refused_before_the_export(monkeypatch):
+    monkeypatch.setattr(onnx_graph, "LARGEST_BYTES", 100_000)
     with pytest.raises(BadInput, match=r"the weights of 2 networks take 0\.0 GiB .* --fold 0"):
-        onnx_export.export({0: small("unet"), 1: small("unet")}, image_size=SIZE, facts={})
+        onnx_graph.export({0: small("unet"), 1: small("unet")}, image_size=SIZE, facts={})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(output, networks, weights) after a file was written for folds 0 and 1 of run "r", without cached images."""
+    """(output, networks, weights) of run "r" with a file of folds 0 and 1, without a cache."""
     output = tmp_path_factory.mktemp("made")
     networks = {fold: Predictor(lively("unet", seed=fold), SIZE) for fold in (0, 1)}
     weights = {artifacts.Run("r").fold(fold).best_weights: f"hash {fold}" for fold in networks}
@@ -202,7 +199,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def written(made, tmp_path):
-    """The same, to be changed."""
+    """A copy that tests may change."""
     output, networks, weights = made
     return shutil.copytree(output, tmp_path / "output"), networks, weights
 
@@ -211,7 +208,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     output, networks, weights = written
     path = output / artifacts.Run("r").onnx
     good = path.read_bytes()
-    monkeypatch.setattr(onnx_export, "export", lambda *_, **__: good)
+    monkeypatch.setattr(onnx_graph, "export", lambda *_, **__: good)
     other = {0: networks[0], 1: Predictor(lively("unet", seed=2), SIZE)}
     with pytest.raises(
         BadInput, match=r"run r gives other maps than PyTorch, by \d+ of 255, and was not kept"
@@ -223,7 +220,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     assert onnx_export.is_current(output, "r", [0, 1], weights, or_more=False)
 
 
-def test_a_difference_is_counted_in_the_steps_of_a_stored_map(made):
+def test_differences_are_counted_in_the_steps_of_stored_maps(made):
     output, networks, _ = made
     graph = (output / artifacts.Run("r").onnx).read_bytes()
     ours = [one.network for one in networks.values()]
@@ -237,7 +234,7 @@ def test_a_difference_is_counted_in_the_steps_of_a_stored_map(made):
     assert found > 10
 
 
-def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(made, monkeypatch):
+def test_maps_that_are_not_finite_differ_by_255(made, monkeypatch):
     output, networks, _ = made
     graph = (output / artifacts.Run("r").onnx).read_bytes()
 
@@ -252,7 +249,7 @@ def test_maps_that_are_not_finite_are_a_difference_that_nothing_excuses(made, mo
     )
 
 
-def test_a_file_is_current_for_the_folds_it_holds_while_it_and_their_weights_are_as_they_were(
+def test_a_file_is_current_until_its_bytes_its_folds_or_their_weights_change(
     written,
 ):
     output, _, weights = written
@@ -277,7 +274,7 @@ def test_a_file_is_current_for_the_folds_it_holds_while_it_and_their_weights_are
     assert not is_current([0, 1], weights)
 
 
-def test_maps_are_compared_on_images_of_the_run_and_on_noise_where_those_are_gone(tmp_path):
+def test_maps_are_compared_on_images_of_the_run_or_on_noise_if_those_are_missing(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(5)]
     for number, path in enumerate(paths):
         path.write_bytes(png.encode_small(np.full((128, 128), number, np.uint8)))
@@ -296,7 +293,7 @@ def test_real_radiographs_get_the_maps_of_pytorch(real_data):
     ).unsqueeze(1)
     assert len(images) >= 60
     network = lively("ica_resunet")
-    graph = onnx_export.export({0: network}, image_size=128, facts={})
+    graph = onnx_graph.export({0: network}, image_size=128, facts={})
     expected, _ = probability_maps.probabilities([network], images.float() / 255)
     assert steps(run(graph, images)["probability"], expected) <= 1
     assert np.ptp(expected.numpy()) > 0.2
@@ -314,29 +311,23 @@ learning_rate: 0.02
 
 @pytest.fixture(scope="module")
 def trained(folded, tmp_path_factory):
-    """The output folder of run "tiny": two folds trained, and exported."""
+    """The output folder of run "tiny": two folds, trained and exported."""
     config = tmp_path_factory.mktemp("config") / "tiny.yaml"
     config.write_text(TINY)
     run_stage(
         "02_train.py", "--config", config, "--run", "tiny", "--output", folded, "--workers", 0
     )
-    predict(folded, "--export", "onnx")
+    export(folded)
     return folded
 
 
+def export(output, *more):
+    run_stage("export_model.py", "--run", "tiny", "--output", output, *more)
+
+
 def predict(output, *more):
-    run_stage(
-        "03_predict.py",
-        "--run",
-        "tiny",
-        "--output",
-        output,
-        "--workers",
-        0,
-        "--precision",
-        "fp32",
-        *more,
-    )
+    common = ["--run", "tiny", "--output", output, "--workers", 0, "--precision", "fp32"]
+    run_stage("03_predict.py", *common, *more)
 
 
 def test_the_exported_file_holds_all_folds_of_the_run_and_is_not_made_twice(trained, capsys):
@@ -346,13 +337,13 @@ def test_the_exported_file_holds_all_folds_of_the_run_and_is_not_made_twice(trai
     best = [artifacts.Run("tiny").fold(fold).best_weights for fold in (0, 1)]
     assert json.loads(facts["weights"]) == records.hashes(trained, best)
     made = path.stat().st_mtime_ns
-    predict(trained, "--export", "onnx")
+    export(trained)
     assert "network.onnx is up to date" in capsys.readouterr().out
     assert path.stat().st_mtime_ns == made
 
 
 def stored(output):
-    """The predictions table, and all its maps as whole numbers."""
+    """The predictions table and all its maps (N, S, S) as integers."""
     table = artifacts.read_table(output, artifacts.Run("tiny").predictions)
     places = zip(table["split"], table["image_id"], strict=True)
     maps = [
@@ -363,7 +354,7 @@ def stored(output):
 
 
 def backends(output):
-    """By which of the two each entry of the journal was made, the last entry of an image."""
+    """The backend behind the last journal entry of each image."""
     entries = journal.read(output / artifacts.Run("tiny").prediction_journal())
     return {
         name: "onnxruntime" if "onnxruntime" in entry["key"] else "pytorch"
@@ -371,9 +362,7 @@ def backends(output):
     }
 
 
-def test_stage_03_gives_pytorchs_maps_with_onnxruntime_and_never_takes_one_for_the_other(
-    trained, capsys
-):
+def test_stage_03_gives_the_same_maps_with_either_backend_and_never_mixes_them(trained, capsys):
     predict(trained)
     table, maps = stored(trained)
     assert set(table["split"]) == {artifacts.OOF, artifacts.TEST}
@@ -401,7 +390,9 @@ def test_stage_03_gives_pytorchs_maps_with_onnxruntime_and_never_takes_one_for_t
     assert (stored(trained)[1] == maps).all()
 
 
-def test_a_file_of_earlier_weights_is_made_again_before_it_predicts(trained, tmp_path, capsys):
+def test_a_file_of_earlier_weights_is_replaced_before_stage_03_predicts_with_it(
+    trained, tmp_path, capsys
+):
     output = shutil.copytree(trained, tmp_path / "output")
     path = output / artifacts.Run("tiny").onnx
     good = path.read_bytes()
@@ -422,50 +413,104 @@ def test_a_file_of_earlier_weights_is_made_again_before_it_predicts(trained, tmp
     assert path.read_bytes() == good
 
 
+def test_a_file_of_one_fold_is_replaced_only_by_the_command_for_all(trained, tmp_path, capsys):
+    output = shutil.copytree(trained, tmp_path / "output")
+    export(output, "--fold", 1)
+    assert "network.onnx: the network of fold 1, maps differ" in capsys.readouterr().out
+    one_fold = (output / artifacts.Run("tiny").onnx).read_bytes()
+    export(output, "--fold", 1)
+    assert "network.onnx is up to date" in capsys.readouterr().out
+    export(output)
+    assert "network.onnx: 2 networks in one file" in capsys.readouterr().out
+    assert (output / artifacts.Run("tiny").onnx).read_bytes() != one_fold
+
+
+def test_overwrite_writes_the_same_file_again(trained, tmp_path, capsys):
+    output = shutil.copytree(trained, tmp_path / "output")
+    export(output, "--overwrite")
+    assert "wrote " in capsys.readouterr().out
+    file = artifacts.Run("tiny").onnx
+    assert (output / file).read_bytes() == (trained / file).read_bytes()
+
+
+def test_no_file_is_exported_while_stage_03_predicts_the_run(trained):
+    with locks.lock(trained, "03_predict-tiny"), pytest.raises(OutputLocked):
+        export(trained)
+
+
 @pytest.mark.parametrize(
-    "flags, message",
+    "script, flags, message",
     [
-        (["--export", "tflite"], "invalid choice"),
-        (["--backend", "tensorrt"], "invalid choice"),
-        (["--export", "onnx", "--backend", "onnxruntime"], "not allowed with"),
-        (["--export", "onnx", "--device", "cuda"], "leave --device and --precision out"),
-        (["--backend", "onnxruntime", "--precision", "bf16"], "leave --device and --precision out"),
-        (["--export", "onnx", "--split", "oof"], "--split does not go with it"),
+        ("03_predict.py", ["--backend", "tensorrt"], "invalid choice"),
+        ("03_predict.py", ["--backend", "onnxruntime", "--precision", "bf16"], "drop --device"),
+        ("03_predict.py", ["--backend", "onnxruntime", "--device", "cuda"], "drop --device"),
+        ("03_predict.py", ["--split", "train"], "--split must be oof, test or both"),
+        ("03_predict.py", ["--split", ""], "--split must be oof, test or both"),
+        ("03_predict.py", ["--batch-size", "0"], "--batch-size must be at least 1"),
+        ("03_predict.py", ["--run", "../tiny"], "--run must be"),
+        ("export_model.py", ["--run", "../tiny"], "--run must be"),
+        ("export_model.py", ["--split", "oof"], "unrecognized arguments: --split"),
     ],
 )
-def test_flags_that_do_not_go_together_are_usage_errors(flags, message, capsys):
+def test_wrong_flags_are_usage_errors(script, flags, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        run_stage("03_predict.py", *flags)
+        run_stage(script, *flags)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
+def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(trained):
+    with pytest.raises(BadConfig, match="--fold 2: there are folds 0 to 1"):
+        export(trained, "--fold", 2)
+    with pytest.raises(BadConfig, match="--fold 2: there are folds 0 to 1"):
+        predict(trained, "--fold", 2)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-@pytest.mark.parametrize("flags", [["--export", "onnx"], ["--backend", "onnxruntime"]])
+@pytest.mark.parametrize(
+    "command", [["export_model.py"], ["03_predict.py", "--backend", "onnxruntime"]]
+)
 def test_a_missing_package_is_a_usage_error_with_the_command_to_install_it(
-    package, flags, monkeypatch, capsys
+    package, command, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, package, None)  # its import raises ImportError
     with pytest.raises(SystemExit) as caught:
-        run_stage("03_predict.py", *flags)
+        run_stage(*command)
     assert caught.value.code == 2
     assert "python -m pip install -r requirements-extra.txt" in capsys.readouterr().err
 
 
-def test_without_the_flags_no_package_of_onnx_is_imported(trained):
+@pytest.mark.parametrize("script", ["03_predict.py", "predict_radiographs.py", "export_model.py"])
+def test_help_imports_no_heavy_library(script):
     code = (
-        "import runpy, sys\n"
-        "arguments = ['--run', 'tiny', '--output', sys.argv[1], '--workers', '0', '--split', 'test', '--overwrite']\n"
-        "runpy.run_path('03_predict.py', run_name='stage')['main'](arguments)\n"
-        "print([name for name in ('onnx', 'onnxruntime', 'onnxscript') if name in sys.modules])"
+        "import contextlib, runpy, sys\n"
+        "main = runpy.run_path(sys.argv[1], run_name='stage')['main']\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    main(['--help'])\n"
+        "print(sorted({'cv2', 'pydicom', 'sklearn', 'torch'} & sys.modules.keys()))"
     )
+    assert in_fresh_process(code, script).splitlines()[-1] == "[]"
+
+
+def in_fresh_process(code, *arguments):
+    """What the code prints."""
     done = subprocess.run(
-        [sys.executable, "-c", code, trained],
+        [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    return done.stdout
+
+
+def test_stage_03_with_pytorch_imports_no_package_of_onnx(trained):
+    code = (
+        "import runpy, sys\n"
+        "main = runpy.run_path('03_predict.py', run_name='stage')['main']\n"
+        "main(['--run', 'tiny', '--output', sys.argv[1], '--workers', '0', '--split', 'test', "
+        "'--overwrite'])\n"
+        "print(sorted({'onnx', 'onnxruntime', 'onnxscript'} & sys.modules.keys()))"
+    )
+    assert in_fresh_process(code, trained).splitlines()[-1] == "[]"

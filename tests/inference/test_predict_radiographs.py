@@ -1,11 +1,9 @@
-"""`03_predict.py --dicom`: any DICOM in, the same mask out that the competition's pipeline would give."""
+"""predict_radiographs.py: any DICOM file gets the mask that stages 00 to 04 would give it."""
 
 import json
-import runpy
 import shutil
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,20 +12,20 @@ import pydicom
 import pytest
 import torch
 
+import models
 from pneumothorax import dicom, png, rle
 from pneumothorax.compute import precision
 from pneumothorax.data import discovery
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
-from pneumothorax.inference import predicting, reading
+from pneumothorax.inference import predicting, reading, results, settled
 from pneumothorax.masks import postprocess
 from pneumothorax.masks.calibration import Calibration
 from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
-from tests.helpers.stages import ROOT, TINY, run_stage, tiny_input
-from tests.stages.test_stages import run_all
+from tests.helpers.stages import TINY, run_stage, tiny_input
 
 ODD_SHAPE = (90, 150)
 
@@ -36,14 +34,14 @@ BF16 = precision.computes_in_bf16(CPU)  # as stage 03 decides
 
 
 def resealed(body):
-    """A record with other contents, as if stage 04 had written it."""
+    """A record with changed contents, sealed as if stage 04 had written it."""
     body = {name: value for name, value in body.items() if name != "seal"}
     return {**body, "seal": records.seal(body)}
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """(input, output) of a run whose final thresholds were lowered until it finds something in its first test image.
+    """(input, output) of a run with thresholds so low that its first test image is positive.
 
     The second test image is not square, the third has 12 bits.
     """
@@ -56,16 +54,17 @@ def tiny(tmp_path_factory):
     write_dicom(deep, noise(8).astype(np.uint16) * 16, BitsStored=12, PatientID="")
     config = folder / "tiny.yaml"
     config.write_text(TINY)
-    smaller = (
-        "--set",
-        "epochs=1",
-        "--set",
-        "model=unet",
-        "--set",
-        "model_settings={base_channels: 4}",
-    )
+    smaller = ["epochs=1", "model=unet", "model_settings={base_channels: 4}"]
+    settings = [word for setting in smaller for word in ("--set", setting)]
     output = folder / "output"
-    run_all(made.folder, output, config, *smaller, stages=range(5))
+    for stage in (
+        ["00_prepare_data.py", "--input", made.folder, "--size", 64],
+        ["01_make_folds.py", "--folds", 2],
+        ["02_train.py", "--config", config, "--run", "tiny", *settings],
+        ["03_predict.py", "--run", "tiny"],
+        ["04_submit.py", "--run", "tiny"],
+    ):
+        run_stage(*stage, "--output", output, "--workers", 0)
     first = png.read(
         output / artifacts.Run("tiny").probability_map(artifacts.TEST, made.test_ids[0])
     )
@@ -79,20 +78,20 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(tiny):
+    """By fold."""
     _, output = tiny
-    load = runpy.run_path(str(ROOT / "03_predict.py"), run_name="stage")["load"]
-    args = SimpleNamespace(output=output, run="tiny")
-    return [load(args, fold, CPU) for fold in (0, 1)]
+    build = models.build_untrained
+    return probability_maps.load_folds(output, "tiny", [0, 1], build=build, device=CPU)
 
 
 def predict(output, path, folder, *more):
     run_stage(
-        "03_predict.py", "--dicom", path, "--run", "tiny", "--to", folder, "--output", output, *more
+        "predict_radiographs.py", path, "--to", folder, "--run", "tiny", "--output", output, *more
     )
 
 
 def rows_of(folder):
-    return artifacts.read_table(folder, artifacts.DICOM_PREDICTIONS).set_index("image_id")
+    return artifacts.read_table(folder, results.PREDICTIONS).set_index("image_id")
 
 
 def rejected_of(folder):
@@ -105,11 +104,11 @@ def contents(folder):
     return {
         path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in folder.rglob("*")
-        if path.is_file() and ".locks" not in path.parts and path.name != "dicom-journal.jsonl"
+        if path.is_file() and ".locks" not in path.parts and path.name != results.JOURNAL
     }
 
 
-def results(folder):
+def bytes_of(folder):
     return {name: data for name, (data, _) in contents(folder).items()}
 
 
@@ -117,17 +116,17 @@ def radiograph(folder, name, seed=1, **tags):
     return write_dicom(folder / f"{name}.dcm", noise(seed), **tags)
 
 
-# The same image, map and mask as by way of stages 00, 03 and 04
+# The same image, probability map and mask as from stages 00, 03 and 04
 
 
-def test_a_prepared_test_image_gives_the_map_that_stage_03_stored(tiny, networks):
+def test_a_prepared_test_image_gets_the_probability_map_that_stage_03_stored(tiny, networks):
     made, output = tiny
     images = [
         dicom.read(made.folder / "stage_2_images" / f"{image_id}.dcm").image
         for image_id in made.test_ids
     ]
     assert images[1].shape == ODD_SHAPE
-    maps, scores = predicting.stored_maps(images, networks, 64, CPU, bf16=BF16)
+    maps, scores = predicting.stored_maps(images, list(networks.values()), 64, CPU, bf16=BF16)
     table = artifacts.read_table(output, artifacts.Run("tiny").predictions).set_index("image_id")
     for image_id, stored, p in zip(made.test_ids, maps, scores, strict=True):
         path = output / artifacts.Run("tiny").probability_map(artifacts.TEST, image_id)
@@ -136,7 +135,7 @@ def test_a_prepared_test_image_gives_the_map_that_stage_03_stored(tiny, networks
 
 
 class Watching:
-    """A network that is certain of nothing and keeps what it was shown."""
+    """A network that gives the same logit everywhere and keeps the images it was given."""
 
     def __init__(self, classification=None, value=0.0):
         self.seen, self.classification, self.value = [], classification, value
@@ -150,7 +149,7 @@ class Watching:
 
 
 @pytest.mark.parametrize("image_size", [32, 64])
-def test_the_network_sees_what_it_would_see_from_the_cache(tiny, image_size):
+def test_the_network_sees_the_image_it_would_get_from_the_cache(tiny, image_size):
     made, output = tiny
     manifest = (
         artifacts.read_table(output, artifacts.MANIFEST)
@@ -170,7 +169,7 @@ def test_the_network_sees_what_it_would_see_from_the_cache(tiny, image_size):
         assert torch.equal(mirrored[number, 0], expected.flip(1))
 
 
-def test_the_score_is_the_classification_heads_where_the_network_has_one():
+def test_the_score_is_the_classification_heads_if_the_network_has_one():
     image = [noise(1, 64)]
     for classification, expected in (
         (2.0, 1 / (1 + np.exp(-2))),
@@ -182,7 +181,7 @@ def test_the_score_is_the_classification_heads_where_the_network_has_one():
         assert (maps == 128).all()  # 0.5 * 255 = 127.5, rounded to even
 
 
-def test_maps_that_are_no_numbers_are_refused():
+def test_maps_that_are_not_finite_are_refused():
     one = probability_maps.Predictor(Watching(value=float("nan")), 64)
     with pytest.raises(BadInput, match="train the run again"):
         predicting.stored_maps([noise(1, 64)], [one], 64, CPU, bf16=False)
@@ -206,12 +205,10 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
         assert row["p_positive"] == pytest.approx(float(calibrated(scores.at[image_id, "p_max"])))
         assert (row["height"], row["width"]) == shape
         np.testing.assert_array_equal(rle.decode(row["rle"], shape), mask)
-        drawn = cv2.imread(
-            str(tmp_path / "to" / artifacts.dicom_mask(image_id)), cv2.IMREAD_UNCHANGED
-        )
+        drawn = cv2.imread(str(tmp_path / "to" / results.mask(image_id)), cv2.IMREAD_UNCHANGED)
         np.testing.assert_array_equal(drawn, mask * 255)
         assert row["area_px"] == mask.sum()
-        assert cv2.imread(str(tmp_path / "to" / artifacts.dicom_overlay(image_id))).shape == (
+        assert cv2.imread(str(tmp_path / "to" / results.overlay(image_id))).shape == (
             *shape,
             3,
         )
@@ -223,7 +220,7 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
     assert "trained on" not in printed
 
 
-def test_radiographs_that_the_networks_were_trained_on_are_counted(tiny, tmp_path, capsys):
+def test_training_images_among_the_radiographs_are_counted(tiny, tmp_path, capsys):
     made, output = tiny
     folder = tmp_path / "radiographs"
     folder.mkdir()
@@ -233,7 +230,7 @@ def test_radiographs_that_the_networks_were_trained_on_are_counted(tiny, tmp_pat
     assert "note: the networks were trained on 2 of these images" in capsys.readouterr().out
 
 
-def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, tmp_path):
+def test_an_inverted_twin_in_monochrome1_gets_the_same_mask(tiny, tmp_path):
     made, output = tiny
     image = dicom.read(made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm").image
     write_dicom(tmp_path / "in" / "light.dcm", image, SOPInstanceUID="1.2.1")
@@ -247,7 +244,7 @@ def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, 
     assert rows["area_px"].min() > 0
     assert rows["rle"].nunique() == 1
     for image_id in rows.index:
-        seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation(image_id))
+        seg = pydicom.dcmread(tmp_path / "to" / results.segmentation(image_id))
         np.testing.assert_array_equal(
             seg.pixel_array, rle.decode(rows.at["1.2.1", "rle"], (128, 128))
         )
@@ -255,21 +252,21 @@ def test_a_monochrome1_twin_and_a_file_of_another_name_give_the_same_mask(tiny, 
         assert reference.ReferencedSOPInstanceUID == image_id
 
 
-def test_a_large_16_bit_radiograph_gets_a_mask_of_its_own_size(tiny, tmp_path):
+def test_a_large_16_bit_radiograph_gets_a_mask_of_the_same_size(tiny, tmp_path):
     _, output = tiny
     large = cv2.resize(noise(3), (2000, 2400)).astype(np.uint16) * 257
     path = write_dicom(tmp_path / "large.dcm", large)
     predict(output, path, tmp_path / "to", "--dicom-seg")
-    mask = cv2.imread(str(tmp_path / "to" / artifacts.dicom_mask("large")), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(tmp_path / "to" / results.mask("large")), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (2400, 2000)
     row = rows_of(tmp_path / "to").loc["large"]
     np.testing.assert_array_equal(rle.decode(row["rle"], (2400, 2000)) * 255, mask)
     assert row["source"] == "large.dcm"
-    seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation("large"))
+    seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("large"))
     np.testing.assert_array_equal(seg.pixel_array * 255, mask)
 
 
-def test_the_area_in_square_millimetres_says_where_the_spacing_comes_from(tiny, tmp_path):
+def test_the_area_in_square_millimetres_names_the_tag_of_the_pixel_spacing(tiny, tmp_path):
     made, output = tiny
     image = dicom.read(made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm").image
     spacings = {
@@ -295,12 +292,10 @@ def test_the_area_in_square_millimetres_says_where_the_spacing_comes_from(tiny, 
     assert rows.loc[["none", "empty", "odd"], "area_mm2"].isna().all()
 
 
-# Bad files, twins, repetition
+# Bad files, copies, repeated calls
 
 
-def test_bad_files_are_listed_after_the_good_ones_are_done_and_no_name_is_told(
-    tiny, tmp_path, capsys
-):
+def test_bad_files_are_listed_once_the_good_ones_are_done_and_no_name_leaks(tiny, tmp_path, capsys):
     _, output = tiny
     folder = tmp_path / "in"
     person = {"PatientName": "Doe^Jane", "PatientID": "MRN4711", "PatientBirthDate": "19500102"}
@@ -321,8 +316,8 @@ def test_bad_files_are_listed_after_the_good_ones_are_done_and_no_name_is_told(
     }
     assert rejected_of(tmp_path / "to") == codes
     assert list(rows_of(tmp_path / "to").index) == ["good", "nowhere"]
-    assert (tmp_path / "to" / artifacts.dicom_segmentation("good")).exists()
-    assert not (tmp_path / "to" / artifacts.dicom_segmentation("nowhere")).exists()
+    assert (tmp_path / "to" / results.segmentation("good")).exists()
+    assert not (tmp_path / "to" / results.segmentation("nowhere")).exists()
     assert "nowhere.dcm: BAD_HEADER: no segmentation object: the file has no SOPClassUID" in str(
         caught.value
     )
@@ -334,7 +329,7 @@ def test_bad_files_are_listed_after_the_good_ones_are_done_and_no_name_is_told(
     assert not [word for word in ("Doe", "Jane", "MRN4711", "19500102") if word in printed]
 
 
-def test_an_id_that_comes_twice_is_predicted_once_or_not_at_all(tiny, tmp_path, capsys):
+def test_an_id_of_several_files_is_predicted_once_or_not_at_all(tiny, tmp_path, capsys):
     _, output = tiny
     folder = tmp_path / "in"
     radiograph(folder, "same")
@@ -343,7 +338,7 @@ def test_an_id_that_comes_twice_is_predicted_once_or_not_at_all(tiny, tmp_path, 
     radiograph(folder, "two", 3, SOPInstanceUID="twice")
     radiograph(folder, "a", 4, SOPInstanceUID="case")
     radiograph(folder, "b", 5, SOPInstanceUID="CASE")
-    with pytest.raises(BadInput, match="twice comes 2 times with different contents"):
+    with pytest.raises(BadInput, match="2 files with different contents have the id twice"):
         predict(output, folder, tmp_path / "to")
     expected = {
         "one.dcm": "DUPLICATE_ID",
@@ -356,15 +351,15 @@ def test_an_id_that_comes_twice_is_predicted_once_or_not_at_all(tiny, tmp_path, 
     assert "1 files are copies" in capsys.readouterr().out
 
 
-def test_files_that_vanish_change_or_cannot_be_read_on_the_way_are_listed(
+def test_files_that_vanish_or_change_meanwhile_or_cannot_be_read_are_listed(
     tiny, networks, tmp_path, monkeypatch
 ):
     _, output = tiny
     path = radiograph(tmp_path / "in", "a")
-    assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # it may be one: reading it tells
+    assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # only reading it can tell
     replaced = reading.Listed(files=[reading.DicomFile(path, "b.dcm", "b", "hash")])
-    settled = predicting.settled(output, "tiny")
-    task = predicting.Task(tmp_path / "to", settled, False, 2, CPU, BF16)
+    run = settled.read(output, "tiny")
+    task = predicting.Task(tmp_path / "to", run, False, 2, CPU, BF16)
     assert predicting.predict(replaced, task, lambda: networks).empty
     assert replaced.rejected == [
         {"source": "b.dcm", "code": "IO", "message": "the file changed while it was read"}
@@ -379,7 +374,7 @@ def test_files_that_vanish_change_or_cannot_be_read_on_the_way_are_listed(
     assert listed.files == []
 
 
-def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(
+def test_the_same_command_again_rewrites_no_result_and_needs_no_network(
     tiny, tmp_path, monkeypatch
 ):
     made, output = tiny
@@ -398,10 +393,10 @@ def test_the_same_command_again_writes_no_result_again_and_the_networks_rest(
     after = contents(tmp_path / "to")
     rewritten = {name for name in after if after[name] != before.get(name)}
     assert rewritten == {"predictions.csv", "rejected.csv"}
-    assert results(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
+    assert bytes_of(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
 
 
-def test_a_radiograph_that_cannot_be_decoded_does_not_wake_the_networks_again_and_one_that_can_does(
+def test_networks_predict_again_only_when_a_rejected_radiograph_can_be_decoded(
     tiny, tmp_path, monkeypatch
 ):
     _, output = tiny
@@ -420,7 +415,7 @@ def test_a_radiograph_that_cannot_be_decoded_does_not_wake_the_networks_again_an
     assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
 
 
-def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
+def test_a_killed_call_resumes_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
     made, output = tiny
     command = (
         output,
@@ -431,28 +426,26 @@ def test_a_run_that_was_killed_goes_on_to_the_bytes_of_an_undisturbed_one(tiny, 
         2,
     )
     predict(*command)
-    undisturbed = results(tmp_path / "to")
-    predict(*command, "--overwrite")  # from nothing, SEG objects and all
-    assert results(tmp_path / "to") == undisturbed
+    undisturbed = bytes_of(tmp_path / "to")
+    predict(*command, "--overwrite")  # from scratch, segmentation objects included
+    assert bytes_of(tmp_path / "to") == undisturbed
 
-    journal = artifacts.dicom_journal(tmp_path / "to")
+    journal = tmp_path / "to" / results.JOURNAL
     journal.write_text("".join(journal.read_text("utf-8").splitlines(keepends=True)[:2]), "utf-8")
-    for kind in (artifacts.dicom_mask, artifacts.dicom_overlay):  # of the second batch
+    for kind in (results.mask, results.overlay):  # of the second batch
         (tmp_path / "to" / kind(made.test_ids[2])).write_bytes(b"half")
-    (tmp_path / "to" / artifacts.dicom_segmentation(made.test_ids[2])).unlink()
-    (tmp_path / "to" / artifacts.dicom_mask(made.test_ids[0])).write_bytes(b"damaged since")
+    (tmp_path / "to" / results.segmentation(made.test_ids[2])).unlink()
+    (tmp_path / "to" / results.mask(made.test_ids[0])).write_bytes(b"damaged since")
     (tmp_path / "to" / "predictions.csv").unlink()
     (tmp_path / "to" / "masks" / ".x.png.0.tmp").write_bytes(b"half")
     predict(*command)
-    assert results(tmp_path / "to") == undisturbed
+    assert bytes_of(tmp_path / "to") == undisturbed
 
 
-def test_results_are_made_again_when_anything_that_they_are_made_from_changes(
-    tiny, tmp_path, monkeypatch
-):
+def test_results_are_made_again_when_anything_behind_them_changes(tiny, tmp_path, monkeypatch):
     _, output = tiny
-    settled = predicting.settled(output, "tiny")
-    task = predicting.Task(tmp_path, settled, False, 2, CPU, False)
+    run = settled.read(output, "tiny")
+    task = predicting.Task(tmp_path, run, False, 2, CPU, False)
     file = reading.DicomFile(tmp_path / "a", "a", "a", "hash")
     keys = {
         task.key(file),
@@ -460,7 +453,7 @@ def test_results_are_made_again_when_anything_that_they_are_made_from_changes(
         task.key(replace(file, sha256="other")),
         replace(task, bf16=True).key(file),
         replace(task, with_segmentation=True).key(file),
-        replace(task, settled=replace(settled, version="other")).key(file),
+        replace(task, settled=replace(run, version="other")).key(file),
     }
     assert len(keys) == 6
     assert replace(task, batch_size=3).key(file) in keys
@@ -475,8 +468,8 @@ def test_results_are_made_again_when_anything_that_they_are_made_from_changes(
         "read",
         lambda *at: predicted if at[1].path.endswith("predictions.json") else read(*at),
     )
-    assert predicting.settled(output, "tiny").version == settled.version
-    versions = {settled.version}
+    assert settled.read(output, "tiny").version == run.version
+    versions = {run.version}
     for change in (
         {"body": {**body, "final": {**body["final"], "top": 0.987, "bottom": 0.1}}},
         {"body": {**body, "calibration": {"final": {"slope": 9.0, "intercept": 1.0}}}},
@@ -493,22 +486,20 @@ def test_results_are_made_again_when_anything_that_they_are_made_from_changes(
             "read",
             lambda *at, now=stored: now if at[1].path.endswith("predictions.json") else read(*at),
         )
-        versions.add(predicting.settled(output, "tiny").version)
+        versions.add(settled.read(output, "tiny").version)
     assert len(versions) == 5
 
 
-def test_without_the_flag_no_object_of_an_earlier_result_is_left(tiny, tmp_path):
+def test_without_dicom_seg_the_object_of_an_earlier_call_is_removed(tiny, tmp_path):
     made, output = tiny
     path = made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm"
     predict(output, path, tmp_path / "to", "--dicom-seg")
-    assert (tmp_path / "to" / artifacts.dicom_segmentation(made.test_ids[0])).exists()
+    assert (tmp_path / "to" / results.segmentation(made.test_ids[0])).exists()
     predict(output, path, tmp_path / "to")
     assert not list((tmp_path / "to" / "segmentations").iterdir())
 
 
-def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_ever(
-    tiny, tmp_path, capsys
-):
+def test_overwrite_removes_results_of_earlier_calls_and_no_other_files(tiny, tmp_path, capsys):
     _, output = tiny
     first, second = radiograph(tmp_path / "in", "first"), radiograph(tmp_path / "in", "second", 2)
     folder = tmp_path / "to"
@@ -517,17 +508,17 @@ def test_results_of_earlier_calls_stay_until_overwrite_and_files_of_others_for_e
     predict(output, second, folder)
     assert "also holds 1 images of earlier calls" in capsys.readouterr().out
     assert list(rows_of(folder).index) == ["second"]
-    assert (folder / artifacts.dicom_mask("first")).exists()
+    assert (folder / results.mask("first")).exists()
     predict(output, second, folder, "--overwrite")
     assert {path.name for path in (folder / "masks").iterdir()} == {"second.png", "mine.png"}
 
 
-def test_overwriting_deletes_nothing_outside_the_folder_whatever_the_journal_says(tiny, tmp_path):
+def test_no_journal_makes_overwrite_delete_files_outside_the_folder(tiny, tmp_path):
     _, output = tiny
     path = radiograph(tmp_path / "in", "a")
     predict(output, path, tmp_path / "to")
     (tmp_path / "mine.txt").write_text("mine")
-    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as entries:
+    with journal.Journal(tmp_path / "to" / results.JOURNAL) as entries:
         entries.append(
             "b",
             {**entries.entries["a"], "files": {"../mine.txt": "", str(tmp_path / "mine.txt"): ""}},
@@ -544,21 +535,19 @@ def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(
     monkeypatch.setattr(rle, "encode", lambda mask: "0 1")
     with pytest.raises(RuntimeError, match="do not decode to the mask"):
         predict(output, path, tmp_path / "to")
-    assert not (tmp_path / "to" / artifacts.DICOM_PREDICTIONS.path).exists()
+    assert not (tmp_path / "to" / results.PREDICTIONS.path).exists()
 
 
 @pytest.mark.parametrize("flags", [(), ("--overwrite",)])
 @pytest.mark.parametrize(
     "entry", [{}, {"key": "another version's"}, {"files": {"../outside": "", "masks/old.png": ""}}]
 )
-def test_a_journal_of_another_version_is_no_hindrance_and_removes_nothing_outside(
-    tiny, tmp_path, entry, flags
-):
+def test_a_journal_of_another_version_is_harmless(tiny, tmp_path, entry, flags):
     made, output = tiny
     (tmp_path / "outside").write_text("not ours")
     (tmp_path / "to" / "masks").mkdir(parents=True)
     (tmp_path / "to" / "masks" / "old.png").write_text("an earlier result")
-    with journal.Journal(artifacts.dicom_journal(tmp_path / "to")) as earlier:
+    with journal.Journal(tmp_path / "to" / results.JOURNAL) as earlier:
         earlier.append(made.test_ids[0], entry)
     predict(
         output, made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm", tmp_path / "to", *flags
@@ -568,14 +557,14 @@ def test_a_journal_of_another_version_is_no_hindrance_and_removes_nothing_outsid
     assert (tmp_path / "to" / "masks" / "old.png").exists() == ("files" not in entry)
 
 
-def test_a_folder_in_use_is_left_alone(tiny, tmp_path):
+def test_a_folder_in_use_is_refused(tiny, tmp_path):
     _, output = tiny
     path = radiograph(tmp_path / "in", "a")
-    with locks.lock(tmp_path / "to", "03_predict-dicom"), pytest.raises(OutputLocked):
+    with locks.lock(tmp_path / "to", "predict_radiographs"), pytest.raises(OutputLocked):
         predict(output, path, tmp_path / "to")
 
 
-# What cannot be done
+# Usage errors and bad input
 
 
 def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
@@ -595,7 +584,7 @@ def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
         ({"inputs": {}}, "changed since"),
     ],
 )
-def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path, change, message):
+def test_thresholds_that_are_damaged_or_out_of_date_are_refused(tiny, tmp_path, change, message):
     made, output = tiny
     path = output / artifacts.Submission("tiny").record.path
     good = path.read_text("utf-8")
@@ -624,7 +613,9 @@ def test_thresholds_that_are_damaged_or_out_of_date_are_not_used(tiny, tmp_path,
         ("radiographs", "output/submissions/tiny", "own files"),
     ],
 )
-def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message):
+def test_folders_that_are_only_read_or_belong_to_stages_are_refused(
+    tiny, tmp_path, path, to, message
+):
     _, output = tiny
     radiograph(tmp_path / "radiographs", "a")
     (tmp_path / "empty").mkdir()
@@ -642,23 +633,23 @@ def test_places_that_make_no_sense_are_refused(tiny, tmp_path, path, to, message
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--dicom", "radiographs"], "go together"),
-        (["--to", "radiographs"], "go together"),
-        (["--dicom-seg"], "goes with --dicom"),
-        (["--dicom", "radiographs", "--to", "there", "--fold", "0"], "--fold and --split"),
-        (["--dicom", "radiographs", "--to", "there", "--split", "oof"], "--fold and --split"),
-        (["--dicom", "radiographs", "--to", ""], "--to: is empty"),
-        (["--dicom", "", "--to", "there"], "--dicom: is empty"),
+        (["radiographs"], "required: --to"),
+        (["--to", "there"], "required: PATH"),
+        (["radiographs", "--to", ""], "--to: is empty"),
+        (["", "--to", "there"], "PATH: is empty"),
+        (["radiographs", "--to", "there", "--run", "../tiny"], "--run must be"),
+        (["radiographs", "--to", "there", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["radiographs", "--to", "there", "--fold", "0"], "unrecognized arguments: --fold"),
     ],
 )
-def test_flags_that_do_not_go_together_are_refused(capsys, flags, message):
+def test_wrong_flags_are_usage_errors(capsys, flags, message):
     with pytest.raises(SystemExit) as caught:
-        run_stage("03_predict.py", *flags)
+        run_stage("predict_radiographs.py", *flags)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_highdicom_objects_are_refused_with_the_install_command_and_all_else_works(
+def test_without_highdicom_only_dicom_seg_is_refused_with_the_install_command(
     tiny, tmp_path, monkeypatch, capsys
 ):
     made, output = tiny
@@ -672,7 +663,7 @@ def test_without_highdicom_objects_are_refused_with_the_install_command_and_all_
     assert list(rows_of(tmp_path / "to").index) == [made.test_ids[0]]
 
 
-def test_real_stage_2_radiographs_get_masks_and_objects_of_their_own_ids(tiny, tmp_path, real_data):
+def test_real_stage_2_radiographs_get_masks_and_objects_with_their_ids(tiny, tmp_path, real_data):
     _, output = tiny
     radiographs = sorted((real_data / "siim" / "stage_2_images").rglob("*.dcm"))[:3]
     (tmp_path / "in").mkdir()
@@ -685,7 +676,7 @@ def test_real_stage_2_radiographs_get_masks_and_objects_of_their_own_ids(tiny, t
     for path in radiographs:
         with pydicom.config.disable_value_validation():
             source = pydicom.dcmread(path)
-            seg = pydicom.dcmread(tmp_path / "to" / artifacts.dicom_segmentation(path.stem))
+            seg = pydicom.dcmread(tmp_path / "to" / results.segmentation(path.stem))
             [image] = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
             assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID == path.stem
             assert image.ReferencedSOPClassUID == source.SOPClassUID

@@ -1,0 +1,48 @@
+"""Write a run's networks to one ONNX file, to use without this project.
+
+Reads   output/runs/<run>/fold<k>/best.pt (stage 02), the folds and the cache
+Writes  output/runs/<run>/network.onnx    grey images in, probability maps out
+
+Normalisation, the mean over image and mirror and the mean over the folds are inside. The maps
+are compared with PyTorch's on images of the run: a file that differs by more than 1 of 255 is
+not kept. The file's metadata describe its input and output.
+
+    python export_model.py --run ica_resunet
+    python export_model.py --run ica_resunet --fold 0
+"""
+
+import argparse
+
+from pneumothorax.pipeline import lineage, locks, stage
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = stage.parser(__doc__)
+    flag = parser.add_argument
+    flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
+    flag("--fold", default="all", metavar="K|all", help="whose networks to export (default: all)")
+    args = parser.parse_args(argv)
+    stage.check_name(parser, "--run", args.run)
+    from pneumothorax.prediction import onnx_export
+
+    if problem := onnx_export.missing():
+        parser.error(problem)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    import models
+    from pneumothorax.prediction import onnx_export
+
+    with locks.lock(args.output, f"03_predict-{args.run}"):  # stage 03 may write the same file
+        n_folds = lineage.folded(args.output)["settings"]["folds"]
+        folds = stage.chosen_folds(args.fold, n_folds)
+        done = onnx_export.update(
+            args.output, args.run, folds, build=models.build_untrained, overwrite=args.overwrite
+        )
+    print(done)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,88 @@
+"""The folder of predict_radiographs.py: its files, which earlier calls left, where it may lie."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from pneumothorax.errors import BadInput
+from pneumothorax.inference.reading import Listed
+from pneumothorax.pipeline import artifacts
+from pneumothorax.pipeline.artifacts import file_name
+from pneumothorax.pipeline.journal import Journal
+
+# Every path is relative to the folder, as those of `artifacts` to the output folder.
+PREDICTIONS = artifacts.Table(
+    "predictions.csv",
+    tuple("image_id source height width p_positive area_px area_mm2 spacing rle".split()),
+    "predict_radiographs.py",
+    integers=("height", "width", "area_px"),
+    numbers=("p_positive", "area_mm2"),
+)
+JOURNAL = "dicom-journal.jsonl"
+
+
+def overlay(image_id: str) -> str:
+    """8-bit colour PNG (H, W)."""
+    return f"overlays/{file_name(image_id, '.png')}"
+
+
+def mask(image_id: str) -> str:
+    """8-bit grey PNG (H, W) of 0 and 255."""
+    return f"masks/{file_name(image_id, '.png')}"
+
+
+def segmentation(image_id: str) -> str:
+    """DICOM Segmentation object."""
+    return f"segmentations/{file_name(image_id, '.dcm')}"
+
+
+def check_places(path: Path, folder: Path, *, raw: Path, output: Path) -> None:
+    """Raises BadInput where `folder` lies among files that are only read, or that stages own.
+
+    Args:
+        path: the file or folder to predict.
+        raw, output: --input and --output.
+    """
+    if not (path.is_file() or path.is_dir()):
+        raise BadInput(f"{path} does not exist, or is neither a file nor a folder")
+    for place in (path, raw):
+        if folder.resolve().is_relative_to(place.resolve()):
+            raise BadInput(
+                f"--to {folder} lies in {place}, which is only read: choose a folder outside it"
+            )
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"--to {folder} holds {path}, which is only read: choose another folder")
+    if folder.resolve().is_relative_to(output.resolve()):
+        raise BadInput(
+            f"--to {folder} lies in {output}, where the stages keep their own files: "
+            "choose another folder"
+        )
+
+
+def write_tables(folder: Path, frame: pd.DataFrame, listed: Listed) -> Path:
+    """Write the tables of predicted and of rejected files; returns the path of the former."""
+    path = artifacts.write_table(folder, PREDICTIONS, frame)
+    artifacts.write_table(folder, artifacts.REJECTED, listed.rejections())
+    return path
+
+
+def forget(folder: Path) -> None:
+    """Remove the results that earlier calls wrote to the folder, and nothing else."""
+    with Journal(folder / JOURNAL) as journal:
+        for entry in journal.entries.values():
+            remove(folder, entry.get("files", ()))
+    (folder / JOURNAL).unlink()
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files by their names in the journal, but none outside the folder."""
+    for name in names:
+        if (folder / name).resolve().is_relative_to(folder.resolve()):
+            (folder / name).unlink(missing_ok=True)
+
+
+def of_earlier_calls(folder: Path, listed: Listed) -> int:
+    """The number of images that the folder has results of and that are not `listed`."""
+    with Journal(folder / JOURNAL) as journal:
+        return len(set(journal.entries) - {file.image_id for file in listed.files})

@@ -1,0 +1,56 @@
+"""What stages 00 to 04 settled for a run, and prediction of other radiographs needs."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumothorax.errors import BadInput
+from pneumothorax.masks.calibration import Calibration
+from pneumothorax.masks.postprocess import Triplet
+from pneumothorax.pipeline import artifacts, lineage, records
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The folds whose networks predict, the final thresholds and the size of the cache."""
+
+    run: str
+    folds: list[int]
+    triplet: Triplet
+    calibration: Calibration
+    cache_size: int
+    version: str  # hash of all of that and of the networks' weights
+    trained_on: frozenset[str]  # ids of the training images
+
+
+def read(output: Path, run: str) -> Settled:
+    """Raises BadInput, naming the command to run, where thresholds are missing or out of date."""
+    record = artifacts.Submission(run).record
+    command = f"python 04_submit.py --run {run}"
+    path = output / record.path
+    if not path.is_file():
+        raise BadInput(f"run {run} has no thresholds yet ({path} does not exist): {command}")
+    runs = list(lineage.runs_of(output, run))
+    if len(runs) > 1:
+        raise BadInput(f"{run} is a blend: predict with one of its runs ({', '.join(runs)})")
+    if runs != [run]:
+        raise BadInput(f"{path} holds the thresholds of {', '.join(runs)}: {command}")
+    body = lineage.submitted(output, run)
+    try:
+        triplet, calibration = Triplet(**body["final"]), Calibration(**body["calibration"]["final"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} is damaged: {command} --overwrite") from error
+    predicted = records.read(output, artifacts.Run(run).predicted)
+    folds = predicted["settings"]["folds"]
+    weights = [predicted["inputs"][artifacts.Run(run).fold(fold).best_weights] for fold in folds]
+    cache_size = int(lineage.prepared(output)["settings"]["size"])
+    made_from = repr((weights, triplet, calibration, cache_size))
+    return Settled(
+        run,
+        folds,
+        triplet,
+        calibration,
+        cache_size,
+        version=hashlib.sha256(made_from.encode()).hexdigest()[:16],
+        trained_on=frozenset(artifacts.training_rows(output)["image_id"]),
+    )

@@ -1,0 +1,100 @@
+"""Find and outline pneumothorax on radiographs that no stage has prepared.
+
+Reads   PATH                      a DICOM file, or all DICOM files of a folder at any depth
+        output/runs/<run>/, output/submissions/<run>/ (stages 02 to 04)
+Writes  in FOLDER
+        overlays/<id>.png         the radiograph with the predicted pneumothorax drawn over it
+        masks/<id>.png            8-bit grey PNG of 0 and 255, at the radiograph's size
+        predictions.csv           image_id, p_positive, area_px, area_mm2, rle, ...
+        rejected.csv              files that were not used, and why
+        segmentations/<id>.dcm    with --dicom-seg: DICOM Segmentation objects
+
+All networks of the run predict each image, and the final thresholds of stage 04 make its mask.
+Segmentation objects carry the patient's identifiers, as DICOM requires; no other file does.
+Safe to interrupt: run the same command again to resume.
+
+    python predict_radiographs.py radiographs/ --to findings --run ica_resunet
+    python predict_radiographs.py image.dcm --to findings --run ica_resunet --dicom-seg
+"""
+
+import argparse
+import functools
+
+from pneumothorax.pipeline import locks, stage
+
+NOTICE = "research software, not a medical device: nothing here is a diagnosis"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = stage.parser(__doc__)
+    flag = parser.add_argument
+    flag("path", type=stage.place, metavar="PATH", help="a DICOM file, or a folder of them")
+    flag("--to", type=stage.place, metavar="FOLDER", required=True, help="where the results go")
+    flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
+    flag("--dicom-seg", action="store_true", help="also write DICOM Segmentation objects")
+    flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
+    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    flag(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    stage.check_name(parser, "--run", args.run)
+    if args.batch_size < 1:
+        parser.error("--batch-size must be at least 1")
+    if args.dicom_seg:
+        from pneumothorax.inference import dicom_seg
+
+        if problem := dicom_seg.missing():
+            parser.error(f"--dicom-seg {problem}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    import models
+    from pneumothorax.compute import precision, runtime
+    from pneumothorax.inference import predicting, reading, results, settled
+    from pneumothorax.prediction import probability_maps
+
+    device = runtime.device(args.device)
+    results.check_places(args.path, args.to, raw=args.input, output=args.output)
+    run = settled.read(args.output, args.run)
+    listed = reading.search(args.path)
+    bf16 = precision.for_prediction(args.precision, device)
+    task = predicting.Task(args.to, run, args.dicom_seg, args.batch_size, device, bf16)
+    load = functools.partial(
+        probability_maps.load_folds,
+        args.output,
+        args.run,
+        run.folds,
+        build=models.build_untrained,
+        device=device,
+    )
+    with locks.lock(args.to, "predict_radiographs"):
+        if args.overwrite:
+            results.forget(args.to)
+        frame = predicting.predict(listed, task, load)
+        path = results.write_tables(args.to, frame, listed)
+        n_earlier = results.of_earlier_calls(args.to, listed)
+
+    print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")
+    if n_seen := len(run.trained_on.intersection(frame["image_id"])):
+        print(f"note: the networks were trained on {n_seen} of these images and do better on them")
+    if listed.copies:
+        print(f"{listed.copies} files are copies of others: each image is predicted once")
+    if n_earlier:
+        print(
+            f"{args.to} also holds {n_earlier} images of earlier calls, which are not in "
+            f"{path.name} (--overwrite removes them)"
+        )
+    print(f"wrote {path}, and overlays and masks next to it")
+    print(NOTICE, flush=True)
+    if listed.rejected:
+        raise listed.error()
+
+
+if __name__ == "__main__":
+    stage.run(main)
