@@ -17,10 +17,9 @@ from torch import nn
 
 from pneumothorax import png
 from pneumothorax.data.dataset import to_network
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import INSTALL_EXTRA, BadInput
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, records
-from pneumothorax.pipeline.cluster import INSTALL
 from pneumothorax.prediction import onnx_runtime, probability_maps
 from pneumothorax.prediction.onnx_runtime import (
     CLASSIFICATION,
@@ -47,7 +46,7 @@ def installed(name: str) -> str:
             import onnxscript  # noqa: F401
         except ImportError as error:
             raise argparse.ArgumentTypeError(
-                f"{name} needs more packages ({error}): {INSTALL}"
+                f"{name} needs more packages ({error}): {INSTALL_EXTRA}"
             ) from error
     return name
 
@@ -93,7 +92,7 @@ def write(
     if difference > 1:
         raise BadInput(
             f"the ONNX file of run {run} gives other maps than PyTorch, by {difference} of 255, and was not kept. "
-            f"It is tested with the versions that this installs: {INSTALL}"
+            f"It is tested with the versions that this installs: {INSTALL_EXTRA}"
         )
     path = artifacts.Run(run).onnx
     atomic.write_bytes(output / path, graph)
