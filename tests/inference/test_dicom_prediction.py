@@ -26,8 +26,7 @@ from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
-from tests.helpers.stages import ROOT, TINY, run_stage, tiny_input
-from tests.stages.test_stages import run_all
+from tests.helpers.stages import ROOT, TINY, run_all, run_stage, tiny_input
 
 ODD_SHAPE = (90, 150)
 
