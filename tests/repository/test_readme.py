@@ -36,16 +36,6 @@ def test_every_file_of_the_tree_exists_and_every_module_is_listed():
     assert missing == set()
 
 
-def test_every_test_named_in_the_table_of_faults_exists():
-    named = re.findall(
-        r"`([a-z_0-9]+)::([a-z_0-9*]+)`", (ROOT / "tests" / "README.md").read_text("utf-8")
-    )
-    assert len(named) > 50
-    for file, test in named:
-        text = (ROOT / "tests" / f"test_{file}.py").read_text("utf-8")
-        assert test == "*" or f"def test_{test}(" in text, f"{file}::{test}"
-
-
 def test_every_flag_named_is_a_flag_of_a_stage_or_of_dask():
     known = set(
         re.findall(
