@@ -41,7 +41,7 @@ def settings(*changes):
 
 
 def run_all(folder, output, config, *more, stages=range(6)):
-    """Run stages 00 to 05, or some of them, with the run "tiny"; `more` goes to stage 02."""
+    """Run stages 00 to 05, or some, with the run "tiny"; `more` goes to stage 02."""
     commands = {
         0: ("00_prepare_data.py", "--input", folder, "--size", 64),
         1: ("01_make_folds.py", "--folds", 2),
@@ -55,7 +55,7 @@ def run_all(folder, output, config, *more, stages=range(6)):
 
 
 def train_from_tiny(output, config, *more):
-    """Train the run "second", at another image size, from the weights of the run "tiny"."""
+    """Train the run "second" from the weights of "tiny", at another image size."""
     changes = settings("init_from=runs/tiny", "image_size=32", "learning_rate=1.0e-9")
     run_on(output, "02_train.py", "--config", config, "--run", "second", *changes, *more)
 
@@ -96,11 +96,11 @@ class TinyInput:
 
 
 def tiny_input(folder, *, train=12, test=3, unlabelled=1, size=128, seed=0):
-    """A complete small --input: noise, with bright discs as lesions in every second image.
+    """A complete small --input: noise, and bright discs in every second training image.
 
-    Two training images per patient. The second positive has three label rows, two of which
-    overlap. One image is half the size, one is uncompressed, one MONOCHROME1, one 12 bit;
-    the others are JPEG as in the competition.
+    Two training images per patient. The second positive has three label rows, two of
+    which overlap. One image is half the size, one is uncompressed, one MONOCHROME1, one
+    12 bit; the others are JPEG as in the competition.
     """
     made = TinyInput(Path(folder))
     rng = np.random.default_rng(seed)

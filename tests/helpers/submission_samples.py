@@ -13,7 +13,7 @@ SIZE = 1024
 
 
 def drawn(rng, size=SIZE):
-    """(size, size) uint8: an upright crescent at the chest wall, high up, as in most positives."""
+    """(size, size) uint8: a typical mask, an upright crescent high up at the chest wall."""
     mask = np.zeros((size, size), np.uint8)
     side = rng.choice([-1, 1])
     row, column = rng.uniform(0.2, 0.35), 0.5 + side * rng.uniform(0.22, 0.3)
@@ -25,7 +25,7 @@ def drawn(rng, size=SIZE):
 
 
 def edges(mask):
-    """0-based starts and ends of the pixel runs down the columns, from the flat mask."""
+    """0-based starts and ends of the pixel runs down the columns, from the pixels."""
     flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(int)
     return np.flatnonzero(np.diff(flat) == 1), np.flatnonzero(np.diff(flat) == -1)
 

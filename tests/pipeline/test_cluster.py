@@ -1,4 +1,4 @@
-"""Stages 00 and 04 on a local Dask cluster: the bytes of a local run, even if workers die."""
+"""Stages 00 and 04 on a Dask cluster: the bytes of a local run, even if workers die."""
 
 import functools
 import http.server
@@ -65,7 +65,7 @@ def dask(*arguments, folder=ROOT):
 
 
 def started(folder, *, workers, place=ROOT):
-    """A cluster with this number of workers whose scheduler runs in the folder `place`."""
+    """A cluster of `workers` workers whose scheduler runs in the folder `place`."""
     file = folder / "scheduler.json"
     process = dask(
         "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", file, folder=place

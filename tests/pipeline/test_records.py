@@ -1,4 +1,4 @@
-"""Whole files or none, journals that survive a kill, records that notice every change."""
+"""Whole files or none, journals that survive a kill, records that notice changes."""
 
 import errno
 import hashlib

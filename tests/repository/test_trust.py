@@ -1,7 +1,7 @@
 """Nothing in the code runs what it reads: no unpickling, no eval, no YAML with objects.
 
-The search works on syntax trees and finds references, not only calls: `pickle.loads` passed
-as a value counts too.
+The search works on syntax trees and finds references, not only calls: `pickle.loads`
+passed as a value counts too.
 """
 
 import ast
@@ -55,7 +55,7 @@ def unsafe(source):
 
 
 def imported_names(tree):
-    """name in the module -> what it stands for: {"pd": "pandas", "load": "torch.load"}."""
+    """name -> what it stands for: {"pd": "pandas", "load": "torch.load"}."""
     names = {"np": "numpy"}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""What the README promises of ./demo.sh, as a user sees it. Takes minutes: ./test.sh --all."""
+"""What the README promises of ./demo.sh. Takes minutes: ./test.sh --all."""
 
 import os
 import random

@@ -93,7 +93,7 @@ def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(
 
 
 def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copied, monkeypatch):
-    """Very different triplets are planted: each fold's masks show which one was used."""
+    """Very different triplets are planted: the masks show which one was used."""
     _, output = copied
     by_fold = {0: postprocess.Triplet(0.1, 0, 0.05), 1: postprocess.Triplet(0.6, 0, 0.55)}
     final = postprocess.Triplet(0.9, 0, 0.9)

@@ -1,4 +1,4 @@
-"""Kills at any moment, a full disk, no permission: the same results, or a message and no harm.
+"""Kills, a full disk, no permission: the same results, or a message and no harm.
 
 Which test proves which fault is listed in tests/README.md.
 """
@@ -31,7 +31,7 @@ STAGES = (
 
 
 def some_slow(*stages):
-    """All stages as parameters; those given take long and run with ./test.sh --all only."""
+    """All stages as parameters; the given ones only with ./test.sh --all."""
     return [
         pytest.param(stage, marks=pytest.mark.slow) if stage in stages else stage
         for stage in STAGES
@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory):
 
 
 def results(output):
-    """{path: bytes} of all that must not depend on interruptions: no times, logs, journals."""
+    """{path: bytes} of what interruptions must not change: no times, logs, journals."""
     found = {}
     for path in sorted(output.rglob("*")):
         name = path.relative_to(output).as_posix()
@@ -150,7 +150,7 @@ def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes
 
 
 def seconds_until_killed(command, moment):
-    """Kill a command and its processes after `moment` s; None, or its seconds if it finished."""
+    """Kill a command after `moment` s; None, or its seconds if it finished first."""
     started = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
@@ -165,7 +165,7 @@ def seconds_until_killed(command, moment):
 
 @pytest.mark.parametrize("stage", some_slow(STAGES[0], STAGES[2], STAGES[4]))
 def test_a_full_disk_is_reported_and_files_written_before_stay_whole(undisturbed, tmp_path, stage):
-    """A limit of 3,000 bytes per file stands for the disk: no stage can write all its files."""
+    """A limit of 3,000 bytes per file stands for the disk."""
     made, config, expected, _ = undisturbed
     output = tmp_path / "output"
     shutil.copytree(expected, output)

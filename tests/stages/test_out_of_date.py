@@ -57,7 +57,7 @@ def test_networks_trained_again_make_older_probability_maps_unusable(copied):
 
 
 def test_changed_labels_of_the_same_area_are_noticed_by_every_later_stage(copied, config, tmp_path):
-    """Masks moved by one column: the areas in the manifest and the folds do not change."""
+    """Masks moved by one column: areas and folds do not change."""
     made, output = copied
     shutil.copytree(made.folder, tmp_path / "input")
     path = tmp_path / "input" / "train-rle.csv"

@@ -1,4 +1,4 @@
-"""What stages refuse: damaged or swapped files, numbers that are not finite, no room, a lock."""
+"""What stages refuse: damaged or swapped files, NaN, a full disk, a locked folder."""
 
 import os
 import shutil

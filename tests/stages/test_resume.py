@@ -39,7 +39,7 @@ def test_a_second_run_writes_nothing(finished, config):
 def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the_same_weights(
     finished, config, tmp_path
 ):
-    """A subprocess, killed with SIGKILL once the first epoch is on disk; the same command again."""
+    """Killed with SIGKILL once the first epoch is on disk; then the same command."""
     made, whole = finished
     output = tmp_path / "output"
     run_all(made.folder, output, config, stages=[0, 1])

@@ -1,4 +1,4 @@
-"""Wrong commands: the message lists what is known, or names the command to run first."""
+"""Wrong commands: the message lists what is known, or names the right command."""
 
 import subprocess
 import sys

@@ -1,6 +1,4 @@
-"""`check_submission.py FILE`: every planted fault is found with its line, with an output folder
-and without one; right files pass without a warning.
-"""
+"""`check_submission.py FILE` finds every planted fault, and passes right files silently."""
 
 import numpy as np
 import pytest
@@ -37,7 +35,7 @@ def masks():
 
 @pytest.fixture
 def right(masks):
-    """The lines of a right submission; image n is rows[n + 1], on line n + 2 of the file."""
+    """The lines of a right submission; image n is rows[n + 1], on line n + 2."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if mask is None else rle.encode(mask)}" for n, mask in enumerate(masks)
     ]
@@ -45,7 +43,7 @@ def right(masks):
 
 @pytest.fixture
 def check(tmp_path, output, capsys):
-    """(exit code, standard output, errors) for the lines of a file, with a prepared folder."""
+    """(exit code, output, errors) for the lines of a file, with a prepared folder."""
 
     def check(lines, *more, output=output):
         path = write_lines(tmp_path / "mine.csv", lines)
@@ -440,7 +438,7 @@ def test_a_file_that_is_not_a_table_is_refused(tmp_path, output, capsys):
 
 @pytest.fixture(scope="module")
 def real(real_data):
-    """{id: (text of the union, Mask)} of the 2,669 positives, and the ids of the negatives."""
+    """{id: (text of the union, Mask)} of the 2,669 positives; ids of the negatives."""
     found = {}
     rows = labels.read(real_data / "labels" / "stage_2_train.csv.gz").rows
     for image_id, texts in rows.items():
@@ -451,7 +449,7 @@ def real(real_data):
 
 
 def real_subset(real, folder, seed, write=lambda text: text):
-    """The report on 200 positives and 700 negatives of the real labels, against the others."""
+    """The report on 200 real positives and 700 negatives, against the others."""
     positives, negatives = real
     rng = np.random.default_rng(seed)
     order = rng.permutation(list(positives))

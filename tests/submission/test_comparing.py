@@ -18,7 +18,7 @@ SECOND = ["ImageId,EncodedPixels", "e,500 20", "d,-1", "c,7 5", "b,-1", "a,120 4
 
 @pytest.fixture
 def diff(tmp_path, capsys, monkeypatch):
-    """(exit code, printed lines, errors) for the lines of two files, in an empty folder."""
+    """(exit code, lines, errors) for the lines of two files, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def diff(first, second, *more):

@@ -93,7 +93,7 @@ def test_too_few_masks_in_the_file_or_in_training_are_not_judged():
 
 
 def test_features_are_the_centroid_and_the_spread_as_the_mask_is_read():
-    """A bar in a 4 x 8 image: rows 1 to 3 of column 6, pixels 25 to 27 down the columns."""
+    """A bar in a 4 x 8 image: rows 1 to 3 of column 6, pixels 25 to 27."""
     mask = Mask((np.array([25]), np.array([28])), (4, 8))
     spread, half = np.sqrt(2 / 3), 0.5  # of rows 1, 2, 3; half a pixel is added
     expected = (2.5 / 4 - 0.5, 6.5 / 8 - 0.5, np.log((spread + half) / 4), np.log(half / 8))
