@@ -42,8 +42,8 @@ def train_inputs(output: Path) -> Hashes:
 def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
     """Stage 02's record of a fold.
 
-    Raises BadInput if the weights of another run that it started from have changed;
-    they may be gone.
+    Raises BadInput if the weights of another run that it started from have changed. It
+    does not matter if they no longer exist.
     """
     record = records.require(output, artifacts.Run(run).fold(fold).trained, train_inputs(output))
     for path, digest in record["inputs"].items():
@@ -96,7 +96,7 @@ def submitted(output: Path, name: str) -> dict[str, Any]:
 
 
 def runs_of(output: Path, name: str) -> dict[str, float | None]:
-    """run -> the weight given for it, None if it was fitted, of a submission."""
+    """A submission's runs, each with its given weight, or None if that was fitted."""
     record = artifacts.Submission(name).record
     runs = records.read(output, record)["settings"].get("runs")
     if not runs or not isinstance(runs, dict):

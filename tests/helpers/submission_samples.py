@@ -13,7 +13,7 @@ SIZE = 1024
 
 
 def drawn(rng, size=SIZE):
-    """(size, size) uint8: a typical mask, an upright crescent high up at the chest wall."""
+    """(size, size) uint8: a typical mask, an upright crescent at the chest wall."""
     mask = np.zeros((size, size), np.uint8)
     side = rng.choice([-1, 1])
     row, column = rng.uniform(0.2, 0.35), 0.5 + side * rng.uniform(0.22, 0.3)

@@ -1,4 +1,4 @@
-"""`check_submission.py FILE` finds every planted fault, and passes right files silently."""
+"""`check_submission.py FILE` finds every planted fault, and passes right files."""
 
 import numpy as np
 import pytest
