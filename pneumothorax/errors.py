@@ -1,14 +1,18 @@
-"""The errors a user can repair; everything else is a bug and keeps its traceback."""
+"""Errors that a user can repair; everything else is a bug and keeps its traceback."""
 
 MAX_LISTED = 50
+INSTALL_EXTRA = "python -m pip install -r requirements-extra.txt"  # Dask, ONNX, DICOM-SEG
 
 
 class BadInput(ValueError):
-    """A file, table or folder is missing, odd or out of date; the message says which, what and what to do."""
+    """A file, table or folder is missing, wrong or out of date.
+
+    The message says what is wrong, where, and which command repairs it.
+    """
 
 
 class BadConfig(BadInput):
-    """An experiment's settings are wrong; the message lists the known ones."""
+    """A setting or flag is wrong; the message lists the known ones."""
 
 
 class Stopped(Exception):
@@ -20,11 +24,11 @@ class Stopped(Exception):
 
 
 class OutputLocked(RuntimeError):
-    """Another run is writing the same part of the output folder."""
+    """Another process is writing the same part of the output folder."""
 
 
 def bad_list(headline: str, problems: list[str], *, limit: int = MAX_LISTED) -> BadInput:
-    """One BadInput that lists every problem on a line of its own, the first `limit` of them in full."""
+    """A BadInput that lists the first `limit` problems and counts the rest."""
     shown = problems[:limit]
     rest = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
     return BadInput("\n  ".join([headline, *shown, *rest]))

@@ -1,4 +1,4 @@
-"""Run lengths: the competition's own example, every real label, and the corners that usual encoders lose."""
+"""Run lengths: the competition's example, every real label, and the usual bugs."""
 
 import gzip
 
@@ -51,7 +51,7 @@ def test_the_competitions_example_decodes_and_encodes_as_published():
         ([(0, 0)], "0 1"),  # the first pixel
         ([(0, 1)], "4 1"),  # column-major: one step right is one column of 4
         ([(0, 0), (2, 0)], "0 1 1 1"),  # the second gap counts from the end of the first run
-        ([(3, 0), (0, 1)], "3 2"),  # a run goes on at the top of the next column
+        ([(3, 0), (0, 1)], "3 2"),  # the run continues at the top of the next column
         ([(3, 2)], "11 1"),  # the last pixel: the usual encoder loses it
         ([(0, 0), (3, 2)], "0 1 10 1"),  # both ends
     ],
@@ -74,13 +74,8 @@ def test_a_full_mask_is_one_run_and_an_empty_one_is_minus_one(shape):
 
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int32, np.int64, np.float32])
-def test_any_number_but_0_is_inside_whatever_the_type(dtype):
-    mask = (
-        (np.array([[0, 255], [7, 0]]) != 0).astype(dtype)
-        if dtype == np.bool_
-        else np.array([[0, 255], [7, 0]], dtype)
-    )
-    assert rle.encode(mask) == "1 2"
+def test_any_number_but_0_is_inside_for_every_type(dtype):
+    assert rle.encode(np.array([[0, 255], [7, 0]]).astype(dtype)) == "1 2"
 
 
 def test_a_transposed_or_cut_out_view_encodes_like_its_copy():
@@ -149,34 +144,30 @@ def test_overlapping_rows_count_once():
 @pytest.mark.parametrize(
     "text",
     [
-        *(
-            "",
-            " ",
-            "1",
-            "1 2 3",
-            "-1 2",
-            "1 -2",
-            "1.0 2",
-            "NaN",
-            "nan nan",
-            "1,2",
-            "1  2",
-            " 1 2",
-            "1 2 ",
-            "1\t2",
-            "a b",
-        ),
-        *(
-            "0x1 2",
-            "1e3 2",
-            "-1 ",
-            "--1",
-            "1 2 -1",
-            "9999999999999 1",
-            "\u0661 \u0662",
-            "\uff11 \uff14",
-            "1 2\n",
-        ),
+        "",
+        " ",
+        "1",
+        "1 2 3",
+        "-1 2",
+        "1 -2",
+        "1.0 2",
+        "NaN",
+        "nan nan",
+        "1,2",
+        "1  2",
+        " 1 2",
+        "1 2 ",
+        "1\t2",
+        "a b",
+        "0x1 2",
+        "1e3 2",
+        "-1 ",
+        "--1",
+        "1 2 -1",
+        "9999999999999 1",
+        "\u0661 \u0662",
+        "\uff11 \uff14",
+        "1 2\n",
     ],
 )
 def test_what_is_not_pairs_of_whole_numbers_is_bad_input(text):
@@ -205,6 +196,6 @@ def test_absolute_starts_are_named_where_they_overflow_the_image():
         rle.decode("20 5 50 5 90 10", (10, 10))
     with pytest.raises(BadInput, match="absolute"):  # the same, 1-based
         rle.decode("21 5 51 5 91 10", (10, 10))
-    with pytest.raises(BadInput) as error:  # starts that fall are no absolute starts either
+    with pytest.raises(BadInput) as error:  # falling starts are not absolute starts either
         rle.decode("60 5 50 5", (10, 10))
     assert "absolute" not in str(error.value)

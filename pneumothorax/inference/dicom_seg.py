@@ -22,8 +22,8 @@ from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import DA, TM
 
 from pneumothorax import dicom
+from pneumothorax.errors import INSTALL_EXTRA
 from pneumothorax.inference.overlay import COLOUR_BGR
-from pneumothorax.pipeline.cluster import INSTALL
 
 if TYPE_CHECKING:
     from highdicom.seg import SegmentDescription
@@ -68,7 +68,7 @@ def missing() -> str:
     try:
         import highdicom  # noqa: F401
     except ImportError as error:
-        return f"needs highdicom ({error}): {INSTALL}"
+        return f"needs highdicom ({error}): {INSTALL_EXTRA}"
     return ""
 
 

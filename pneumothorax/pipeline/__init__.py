@@ -1,1 +1,1 @@
-"""The contract between the stages: files, records, flags and exit codes, locks, where work is done."""
+"""The contract between stages: files, records, flags, exit codes, locks, engines."""

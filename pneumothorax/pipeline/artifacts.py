@@ -1,19 +1,21 @@
-"""The names and columns of the files that pass between stages; nobody else spells them.
+"""Names and columns of the files that pass between stages; nobody else spells them.
 
-Every path here is relative to the output folder: `output / Run("unet").fold(0).best_weights`.
+Paths are relative to the output folder: `output / Run("unet").fold(0).best_weights`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import atomic
 from pneumothorax.pipeline.records import Record
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TRAIN, TEST = "train", "test"
-OOF = "oof"  # out of fold: training images, each predicted by the network that did not see it
+OOF = "oof"  # out of fold: training images, each predicted by the network that never saw it
 
 SCORE_COLUMNS = tuple(
     "siim_dice positive_dice pooled_dice pooled_precision pooled_recall pooled_iou "
@@ -38,18 +40,19 @@ ALL_EMPTY, FINAL = "all-empty baseline", "final thresholds"  # rows of a cross-v
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file: its path, its columns, those that hold numbers, and the command that makes it."""
+    """A CSV file: path, columns, which of them hold numbers, command that makes it."""
 
     path: str
     columns: tuple[str, ...]
     made_by: str
     integers: tuple[str, ...] = ()
-    numbers: tuple[str, ...] = ()  # may be empty in the file: read as NaN
+    numbers: tuple[str, ...] = ()  # an empty cell is NaN
 
 
 # Stage 00
 PREPARED = Record("prepare.json", "00_prepare_data.py")
-TRAINING_IMAGES, TEST_IMAGES = "training images", "test images"  # PREPARED's hashes of all pixels
+# Facts in PREPARED: hashes of all pixels, labels and sizes
+TRAINING_IMAGES, TEST_IMAGES = "training images", "test images"
 MANIFEST = Table(
     "manifest.csv",
     tuple(
@@ -89,7 +92,7 @@ REPORT_FIGURES = "report/figures"
 
 @dataclass(frozen=True)
 class Cache:
-    """The images of stage 00 at one size."""
+    """The images and masks of stage 00 at one size."""
 
     size: int
 
@@ -102,7 +105,7 @@ class Cache:
         return f"cache/{self.size}/images/{file_name(image_id, '.png')}"
 
     def mask(self, image_id: str) -> str:
-        """1-bit PNG (size, size) of 0 and 255; exists for positives only."""
+        """1-bit PNG (size, size) of 0 and 255; positives only."""
         return f"cache/{self.size}/masks/{file_name(image_id, '.png')}"
 
 
@@ -133,11 +136,11 @@ class Fold:
 
     @property
     def best_weights(self) -> str:
-        """The weights that stage 03 predicts with."""
+        """The weights that predictions are made with."""
         return f"{self.folder}/best.pt"
 
     def kept_weights(self, epoch: int) -> str:
-        """Weights of one of the best epochs, to be averaged."""
+        """Weights of one of the best epochs, kept to be averaged."""
         return f"{self.folder}/kept/epoch{epoch:04d}.pt"
 
     @property
@@ -148,7 +151,7 @@ class Fold:
 
     @property
     def progress(self) -> str:
-        """The history drawn, PNG."""
+        """The history as a figure, PNG."""
         return f"{self.folder}/progress.png"
 
     @property
@@ -191,8 +194,8 @@ class Run:
     def predictions(self) -> Table:
         """One row per probability map; `fold` is empty for test images.
 
-        `p_max` is the map's highest probability, `p_classification` the classification
-        head's, empty where the network has none.
+        `p_max` is the highest probability in the map; `p_classification` is the
+        classification head's probability, empty if the network has no such head.
         """
         return Table(
             f"{self.folder}/predictions.csv",
@@ -202,11 +205,11 @@ class Run:
         )
 
     def probability_map(self, split: str, image_id: str) -> str:
-        """8-bit grey PNG, probability x 255, at the network's size; `split` is OOF or TEST."""
+        """8-bit grey PNG, probability x 255, at the network's size; of OOF or TEST."""
         return f"{self.folder}/{split}/{file_name(image_id, '.png')}"
 
     def prediction_journal(self, rank: int = 0) -> str:
-        """Of one of several processes that predict together."""
+        """The journal of one of the processes that predict together."""
         return f"{self.folder}/predictions{f'-{rank}' if rank else ''}.jsonl"
 
     def prediction_journals(self, output: Path) -> list[Path]:
@@ -240,7 +243,7 @@ class Submission:
 
     @property
     def record(self) -> Record:
-        """What was fitted, and how it scores."""
+        """What was fitted, and its scores."""
         return Record(f"{self.folder}/postprocess.json", self.made_by)
 
     @property
@@ -261,7 +264,7 @@ class Submission:
 
     @property
     def threshold_surface(self) -> Table:
-        """SIIM Dice of all out-of-fold images for every triplet tried (naive: not nested)."""
+        """Naive (not nested) SIIM Dice of all out-of-fold images for each triplet."""
         columns = ("top", "min_area", "bottom", "siim_dice")
         return Table(f"{self.folder}/surface.csv", columns, self.made_by, numbers=columns)
 
@@ -273,7 +276,7 @@ class Submission:
 
     @property
     def out_of_fold(self) -> Table:
-        """One row per training image: the mask by nested thresholds, compared with the truth."""
+        """One row per training image: its mask by nested thresholds, and the truth."""
         return Table(
             f"{self.folder}/oof.csv",
             tuple("image_id fold p_positive true_px predicted_px overlap_px dice rle".split()),
@@ -284,55 +287,65 @@ class Submission:
 
 
 def submission_names(output: Path) -> list[str]:
-    """All that exist, sorted."""
+    """The submissions that exist, sorted."""
     return sorted(path.parent.name for path in (output / "submissions").glob("*/postprocess.json"))
 
 
 def file_name(image_id: str, suffix: str) -> str:
-    """An id as a file name. Raises BadInput for one that leads to another folder."""
-    name = f"{image_id}{suffix}"  # ids are checked where they are read (dicom.is_image_id), too
+    """An id as a file name. Raises BadInput for an id that leads to another folder.
+
+    Ids are also checked where they are read (dicom.is_image_id).
+    """
+    name = f"{image_id}{suffix}"
     if Path(name).name != name:
-        raise BadInput(f"{image_id[:70]!r} cannot name a file: it would lie outside its folder")
+        raise BadInput(f"{image_id[:70]!r} cannot be a file name: it leads outside its folder")
     return name
 
 
-def read_table(output: Path, table: Table) -> pd.DataFrame:
-    """The table with text columns as str ("" where empty), `integers` as int64 and `numbers` as float64.
+def read_table(output: Path, table: Table) -> "pd.DataFrame":
+    """Text columns as str ("" if empty), `integers` as int64, `numbers` as float64.
 
-    Raises BadInput when the file is missing, lacks columns or holds something else than numbers.
+    Raises BadInput if the file is missing, lacks columns, or has text in a column of
+    numbers.
     """
-    path = output / table.path
+    import pandas as pd
+
+    path, again = output / table.path, f"run {table.made_by} again"
     if not path.is_file():
         raise BadInput(f"{path} does not exist: run {table.made_by} first")
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): run {table.made_by} again") from error
+        raise BadInput(f"{path} cannot be read ({error}): {again}") from error
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took surplus cells for an index
-        raise BadInput(f"{path} has rows with too many cells: run {table.made_by} again")
+        raise BadInput(f"{path} has rows with too many cells: {again}")
     missing = [column for column in table.columns if column not in frame.columns]
     if missing:
-        raise BadInput(
-            f"{path} lacks columns {missing}; it has {list(frame.columns)}: run {table.made_by} again"
-        )
+        raise BadInput(f"{path} lacks columns {missing}; it has {list(frame.columns)}: {again}")
     try:
         for column in table.integers:
             frame[column] = frame[column].astype("int64")
         for column in table.numbers:
             frame[column] = frame[column].replace("", "nan").astype("float64")
     except ValueError as error:
-        raise BadInput(f"{path}, column {column}: {error}: run {table.made_by} again") from error
+        raise BadInput(f"{path}, column {column}: {error}: {again}") from error
     return frame
 
 
-def training_rows(output: Path) -> pd.DataFrame:
+def image_shapes(manifest: "pd.DataFrame") -> dict[str, tuple[int, int]]:
+    """image id -> (H, W)."""
+    shapes = zip(manifest["height"].tolist(), manifest["width"].tolist(), strict=True)
+    return dict(zip(manifest["image_id"], shapes, strict=True))
+
+
+def training_rows(output: Path) -> "pd.DataFrame":
     """The manifest's training rows with their `fold`, in the manifest's order."""
     manifest, folds = read_table(output, MANIFEST), read_table(output, FOLDS)
     return manifest[manifest["split"] == TRAIN].merge(folds[["image_id", "fold"]], on="image_id")
 
 
 def label_rows(output: Path) -> dict[str, tuple[str, ...]]:
-    """The mask rows of every positive training image, by id."""
+    """image id -> mask rows, of every positive training image."""
     rows: dict[str, tuple[str, ...]] = {}
     table = read_table(output, LABELS)
     for image_id, text in zip(table["image_id"], table["rle"], strict=True):
@@ -340,8 +353,8 @@ def label_rows(output: Path) -> dict[str, tuple[str, ...]]:
     return rows
 
 
-def write_table(output: Path, table: Table, frame: pd.DataFrame) -> Path:
-    """Write the table's columns in their order: UTF-8, LF, no index, empty cells for NaN."""
+def write_table(output: Path, table: Table, frame: "pd.DataFrame") -> Path:
+    """Write the table's columns in order: UTF-8, LF, no index, NaN as an empty cell."""
     path = output / table.path
     text = frame.loc[:, list(table.columns)].to_csv(index=False, lineterminator="\n", na_rep="")
     atomic.write_text(path, text)

@@ -1,7 +1,8 @@
 """Whole files or none: write under a temporary name, fsync, rename.
 
-A reader never sees half a file. A run killed at any moment leaves at most a `.<name>.<random>.tmp` behind, which the
-next writer of that file sweeps up (in folders of thousands of files: the stage that owns the folder, when it starts).
+A reader never sees half a file. A process killed at any moment leaves at most a
+`.<name>.<random>.tmp` behind. The next writer of that file removes it; in folders of
+thousands of files, the stage that owns the folder does so when it starts.
 """
 
 import json
@@ -15,11 +16,13 @@ from uuid import uuid4
 def write(
     path: Path, fill: Callable[[BinaryIO], object], *, sync: bool = True, keep: Path | None = None
 ) -> None:
-    """Open a temporary file beside `path`, let `fill` write it, and rename it to `path`.
+    """Let `fill` write a temporary file next to `path`, then rename it to `path`.
 
-    sync=False leaves out the fsync, for files whose hash is recorded elsewhere and that are made again when it
-    does not match (the image cache: thousands of files, and a power cut costs only those).
-    keep: where the file that was there before goes.
+    Args:
+        sync: False skips the fsync, for files whose hash is recorded elsewhere and that
+            are made again if it does not match. The image cache has thousands of them;
+            a power cut costs only the last ones.
+        keep: the name that the previous file gets.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     if sync:
@@ -31,7 +34,7 @@ def write(
             if sync:
                 os.fsync(file.fileno())
         if keep is not None and path.exists():
-            path.replace(keep)  # killed here, the file is found under the name it is kept as
+            path.replace(keep)  # if killed here, the previous file is at `keep`
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -39,7 +42,7 @@ def write(
 
 
 def _create(path: Path) -> BinaryIO:
-    """A new file, open for writing. Its folder is made where it is missing: to ask first costs at every file."""
+    """Open a new file. Making its folder only on failure saves a check per file."""
     try:
         return open(path, "wb")
     except FileNotFoundError:
@@ -48,7 +51,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what killed runs left half written of files that only this process may write now."""
+    """Remove what killed processes left, of files that nobody else is writing."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -58,10 +61,10 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 with LF line ends on every platform."""
+    """UTF-8; LF line ends on every platform."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted keys and a fixed layout: equal values give equal bytes."""
+    """Equal values give equal bytes: keys are sorted, the layout is fixed."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,7 +1,8 @@
-"""Work on many images by the workers of a Dask cluster, which see the same folders.
+"""Work on many images on a Dask cluster whose workers see the same folders.
 
-joblib's own Dask backend gives no result before the last one and waits forever when no worker is left, so
-the cluster is asked directly. Dask is imported for a cluster only.
+joblib's own Dask backend returns nothing before the last result, and waits forever if
+no worker is left, so this module talks to the cluster directly. Dask is imported only
+for a cluster.
 """
 
 import argparse
@@ -19,61 +20,57 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import INSTALL_EXTRA, BadInput
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-INSTALL = "python -m pip install -r requirements-extra.txt"
 CONNECT_S = 10
-PATIENCE_S = (
-    30  # without any worker: one that dies is started again by its own `dask worker` within seconds
-)
-TASKS_PER_THREAD = 4  # sent ahead, so that no worker waits; no more, so that memory stays bounded
-
+# Without any worker: `dask worker` restarts a worker that died within seconds.
+PATIENCE_S = 30
+TASKS_PER_THREAD = 4  # sent ahead: enough to keep workers busy, few enough to bound memory
 
 Result = TypeVar("Result")
-Calls = Sequence[tuple[Any, ...]]
-Tasks = Sequence[tuple[int, Calls]]  # calls with the position of the first of them
+Calls = Sequence[tuple[Any, ...]]  # arguments of each call
+Tasks = Sequence[tuple[int, Calls]]  # (position of the first call, calls)
 
 
 def scheduler(text: str) -> str:
-    """argparse type: the address of a Dask scheduler, where Dask is installed."""
+    """argparse type: the address of a Dask scheduler, if Dask is installed."""
     if not re.fullmatch(r"tcp://[^\s/]+:\d+", text):
-        raise argparse.ArgumentTypeError(f"must be like tcp://host:8786, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must look like tcp://host:8786, got {text!r}")
     try:
         import distributed  # noqa: F401
     except ImportError as error:
-        raise argparse.ArgumentTypeError(f"needs Dask ({error}): {INSTALL}") from error
+        raise argparse.ArgumentTypeError(f"needs Dask ({error}): {INSTALL_EXTRA}") from error
     return text
 
 
-def run(
+def as_finished(
     work: Callable[..., Result], tasks: Tasks, address: str, shared: Path | None
 ) -> Iterator[tuple[int, list[Result]]]:
-    """The results of the tasks; of a task whose worker died another worker's."""
+    """(start, results) of each task as it finishes; if a worker dies, another does it.
+
+    Args:
+        shared: a file that every worker must see with the same text as here.
+    """
     seen_here = (shared, shared.read_text("utf-8")) if shared else None
     with _connection(address) as client:
         _check_imports(client, work)
-        left = iter(tasks)
+        waiting = iter(tasks)
         running: set[Future] = set()
         while True:
             threads = _threads(client)
-            for task in itertools.islice(
-                left, max(0, max(1, TASKS_PER_THREAD * threads) - len(running))
-            ):
-                call = functools.partial(
-                    _task_of_worker, seen_here, work, *task
-                )  # not looked into by Dask
-                running.add(
-                    client.submit(call, pure=False)
-                )  # two calls are never taken for the same
+            room = max(1, TASKS_PER_THREAD * threads) - len(running)
+            for task in itertools.islice(waiting, max(0, room)):
+                call = functools.partial(task_of_worker, seen_here, work, *task)  # opaque to Dask
+                running.add(client.submit(call, pure=False))  # equal calls stay two calls
             if not running:
                 return
             finished = _finished(running)
             if not finished and not threads and not _threads(client):
                 raise BadInput(
-                    f"the scheduler at {address} has had no worker for {PATIENCE_S} s: start some with "
+                    f"the scheduler at {address} has had no worker for {PATIENCE_S} s: start some: "
                     f"python -m dask worker {address} --nworkers 2 --nthreads 1"
                 )
             running -= finished
@@ -83,49 +80,54 @@ def run(
 
 @contextmanager
 def _connection(address: str) -> Iterator["Client"]:
-    """A client of the scheduler; what goes wrong with the cluster meanwhile is a BadInput."""
+    """A client of the scheduler. Inside, faults of the cluster become BadInput."""
     from distributed import Client, KilledWorker
 
-    logging.getLogger("distributed.client").setLevel(
-        logging.CRITICAL
-    )  # a lost scheduler is told below
+    # The message for a lost scheduler is below.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         asyncio.run(_greet(address))
         client = Client(address, timeout=CONNECT_S)
     except OSError as error:
-        hint = (
-            "is it started (python -m dask scheduler), and is this its port, not the dashboard's?"
-        )
-        raise BadInput(f"no Dask scheduler answers at {address}: {hint}") from error
+        raise BadInput(
+            f"no Dask scheduler answers at {address}: has it been started "
+            "(python -m dask scheduler), and is this its port, not the dashboard's?"
+        ) from error
     try:
         with client:
             yield client
     except CancelledError as error:
         raise BadInput(
-            f"the scheduler at {address} was lost: start it and give the same command again"
+            f"the scheduler at {address} was lost: "
+            "start it, then run the same command again to resume"
         ) from error
     except KilledWorker as error:
-        died = f"{error.allowed_failures + 1} workers died one after the other, the last at {error.last_worker.address}"
-        raise BadInput(f"{died}: see what they printed; each may need 1 GiB of memory") from error
-    except ImportError as error:
-        place = "start its scheduler and its workers with python -m dask in this project's folder and environment"
         raise BadInput(
-            f"the cluster at {address} cannot run this project ({error}): {place}"
+            f"{error.allowed_failures + 1} workers died one after the other, the last at "
+            f"{error.last_worker.address}: see what they printed; each may need 1 GiB of memory"
+        ) from error
+    except ImportError as error:
+        raise BadInput(
+            f"the cluster at {address} cannot run this project ({error}): start its scheduler and "
+            "its workers with python -m dask in this project's folder and environment"
         ) from error
 
 
 async def _greet(address: str) -> None:
-    """OSError unless a Dask scheduler answers. (Client waits for ever for the answer of a web server.)"""
+    """OSError unless a Dask scheduler answers. Client would wait for a web server."""
     from distributed.comm import connect
 
     (await asyncio.wait_for(connect(address), CONNECT_S)).abort()
 
 
 def _check_imports(client: "Client", work: Callable[..., object]) -> None:
-    """ImportError when the scheduler or a worker lacks a module. (A worker ends when it cannot load a task.)"""
+    """ImportError if the scheduler or a worker lacks a module.
+
+    Checked first because a worker that cannot load a task ends.
+    """
     from distributed.protocol.pickle import dumps
 
-    needed = dumps((_task_of_worker, work))
+    needed = dumps((task_of_worker, work))
     client.run_on_scheduler(pickle.loads, needed)
     for answer in client.run(pickle.loads, needed, on_error="return").values():
         if isinstance(answer, ImportError):
@@ -133,7 +135,7 @@ def _check_imports(client: "Client", work: Callable[..., object]) -> None:
 
 
 def _threads(client: "Client") -> int:
-    """Of all workers now. CancelledError, as for a future, when the scheduler is lost."""
+    """Threads of all workers. CancelledError if the scheduler is lost, as in futures."""
     try:
         return sum(client.nthreads().values())
     except OSError as error:
@@ -150,14 +152,14 @@ def _finished(running: set["Future"]) -> set["Future"]:
         return set()
 
 
-_one_task = (
-    threading.Lock()
-)  # a process has one set of warning filters: threads of a worker take turns
+# Warning filters belong to the process, so the threads of a worker take turns.
+_one_task = threading.Lock()
 
 
-def _task_of_worker(
+def task_of_worker(
     shared: tuple[Path, str] | None, work: Callable[..., Result], start: int, calls: Calls
 ) -> tuple[int, list[Result]]:
+    """What a worker does with a task. `shared`: a file and the text it must hold."""
     if shared:
         _check_shared(*shared)
     with _one_task:
@@ -172,6 +174,6 @@ def _check_shared(file: Path, text: str) -> None:
         same = False
     if not same:
         raise BadInput(
-            f"the worker on {platform.node()} does not see {file} as it is here: all workers need the same "
-            "input and output folders, under the same paths"
+            f"the worker on {platform.node()} does not see {file} with the text it has here: "
+            "all workers need the same input and output folders, under the same paths"
         )

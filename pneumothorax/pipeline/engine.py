@@ -1,12 +1,12 @@
-"""Where the work on many images is done: in processes of this machine, or on a Dask cluster (cluster.py).
+"""Where work on many images is done: processes of this machine, or a Dask cluster.
 
-Both call the same functions on the same files.
+Both call the same functions on the same files. The local processes are here, the
+cluster is in cluster.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -14,17 +14,16 @@ from tqdm import tqdm
 
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import cluster
-
-Result = TypeVar("Result")
-Calls = Sequence[tuple[Any, ...]]
-Tasks = Sequence[tuple[int, Calls]]  # calls with the position of the first of them
+from pneumothorax.pipeline.cluster import Calls, Result, Tasks
 
 
 @dataclass(frozen=True)
 class Engine:
-    """`workers` processes of this machine or, with the address of a `scheduler`, the workers of its cluster.
+    """`workers` processes of this machine, or the cluster at the address `scheduler`.
 
-    shared: a file that each worker of a cluster must find, with the text that it has here.
+    Attributes:
+        shared: a file that every worker of a cluster must see with the same text as
+            here.
     """
 
     workers: int
@@ -43,10 +42,14 @@ def in_order(
 def as_finished(
     work: Callable[..., Result], calls: Calls, engine: Engine, *, per_task: int, title: str
 ) -> Iterator[tuple[int, Result]]:
-    """(position in calls, work(*arguments)) of all calls as they are done, with a progress bar."""
+    """(position in calls, work(*arguments)) as each call finishes, with a progress bar.
+
+    Args:
+        per_task: calls that are sent to a worker at a time.
+    """
     tasks = [(start, calls[start : start + per_task]) for start in range(0, len(calls), per_task)]
     if engine.scheduler:
-        finished = cluster.run(work, tasks, engine.scheduler, engine.shared)
+        finished = cluster.as_finished(work, tasks, engine.scheduler, engine.shared)
     else:
         finished = _on_this_machine(work, tasks, max(1, engine.workers))
     with tqdm(total=len(calls), unit="image", desc=title) as bar:
@@ -58,13 +61,15 @@ def as_finished(
 def _on_this_machine(
     work: Callable[..., Result], tasks: Tasks, workers: int
 ) -> Iterator[tuple[int, list[Result]]]:
-    """The results of _task. joblib ends all work when a process dies; what was stored before is gone on with."""
+    """(start, results) of each task. When a process dies, joblib ends all work."""
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
     try:
         yield from parallel(joblib.delayed(_task)(work, *task) for task in tasks)
     except TerminatedWorkerError as error:
-        hint = "was memory short? Give the same command again, or with fewer --workers (each may need 1 GiB)"
-        raise BadInput(f"one of {workers} working processes died: {hint}") from error
+        raise BadInput(
+            f"one of {workers} working processes died, perhaps for lack of memory: run the same "
+            "command again to resume, or with fewer --workers (each may need 1 GiB)"
+        ) from error
 
 
 def _task(work: Callable[..., Result], start: int, calls: Calls) -> tuple[int, list[Result]]:

@@ -1,7 +1,8 @@
-"""An append-only list of finished items, so that a long stage goes on where it was killed.
+"""An append-only list of finished items: a long stage that was killed resumes from it.
 
-One JSON object per line, each with a `key` that says what the item was made from and a checksum. A line cut short by
-a kill, or damaged since, is dropped and its item made again.
+Each line is a JSON object with a `key` that says what the item was made from, and a
+checksum. A line that was cut short by a kill, or damaged since, is dropped, and its
+item is made again.
 """
 
 import json
@@ -14,7 +15,7 @@ from pneumothorax.pipeline import atomic
 
 
 class Journal:
-    """Entries of earlier runs, by name, and a file to append new ones to.
+    """Entries by name, including earlier processes', and a file to append to.
 
     with Journal(path) as journal:
         known = journal.entries.get("a.dcm")
@@ -28,7 +29,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         self.entries = read(self.path)
         lines = (_line(name, entry) for name, entry in self.entries.items())
-        atomic.write_text(self.path, "".join(lines))  # without a torn last line
+        atomic.write_text(self.path, "".join(lines))  # drops a torn last line
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")
         return self
 
@@ -47,7 +48,7 @@ class Journal:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a journal by name, the last one of each; {} where there is no file."""
+    """name -> its last entry; {} if the file does not exist."""
     entries: dict[str, dict[str, Any]] = {}
     if not path.exists():
         return entries

@@ -1,7 +1,8 @@
-"""What each stage's results rest on, checked back to the images: one function per stage.
+"""What each stage's results were made from, checked back to the images.
 
-Each requires its predecessor's, so a change anywhere (a label, an image, the folds, a network) is noticed by every
-later stage, which then names the command to run.
+One function per stage. Each requires its predecessor's record, so that every later
+stage notices a change anywhere (a label, an image, the folds, a network) and names the
+command to run.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ Hashes = dict[str, str]
 
 
 def prepared(output: Path) -> dict[str, Any]:
-    """Stage 00's record; its facts TRAINING_IMAGES and TEST_IMAGES stand for all pixels, labels and sizes."""
+    """Stage 00's record, with the facts TRAINING_IMAGES and TEST_IMAGES."""
     record = records.require(output, artifacts.PREPARED)
     if not {TRAINING_IMAGES, TEST_IMAGES} <= set(record):
         raise BadInput(
@@ -34,12 +35,16 @@ def folded(output: Path) -> dict[str, Any]:
 
 
 def train_inputs(output: Path) -> Hashes:
-    """What stage 02 rests on; checkpoints carry it."""
+    """What a network was trained on; checkpoints carry it."""
     return {"folds": folded(output)["outputs"][artifacts.FOLDS.path], **fold_inputs(output)}
 
 
 def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
-    """Stage 02's record of a fold; other runs' weights that it started from are as they were, unless they are gone."""
+    """Stage 02's record of a fold.
+
+    Raises BadInput if the weights of another run that it started from have changed. It
+    does not matter if they no longer exist.
+    """
     record = records.require(output, artifacts.Run(run).fold(fold).trained, train_inputs(output))
     for path, digest in record["inputs"].items():
         if not path.startswith("runs/") or not (output / path).is_file():
@@ -47,7 +52,7 @@ def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
         if records.sha256(output / path) != digest:
             command = artifacts.Run(run).fold(fold).trained.made_by
             raise BadInput(f"{path} changed since {command} ran: run {command} --overwrite again")
-        trained(output, Path(path).parts[1], fold)  # and what that run itself started from
+        trained(output, Path(path).parts[1], fold)  # and the weights that run started from
     return record
 
 
@@ -79,11 +84,9 @@ def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
         for run in runs
     }
     sample = prepared(output)["outputs"].get(artifacts.SAMPLE_SUBMISSION)
-    return {
-        **made_from,
-        **({"sample submission": sample} if sample else {}),
-        **train_inputs(output),
-    }
+    if sample:
+        made_from["sample submission"] = sample
+    return {**made_from, **train_inputs(output)}
 
 
 def submitted(output: Path, name: str) -> dict[str, Any]:
@@ -93,28 +96,26 @@ def submitted(output: Path, name: str) -> dict[str, Any]:
 
 
 def runs_of(output: Path, name: str) -> dict[str, float | None]:
-    """The runs behind a submission, and the weights that they were given in it."""
+    """A submission's runs, each with its given weight, or None if that was fitted."""
     record = artifacts.Submission(name).record
     runs = records.read(output, record)["settings"].get("runs")
     if not runs or not isinstance(runs, dict):
         raise BadInput(
-            f"{output / record.path} is damaged or of an earlier version: run {record.made_by} again"
+            f"{output / record.path} is damaged or of an earlier version: "
+            f"run {record.made_by} again"
         )
     return runs
 
 
 def settings_of(output: Path, name: str) -> dict[str, Any]:
-    """What a submission was made with; {} where there is none. Raises BadInput where that cannot be read any more."""
-    path = output / artifacts.Submission(name).record.path
+    """A submission's settings; {} without one. Raises BadInput if it is damaged."""
+    record = artifacts.Submission(name).record
+    path = output / record.path
     if not path.exists():
         return {}
     try:
-        settings: dict[str, Any] = records.read(output, artifacts.Submission(name).record)[
-            "settings"
-        ]
+        settings: dict[str, Any] = records.read(output, record)["settings"]
     except BadInput as error:
-        again = f"python 04_submit.py --run RUN --name {name}, or --runs and the other flags it was made with"
-        raise BadInput(
-            f"{path} is damaged and does not say what it was made of: {again}"
-        ) from error
+        again = f"python 04_submit.py --name {name} with --run or --runs and its other flags"
+        raise BadInput(f"{path} is damaged, so its settings are lost: run {again}") from error
     return settings

@@ -1,4 +1,4 @@
-"""Locks on parts of the output folder, and room on its disk."""
+"""Locks on parts of the output folder, and free space on its disk."""
 
 import json
 import os
@@ -16,10 +16,11 @@ from pneumothorax.errors import BadInput, OutputLocked
 
 @contextmanager
 def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
-    """Hold one part of the output folder, and get the file that names this run as the holder.
+    """Lock the part `name` of the output folder; yields the file that names the holder.
 
-    Raises OutputLocked, naming the holder, when another run has it for `patience_s`. The lock is the operating
-    system's: it goes with its process, so a dead holder blocks nobody.
+    Raises OutputLocked, naming the holder, if another process still has it after
+    `patience_s`. The operating system drops the lock when its process ends, so a dead
+    holder blocks nobody.
     """
     folder = output / ".locks"
     holder = folder / f"{name}.holder.json"
@@ -29,7 +30,7 @@ def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
         held.acquire()
     except filelock.Timeout as error:
         raise OutputLocked(
-            f"{output} is in use for {name} by {_read_holder(holder)}: wait for it or stop it"
+            f"{output} is in use for {name} by {_holder(holder)}: wait for it, or stop it"
         ) from error
     except OSError as error:
         raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
@@ -45,17 +46,18 @@ def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
 
 
 def check_room(output: Path, needed_bytes: int) -> None:
-    """Raises BadInput where the disk of `output` has less room than a stage is about to need."""
+    """Raises BadInput if the disk of `output` has less free space than needed."""
     free_bytes = shutil.disk_usage(output).free
     if needed_bytes > free_bytes:
         needed, free = (-(-size // 2**20) for size in (needed_bytes, free_bytes))
         raise BadInput(
-            f"{output}: about {needed} MiB are needed, {free} are free: make room or choose another --output"
+            f"{output}: about {needed} MiB are needed, {free} are free: "
+            "free some space, or choose another --output"
         )
 
 
 def is_held(output: Path, name: str) -> bool:
-    """Whether another run has this part of the output folder now."""
+    """Whether another process has locked this part of the output folder."""
     try:
         with lock(output, name):
             return False
@@ -63,7 +65,7 @@ def is_held(output: Path, name: str) -> bool:
         return True
 
 
-def _read_holder(path: Path) -> str:
+def _holder(path: Path) -> str:
     try:
         body = json.loads(path.read_text("utf-8"))
         return f"process {body['pid']} on {body['host']}, started {body['started']}"

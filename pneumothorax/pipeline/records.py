@@ -1,7 +1,8 @@
-"""What a finished stage was made from and what it made, by hash: no stale or damaged file is ever used.
+"""What a finished stage read and wrote, by hash: no stale or damaged file is used.
 
-Each stage leaves a JSON record beside its tables: its settings, the sha256 of the files it read and of those it
-wrote. The stage itself asks `is_current` to see whether there is anything to do; later stages ask `require`.
+Each stage writes a JSON record next to its tables: its settings and the sha256 of the
+files it read and wrote. `is_current` tells the stage itself whether it has anything to
+do; later stages call `require`.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from pneumothorax.pipeline import atomic
 
 @dataclass(frozen=True)
 class Record:
-    """Where a stage's record stands below the output folder, and the command that makes it."""
+    """A stage's record: its path below the output folder, and the command behind it."""
 
     path: str
     made_by: str
@@ -29,7 +30,7 @@ def sha256(path: Path) -> str:
 
 
 def hashes(output: Path, paths: Iterable[str]) -> dict[str, str]:
-    """{path below output: sha256}; a path that does not exist is left out."""
+    """{path below output: sha256} of the paths that exist."""
     return {path: sha256(output / path) for path in sorted(paths) if (output / path).is_file()}
 
 
@@ -42,7 +43,13 @@ def write(
     outputs: Iterable[str],
     **facts: Any,
 ) -> None:
-    """Seal the files `outputs` (paths below `output`), made from `inputs` ({name: sha256}) with `settings`."""
+    """Write the record of a finished stage.
+
+    Args:
+        inputs: {name: sha256} of what the stage read.
+        outputs: paths below `output` of the files it wrote.
+        facts: anything else worth keeping.
+    """
     sealed = {path: sha256(output / path) for path in outputs}
     body = {
         "made_by": record.made_by,
@@ -55,7 +62,7 @@ def write(
 
 
 def seal(body: dict[str, Any]) -> str:
-    """The hash of a record's own content, which is noticed when it changes."""
+    """The hash of a record's own content: shows that a record was edited or damaged."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -66,7 +73,7 @@ def read(output: Path, record: Record) -> dict[str, Any]:
     try:
         body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("seal") != seal(body):
-            raise ValueError("the record is not what was written")
+            raise ValueError("the seal does not match")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path} is damaged: run {record.made_by} again") from error
     return body
@@ -75,7 +82,7 @@ def read(output: Path, record: Record) -> dict[str, Any]:
 def is_current(
     output: Path, record: Record, *, settings: dict[str, Any], inputs: dict[str, str]
 ) -> bool:
-    """True when the record was made with the same settings from the same inputs and its files are untouched."""
+    """Whether the record has these settings and inputs, and its files are unchanged."""
     try:
         body = read(output, record)
     except BadInput:
@@ -85,12 +92,12 @@ def is_current(
 
 
 def require(output: Path, record: Record, inputs: dict[str, str] | None = None) -> dict[str, Any]:
-    """The record, after checking that its files are untouched and were made from `inputs` as they are today.
+    """The record, if its files are unchanged and were made from today's inputs.
 
     Args:
-        inputs: {name: sha256} as the record should have them; names it does not list are not compared.
+        inputs: today's {name: sha256}. The record may have further inputs.
 
-    Raises BadInput that names the file and the command to run.
+    Otherwise raises BadInput that names the file and the command to run.
     """
     body = read(output, record)
     for path, expected in body["outputs"].items():

@@ -11,10 +11,9 @@ import torch
 from pneumothorax import png
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import to_network
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import INSTALL_EXTRA, BadInput
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, lineage, records
-from pneumothorax.pipeline.cluster import INSTALL
 from pneumothorax.prediction import onnx_graph, onnx_runtime, probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
@@ -28,7 +27,7 @@ def missing() -> str:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        return f"ONNX needs more packages ({error}): {INSTALL}"
+        return f"ONNX needs more packages ({error}): {INSTALL_EXTRA}"
     return ""
 
 
@@ -109,7 +108,7 @@ def write(
     if difference > 1:
         raise BadInput(
             f"the ONNX file of run {run} gives other maps than PyTorch, by {difference} of 255, "
-            f"and was not kept. It is tested with the versions that this installs: {INSTALL}"
+            f"and was not kept. It is tested with the versions that this installs: {INSTALL_EXTRA}"
         )
     path = artifacts.Run(run).onnx
     atomic.write_bytes(output / path, graph)

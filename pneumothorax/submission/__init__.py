@@ -1,1 +1,1 @@
-"""The submission CSV: write, read, check, compare (stage 04)."""
+"""The submission CSV: write, read, check, compare."""

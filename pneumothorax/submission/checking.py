@@ -1,12 +1,13 @@
-"""Is this a valid submission, and does it look like one? For a file that anybody made, before it is handed in.
+"""Is this a valid submission, and does it look like one? Checks a file made by anybody.
 
-Errors: other ids than the sample's, another header, rows that are no legal run lengths of their image, rows written by
-another convention or at another size (run_conventions says when that is clear), masks that are transposed or upside
-down as a whole (orientation says when), masks that are one pixel too low as a whole. Warnings: what is legal and odd.
+Errors: wrong ids or header, rows that are not legal run lengths of their image, rows
+written by another convention or at another size (conventions.py), masks that are all
+transposed or upside down (orientation.py), masks that are one pixel too low. Warnings:
+what is legal but odd.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,104 +15,119 @@ import numpy as np
 from pneumothorax import rle
 from pneumothorax.data import labels
 from pneumothorax.data.labels import Sample
-from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, lineage
-from pneumothorax.submission import conventions, orientation, writing
-from pneumothorax.submission import reading as file
-from pneumothorax.submission.intervals import Mask
+from pneumothorax.submission import conventions, orientation, reading, writing
+from pneumothorax.submission.pixel_runs import Mask, Shape
 from pneumothorax.submission.reading import Row, Submitted
-from pneumothorax.submission.submission_row import Shape
 
 NAMED_LINES = 10
-FEWEST_AREAS, ODD_AREA = 20, 4.0  # masks; factor between their median area and training's
-ODD_SHARE, ODD_SHARE_SD = (
-    2.0,
-    4.0,
-)  # factor between the shares of positives, and standard deviations: both
-LARGE = 0.5  # of the image: larger than both lungs
+FEWEST_AREAS = 20  # masks, to compare median areas
+ODD_AREA = 4.0  # factor between the median areas in the file and in training
+ODD_SHARE = 2.0  # factor between the shares of positives ...
+ODD_SHARE_SD = 4.0  # ... which must also differ by this many standard deviations
+LARGE = 0.5  # share of the image: larger than both lungs
 
 
 @dataclass(frozen=True)
 class Training:
-    """The training images: how many, the share with a mask (0 to 1), and masks (up to MOST_TRAINING of them)."""
+    """The training images.
+
+    Attributes:
+        images: their number.
+        share: of them with a mask, 0 to 1.
+        masks: up to MOST_TRAINING of the masks.
+    """
 
     images: int
     share: float
     masks: list[Mask]
 
 
+@dataclass(frozen=True)
+class Reference:
+    """What a file is compared with, as far as it is known."""
+
+    sample: Sample | None = None
+    shapes: Mapping[str, Shape] = field(default_factory=dict)  # image id -> (H, W)
+    training: Training | None = None
+
+
 @dataclass
 class Report:
-    """What there is to print; errors are in `submitted`."""
+    """What to print, apart from the errors, which are in `submitted`."""
 
     submitted: Submitted
     summary: list[str]
     warnings: list[str]
 
+    def lines(self) -> list[str]:
+        return [*self.summary, *(f"warning: {warning}" for warning in self.warnings)]
 
-def run(output: Path, path: Path, sample_path: Path | None) -> None:
-    """Check `path` against a prepared output folder, and print. Raises BadInput with all errors; writes nothing."""
+
+def read_reference(output: Path | None, sample_path: Path | None) -> Reference:
+    """Read a prepared output folder and a sample submission (default: the folder's)."""
+    if output is None:
+        return Reference(labels.read_sample(sample_path) if sample_path else None)
     lineage.prepared(output)
-    known = output / artifacts.SAMPLE_SUBMISSION
-    if sample_path is None and not known.is_file():
-        raise BadInput(
-            f"{output} was prepared without a sample submission: give --sample-submission"
-        )
-    report = check(
-        path, labels.read_sample(sample_path or known), file.shapes(output), read_training(output)
-    )
-    for line in [*report.summary, *(f"warning: {warning}" for warning in report.warnings)]:
-        print(line, flush=True)
-    report.submitted.refuse()
-    print(f"{path} is a valid submission{'; see the warnings' if report.warnings else ''}")
-
-
-def read_training(output: Path) -> Training:
+    prepared_sample = output / artifacts.SAMPLE_SUBMISSION
+    if sample_path is None and prepared_sample.is_file():
+        sample_path = prepared_sample
     manifest = artifacts.read_table(output, artifacts.MANIFEST)
+    shapes = artifacts.image_shapes(manifest)
     train = manifest[manifest["split"] == artifacts.TRAIN]
-    rows, shape_of = artifacts.label_rows(output), file.shapes(output)
+    training = Training(
+        len(train), float(train["positive"].mean()), _training_masks(output, shapes)
+    )
+    return Reference(labels.read_sample(sample_path) if sample_path else None, shapes, training)
+
+
+def _training_masks(output: Path, shapes: Mapping[str, Shape]) -> list[Mask]:
+    """Up to MOST_TRAINING, evenly spread over the sorted ids."""
+    rows = artifacts.label_rows(output)
     step = max(1, -(-len(rows) // orientation.MOST_TRAINING))
     masks = []
     for image_id in sorted(rows)[::step]:
-        shape = shape_of(image_id)
-        whole = (
-            rows[image_id][0]
-            if len(rows[image_id]) == 1
-            else rle.encode(rle.union(rows[image_id], shape))
-        )
-        masks.append(Mask(rle.runs(whole, shape[0] * shape[1]), shape))
-    return Training(len(train), float(train["positive"].mean()), masks)
+        own, shape = rows[image_id], shapes[image_id]
+        text = own[0] if len(own) == 1 else rle.encode(rle.union(own, shape))
+        masks.append(Mask(rle.runs(text, shape[0] * shape[1]), shape))
+    return masks
 
 
-def check(
-    path: Path, sample: Sample, shape_of: Callable[[str], Shape], training: Training
-) -> Report:
+def check(path: Path, known: Reference) -> Report:
     """Everything that can be said about a file."""
-    submitted = file.read(path, shape_of, sample.columns)
-    _check_ids(submitted, sample)
-    masks = [row.mask for row in submitted.positives]
-    report = Report(submitted, [_share_line(submitted, training)], list(submitted.odd))
-    report.warnings += [
-        *_order(submitted, sample),
-        *_odd_share(submitted, training),
-        *_large(submitted),
-    ]
-    _compare_areas(report, masks, training)
-    _judge_orientation(report, masks, training)
+    columns = known.sample.columns if known.sample else None
+    submitted = reading.read(path, known.shapes, columns)
+    report = Report(submitted, [_shares(submitted, known.training)], list(submitted.odd))
+    if known.sample:
+        _check_ids(submitted, known.sample)
+        report.warnings += _order(submitted, known.sample)
+    else:
+        report.summary.append(
+            "ids not checked: give the competition's sample with --sample-submission CSV"
+        )
+    report.warnings += _odd_share(submitted, known.training)
+    report.warnings += _large(submitted)
+    _compare_areas(report, known.training)
+    if known.training:
+        _judge_orientation(report, known.training)
+    else:
+        report.summary.append(
+            "sizes and training masks not compared, every image is taken as 1024 x 1024: give a "
+            "folder where 00_prepare_data.py has run with --output DIR"
+        )
     _judge_lower_edge(report)
     return report
 
 
 def _check_ids(submitted: Submitted, sample: Sample) -> None:
-    before = ""  # the last id of the sample, up to here, that the file has
+    before = ""  # the last id of the sample, so far, that the file has
     for image_id in sample.image_ids:
         if image_id in submitted.lines:
             before = image_id
             continue
-        line, where = (
-            (submitted.lines[before], f"after {before!r} on line") if before else (1, "after line")
-        )
-        submitted.add(line + 1, image_id, "missing id", f"missing, it belongs {where} {line}")
+        line = submitted.lines[before] if before else 1
+        where = f"{before!r} on line {line}" if before else "line 1"
+        submitted.add(line + 1, image_id, "missing id", f"missing, it belongs after {where}")
     known = set(sample.image_ids)
     for image_id, line in submitted.lines.items():
         if image_id not in known:
@@ -121,74 +137,72 @@ def _check_ids(submitted: Submitted, sample: Sample) -> None:
 def _order(submitted: Submitted, sample: Sample) -> list[str]:
     known = set(sample.image_ids)
     wanted = [image_id for image_id in sample.image_ids if image_id in submitted.lines]
-    there = [image_id for image_id in submitted.lines if image_id in known]
-    pairs = zip(there, wanted, strict=True)
+    found = [image_id for image_id in submitted.lines if image_id in known]
+    pairs = zip(found, wanted, strict=True)
     first = next((image_id for image_id, other in pairs if image_id != other), None)
     if first is None:
         return []
-    return [
-        f"the ids stand in another order than the sample's from line {submitted.lines[first]}, {first!r}, on"
-    ]
+    where = f"line {submitted.lines[first]}, {first!r}"
+    return [f"the ids are in another order than the sample's, from {where}, on"]
 
 
-def _share_line(submitted: Submitted, training: Training) -> str:
+def _shares(submitted: Submitted, training: Training | None) -> str:
     rows, positive = len(submitted.rows), len(submitted.positives)
     share = f"{positive / rows:.1%}" if rows else "none"
+    if training:
+        share += f"; of {training.images} training images {training.share:.1%}"
     return (
-        f"{submitted.path}: {rows} of {len(submitted.lines)} ids have a legal row, {positive} of them a mask "
-        f"({share}; of {training.images} training images {training.share:.1%})"
+        f"{submitted.path}: {rows} of {len(submitted.lines)} ids have a legal row, "
+        f"{positive} of them a mask ({share})"
     )
 
 
-def _odd_share(submitted: Submitted, training: Training) -> list[str]:
-    """The share of positives beside training's, where every row counts."""
+def _odd_share(submitted: Submitted, training: Training | None) -> list[str]:
+    """A remark on the share of positives, if every row is legal."""
     rows = submitted.rows
     if not rows or len(rows) < len(submitted.lines):
         return []
     share, lines = len(submitted.positives) / len(rows), _all_lines(rows)
-    alike = writing.all_alike(share, training.share)
+    alike = writing.all_alike(share, training.share if training else None)
     if alike:
         return [f"{lines}: {alike}"]
-    deviation = (
-        training.share * (1 - training.share) * (1 / len(rows) + 1 / training.images)
-    ) ** 0.5
-    far = abs(share - training.share) > ODD_SHARE_SD * deviation
+    if not training:
+        return []
+    variance = training.share * (1 - training.share) * (1 / len(rows) + 1 / training.images)
+    far = abs(share - training.share) > ODD_SHARE_SD * variance**0.5
     if far and not 1 / ODD_SHARE <= share / max(training.share, 1e-9) <= ODD_SHARE:
         return [
-            f"{lines}: {share:.1%} of the images have a mask; {training.share:.1%} of the training images have one"
+            f"{lines}: {share:.1%} of the images have a mask; "
+            f"{training.share:.1%} of the training images have one"
         ]
     return []
 
 
 def _large(submitted: Submitted) -> list[str]:
     large = [row for row in submitted.positives if row.mask.share > LARGE]
-    return (
-        [f"{len(large)} masks cover more than half of their image: {_named(large)}"]
-        if large
-        else []
-    )
+    if not large:
+        return []
+    return [f"{_masks(large)} more than half of the image: {_named(large)}"]
 
 
-def _compare_areas(report: Report, masks: list[Mask], training: Training) -> None:
+def _compare_areas(report: Report, training: Training | None) -> None:
+    masks = [row.mask for row in report.submitted.positives]
+    trained = training.masks if training else []
     if not masks:
         return
     area_px = np.array([mask.area_px for mask in masks])
-    trained_px = np.array([mask.area_px for mask in training.masks])
-    beside = (
-        f"; in training mean {trained_px.mean():.0f}, median {np.median(trained_px):.0f}"
-        if training.masks
-        else ""
-    )
-    report.summary.append(
+    line = (
         f"area of a mask in pixels: mean {area_px.mean():.0f}, median {np.median(area_px):.0f}, "
-        f"{area_px.min()} to {area_px.max()}{beside}"
+        f"{area_px.min()} to {area_px.max()}"
     )
-    if min(len(masks), len(training.masks)) < FEWEST_AREAS:
+    if trained:
+        trained_px = np.array([mask.area_px for mask in trained])
+        line += f"; in training mean {trained_px.mean():.0f}, median {np.median(trained_px):.0f}"
+    report.summary.append(line)
+    if min(len(masks), len(trained)) < FEWEST_AREAS:
         return
-    factor = float(
-        np.median([mask.share for mask in masks])
-        / np.median([mask.share for mask in training.masks])
-    )
+    medians = [float(np.median([mask.share for mask in group])) for group in (masks, trained)]
+    factor = medians[0] / medians[1]
     if not 1 / ODD_AREA <= factor <= ODD_AREA:
         lines = _all_lines(report.submitted.positives)
         report.warnings.append(
@@ -196,43 +210,53 @@ def _compare_areas(report: Report, masks: list[Mask], training: Training) -> Non
         )
 
 
-def _judge_orientation(report: Report, masks: list[Mask], training: Training) -> None:
-    """The line with what was measured, and an error or a warning."""
-    verdict = orientation.judge(masks, training.masks)
+def _judge_orientation(report: Report, training: Training) -> None:
+    """A line with what was measured, and an error or a warning if it is wrong."""
+    rows = report.submitted.positives
+    verdict = orientation.judge([row.mask for row in rows], training.masks)
     if verdict is None:
-        needed = f"needs {orientation.FEWEST_SUSPECT} masks and {orientation.FEWEST_TRAINING} of training"
         report.summary.append(
-            f"orientation not judged: {needed}, there are {len(masks)} and {len(training.masks)}"
+            f"orientation not judged: it takes {orientation.FEWEST_SUSPECT} masks and "
+            f"{orientation.FEWEST_TRAINING} training masks, "
+            f"found {len(rows)} and {len(training.masks)}"
         )
         return
-    measured = f"{verdict.nats:+.2f} nats per mask on {len(masks)} masks, fit {verdict.fit:+.2f}"
+    measured = f"{verdict.nats:+.2f} nats per mask on {len(rows)} masks, fit {verdict.fit:+.2f}"
     report.summary.append(f"orientation: {verdict.reading} against as read {measured}")
     if not verdict.suspect:
         return
-    rows = report.submitted.positives
     clearest = [rows[number] for number in np.argsort(-verdict.by_mask, kind="stable")]
-    text = f"{_all_lines(rows)}: the masks look {verdict.reading}: {measured}; most clearly {_named(clearest)}"
-    if verdict.clear:
-        report.submitted.problems.append(file.Problem(rows[0].line, "orientation", text))
-    else:
-        report.warnings.append(text)
+    text = (
+        f"{_all_lines(rows)}: the masks look {verdict.reading}: {measured}; "
+        f"most clearly {_named(clearest)}"
+    )
+    _error_or_warning(report, rows[0].line, "orientation", text, clear=verdict.clear)
 
 
 def _judge_lower_edge(report: Report) -> None:
-    """Masks whose columns go on for one pixel past the lower edge: as if the first gap were counted from 1."""
+    """Masks whose columns continue past the lower edge: first gap counted from 1."""
     rows = report.submitted.positives
     found, clear = conventions.too_low([row.mask for row in rows])
     if not found:
         return
     low = [rows[number] for number in found]
     text = (
-        f"{len(low)} masks look one pixel too low, as if the first gap were counted from 1: columns that reach the "
-        f"lower edge go on at the top of the next: {_named(low)}"
+        f"{_masks(low, 'look')} one pixel too low, as if the first gap were counted from 1: "
+        "columns that reach the lower edge continue for a pixel at the top of the next one: "
+        f"{_named(low)}"
     )
+    _error_or_warning(report, low[0].line, "counted from 1", text, clear=clear)
+
+
+def _error_or_warning(report: Report, line: int, kind: str, text: str, *, clear: bool) -> None:
     if clear:
-        report.submitted.problems.append(file.Problem(low[0].line, "counted from 1", text))
+        report.submitted.problems.append(reading.Problem(line, kind, text))
     else:
         report.warnings.append(text)
+
+
+def _masks(rows: Sequence[Row], verb: str = "cover") -> str:
+    return f"1 mask {verb}s" if len(rows) == 1 else f"{len(rows)} masks {verb}"
 
 
 def _all_lines(rows: Sequence[Row]) -> str:
@@ -240,6 +264,6 @@ def _all_lines(rows: Sequence[Row]) -> str:
 
 
 def _named(rows: Sequence[Row]) -> str:
-    """Line and id of the first few."""
+    """Line and id of the first few rows."""
     named = ", ".join(f"line {row.line} {row.image_id!r}" for row in rows[:NAMED_LINES])
     return named + (f" and {len(rows) - NAMED_LINES} more" if len(rows) > NAMED_LINES else "")

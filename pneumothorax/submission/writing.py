@@ -1,8 +1,7 @@
-"""The submission file: the sample's columns, and its ids in its order."""
+"""Write the submission CSV: the sample submission's columns, its ids, its order."""
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from pneumothorax.pipeline import atomic
 
 
 def check_ids(sample: Sample, predicted: Collection[str]) -> None:
-    """Raises BadInput listing every id of the sample without a prediction, and the other way round."""
+    """Raises BadInput with the ids that the sample and the predictions do not share."""
     known = set(predicted)
     missing = [image_id for image_id in sample.image_ids if image_id not in known]
     extra = sorted(known - set(sample.image_ids))
@@ -26,36 +25,36 @@ def check_ids(sample: Sample, predicted: Collection[str]) -> None:
 
 
 def write(path: Path, sample: Sample, rows: dict[str, str]) -> None:
-    """Write one row per id of the sample: its columns and order, LF, no index.
+    """Write one row per id of the sample; LF line ends, no index column.
 
-    The text is read back before it gets its name. Raises BadInput for missing or extra ids.
+    The text is read back before the file gets its name. Raises BadInput for missing or
+    extra ids.
     """
     check_ids(sample, rows)
+    table = [[*sample.columns], *([image_id, rows[image_id]] for image_id in sample.image_ids)]
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(sample.columns)
-    writer.writerows((image_id, rows[image_id]) for image_id in sample.image_ids)
+    csv.writer(text, lineterminator="\n").writerows(table)
     text.seek(0)
-    if list(csv.reader(text)) != [
-        [*sample.columns],
-        *([image_id, rows[image_id]] for image_id in sample.image_ids),
-    ]:
+    if list(csv.reader(text)) != table:
         raise RuntimeError(f"{path}: the rows do not read back as they were written")
     atomic.write_text(path, text.getvalue())
 
 
 def warnings(rows: dict[str, str], share_in_training: float) -> list[str]:
-    """What a person should look at before handing the file in."""
-    empty = Counter(text == rle.EMPTY for text in rows.values())[True]
-    alike = all_alike(1 - empty / len(rows), share_in_training)
+    """What to look at before submitting the file."""
+    positives = sum(text != rle.EMPTY for text in rows.values())
+    alike = all_alike(positives / len(rows), share_in_training)
     return [f"warning: {alike}"] if alike else []
 
 
-def all_alike(share: float, share_in_training: float) -> str:
-    """What to say where all images or none have a mask, "" otherwise; both are shares of images, 0 to 1."""
+def all_alike(share: float, share_in_training: float | None) -> str:
+    """A remark if all images or none have a mask, else "".
+
+    Shares of images with a mask, 0 to 1; None if no training images are known.
+    """
     if share not in (0.0, 1.0):
         return ""
-    what = "no image has" if share == 0 else "every image has"
-    return (
-        f"{what} a predicted pneumothorax; {share_in_training:.1%} of the training images have one"
-    )
+    remark = f"{'no' if share == 0 else 'every'} image has a predicted pneumothorax"
+    if share_in_training is None:
+        return remark
+    return f"{remark}; {share_in_training:.1%} of the training images have one"

@@ -1,4 +1,4 @@
-"""Stages run by path, on a tiny complete input."""
+"""A tiny complete input, and stages run on it by path."""
 
 import os
 import runpy
@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pneumothorax.pipeline import artifacts
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import disc, noise, plain_encode
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL_DATA = Path(os.environ.get("PNEUMOTHORAX_REAL_DATA", ROOT.parent / "shared" / "data"))
-# A run whose two folds take seconds
+# A config whose two folds train in seconds
 TINY = """
 model: ica_resunet
 model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
@@ -25,20 +26,67 @@ learning_rate: 0.001
 
 def run_stage(script, *args):
     """Stage files start with a digit, so they are run by path, not imported."""
-    runpy.run_path(str(ROOT / script), run_name="stage")["main"](
-        [str(argument) for argument in args]
-    )
+    main = runpy.run_path(str(ROOT / script), run_name="stage")["main"]
+    main([str(argument) for argument in args])
+
+
+def run_on(output, script, *args):
+    """Run a stage on an output folder, without worker processes."""
+    run_stage(script, *args, "--output", output, "--workers", 0)
+
+
+def settings(*changes):
+    """("epochs=3", ...) -> the flags of stage 02 that change these settings."""
+    return [word for change in changes for word in ("--set", change)]
+
+
+def run_all(folder, output, config, *more, stages=range(6)):
+    """Run stages 00 to 05, or some, with the run "tiny"; `more` goes to stage 02."""
+    commands = {
+        0: ("00_prepare_data.py", "--input", folder, "--size", 64),
+        1: ("01_make_folds.py", "--folds", 2),
+        2: ("02_train.py", "--config", config, "--run", "tiny", *more),
+        3: ("03_predict.py", "--run", "tiny"),
+        4: ("04_submit.py", "--run", "tiny"),
+        5: ("05_report.py",),
+    }
+    for number in stages:
+        run_on(output, *commands[number])
+
+
+def train_from_tiny(output, config, *more):
+    """Train the run "second" from the weights of "tiny", at another image size."""
+    changes = settings("init_from=runs/tiny", "image_size=32", "learning_rate=1.0e-9")
+    run_on(output, "02_train.py", "--config", config, "--run", "second", *changes, *more)
+
+
+def scores(output, submission="tiny"):
+    """The cross-validation table by row: per fold, "all", "all-empty baseline", ..."""
+    table = artifacts.read_table(output, artifacts.Submission(submission).cross_validation)
+    return table.set_index("row")
+
+
+def files_below(folder):
+    """{path below folder: (bytes, time of change)} of all files but locks."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and ".locks" not in path.parts
+    }
 
 
 @dataclass
 class TinyInput:
-    """What `tiny_input` wrote: ids, truth and patients, to compare results with."""
+    """What `tiny_input` wrote.
+
+    Attributes:
+        masks: training image id -> (H, W) mask of 0 and 1.
+        patients: training image id -> PatientID.
+    """
 
     folder: Path
-    masks: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # training images; all 0 where negative
-    patients: dict[str, str] = field(default_factory=dict)  # training image -> PatientID
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
+    patients: dict[str, str] = field(default_factory=dict)
     test_ids: list[str] = field(default_factory=list)
     unlabelled_ids: list[str] = field(default_factory=list)
 
@@ -48,85 +96,82 @@ class TinyInput:
 
 
 def tiny_input(folder, *, train=12, test=3, unlabelled=1, size=128, seed=0):
-    """A complete small --input: bright discs as lesions on noise, in every second training image.
+    """A complete small --input: noise, and bright discs in every second training image.
 
-    Two images per patient. The second positive has three label rows, two of which overlap; one image is half the
-    size, one uncompressed, one MONOCHROME1, one 12 bit, the others JPEG as in the competition.
+    Two training images per patient. The second positive has three label rows, two of
+    which overlap. One image is half the size, one is uncompressed, one MONOCHROME1, one
+    12 bit; the others are JPEG as in the competition.
     """
     made = TinyInput(Path(folder))
     rng = np.random.default_rng(seed)
     lines = ["ImageId, EncodedPixels"]
     for number in range(train):
-        image_id, patient = f"1.2.276.0.{seed}.{number}", f"patient-{number // 2}"
+        image_id = f"1.2.276.0.{seed}.{number}"
         grid = size // 2 if number == 3 else size
-        discs = []
-        if number % 2 == 0:
-            row, column = rng.integers(grid // 4, 3 * grid // 4, 2)
-            discs = [disc(grid, row, column, grid // 8 - 4 + number)]
-        if number == 2:
-            discs += [
-                disc(grid, row + 5, column + 5, grid // 8),
-                disc(grid, grid - 1, grid - 1, grid // 16),
-            ]
+        discs = _lesions(rng, number, grid)
         mask = np.bitwise_or.reduce([np.zeros((grid, grid), np.uint8), *discs])
         image = noise(1000 * seed + number, grid)
         image[mask == 1] = 230
-        path = (
-            made.folder
-            / "dicom-images-train"
-            / f"study.{number}"
-            / f"series.{number}"
-            / f"{image_id}.dcm"
-        )
-        tags = {
-            "PatientID": patient,
-            "ViewPosition": "PA" if number % 3 else "AP",
-            "PatientSex": "FM"[number // 2 % 2],
-        }
-        if number == 5:
-            write_dicom(path, image, **tags)
-        elif number == 6:
-            write_dicom(path, 255 - image, PhotometricInterpretation="MONOCHROME1", **tags)
-        elif number == 7:
-            write_dicom(path, image.astype(np.uint16) * 16, BitsStored=12, **tags)
-        else:
-            write_dicom(path, image, jpeg=True, **tags)
+        _write_training_image(_training_path(made.folder, number, image_id), number, image)
         lines += [f"{image_id}, {plain_encode(part)}" for part in discs] or [f"{image_id}, -1"]
         made.masks[image_id] = mask
-        made.patients[image_id] = patient
+        made.patients[image_id] = f"patient-{number // 2}"
     for number in range(test):
         image_id = f"ID_{seed:03x}{number:06x}"
         image = noise(1000 * seed + 500 + number, size)
         if number == 0:
             image[disc(size, size // 2, size // 3, size // 8) == 1] = 230
-        write_dicom(
-            made.folder / "stage_2_images" / f"{image_id}.dcm", image, jpeg=True, PatientID=""
-        )
+        path = made.folder / "stage_2_images" / f"{image_id}.dcm"
+        write_dicom(path, image, jpeg=True, PatientID="")
         made.test_ids.append(image_id)
     for number in range(unlabelled):
         image_id = f"1.2.276.9.{seed}.{number}"
-        path = (
-            made.folder
-            / "dicom-images-train"
-            / f"study.u{number}"
-            / f"series.u{number}"
-            / f"{image_id}.dcm"
-        )
-        write_dicom(
-            path, noise(1000 * seed + 900 + number, size), jpeg=True, PatientID=f"stranger-{number}"
-        )
+        image = noise(1000 * seed + 900 + number, size)
+        path = _training_path(made.folder, f"u{number}", image_id)
+        write_dicom(path, image, jpeg=True, PatientID=f"stranger-{number}")
         made.unlabelled_ids.append(image_id)
     write_lines(made.folder / "train-rle.csv", lines)
     if test:
-        write_lines(
-            made.folder / "stage_2_sample_submission.csv",
-            ["ImageId,EncodedPixels", *(f"{i},-1" for i in made.test_ids)],
-        )
+        sample = ["ImageId,EncodedPixels", *(f"{i},-1" for i in made.test_ids)]
+        write_lines(made.folder / "stage_2_sample_submission.csv", sample)
     return made
 
 
+def _lesions(rng, number, grid):
+    """Discs in every second image, three of them in image 2."""
+    if number % 2:
+        return []
+    row, column = rng.integers(grid // 4, 3 * grid // 4, 2)
+    discs = [disc(grid, row, column, grid // 8 - 4 + number)]
+    if number == 2:
+        discs.append(disc(grid, row + 5, column + 5, grid // 8))
+        discs.append(disc(grid, grid - 1, grid - 1, grid // 16))
+    return discs
+
+
+def _training_path(folder, number, image_id):
+    series = folder / "dicom-images-train" / f"study.{number}" / f"series.{number}"
+    return series / f"{image_id}.dcm"
+
+
+def _write_training_image(path, number, image):
+    tags = {
+        "PatientID": f"patient-{number // 2}",
+        "ViewPosition": "PA" if number % 3 else "AP",
+        "PatientSex": "FM"[number // 2 % 2],
+    }
+    if number == 5:
+        write_dicom(path, image, **tags)
+    elif number == 6:
+        write_dicom(path, 255 - image, PhotometricInterpretation="MONOCHROME1", **tags)
+    elif number == 7:
+        write_dicom(path, image.astype(np.uint16) * 16, BitsStored=12, **tags)
+    else:
+        write_dicom(path, image, jpeg=True, **tags)
+
+
 def write_lines(path, lines):
-    """UTF-8 text with LF; returns `path`."""
+    """Write UTF-8 text with LF line ends; returns `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
     return path

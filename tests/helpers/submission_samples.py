@@ -1,4 +1,4 @@
-"""Masks like pneumothoraces, files of them, and a prepared output folder, for the tests of submissions."""
+"""Masks like pneumothoraces, and a prepared output folder, for tests of submissions."""
 
 import runpy
 
@@ -13,7 +13,7 @@ SIZE = 1024
 
 
 def drawn(rng, size=SIZE):
-    """(size, size) uint8: an upright crescent beside the chest wall, high up, as most pneumothoraces are."""
+    """(size, size) uint8: a typical mask, an upright crescent at the chest wall."""
     mask = np.zeros((size, size), np.uint8)
     side = rng.choice([-1, 1])
     row, column = rng.uniform(0.2, 0.35), 0.5 + side * rng.uniform(0.22, 0.3)
@@ -25,24 +25,30 @@ def drawn(rng, size=SIZE):
 
 
 def edges(mask):
-    """Starts and ends of the runs down the columns, counted from 0: from the flat mask alone."""
+    """0-based starts and ends of the pixel runs down the columns, from the pixels."""
     flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(int)
     return np.flatnonzero(np.diff(flat) == 1), np.flatnonzero(np.diff(flat) == -1)
 
 
 def absolute(mask, first=0):
+    """A row of absolute starts; `first` is the number of the first pixel."""
     starts, ends = edges(mask)
     return " ".join(
         f"{start + first} {end - start}" for start, end in zip(starts, ends, strict=True)
     )
 
 
-def shrunk(mask, size):
+def downsampled(mask, size):
     return cv2.resize(mask, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
 def prepared(folder, training, test_shapes):
-    """An output folder as stage 00 leaves it: `training` rows of run lengths at 1024 x 1024, "-1" for a negative."""
+    """An output folder as stage 00 leaves it.
+
+    Args:
+        training: a row of run lengths per training image, all 1024 x 1024.
+        test_shapes: test image id -> (H, W).
+    """
     ids = [f"train{number}" for number in range(len(training))]
     shapes = [(SIZE, SIZE)] * len(ids) + list(test_shapes.values())
     manifest = pd.DataFrame("", index=range(len(shapes)), columns=list(artifacts.MANIFEST.columns))
@@ -69,6 +75,6 @@ def prepared(folder, training, test_shapes):
 
 
 def called(*args):
-    """Stage 04's exit code."""
-    main = runpy.run_path(str(ROOT / "04_submit.py"), run_name="stage")["main"]
+    """The exit code of check_submission.py."""
+    main = runpy.run_path(str(ROOT / "check_submission.py"), run_name="script")["main"]
     return stage.exit_code(lambda: main([str(argument) for argument in args]))

@@ -1,4 +1,4 @@
-"""Stages 00 and 04 on a Dask cluster of this machine: the bytes of a local run, whatever happens to the workers."""
+"""Stages 00 and 04 on a Dask cluster: the bytes of a local run, even if workers die."""
 
 import functools
 import http.server
@@ -17,7 +17,7 @@ import distributed
 import joblib
 import pytest
 
-from pneumothorax.data import jobs, one_image
+from pneumothorax.data import jobs, one_image, prepare
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, engine, journal, stage
 from pneumothorax.pipeline import cluster as dask_cluster
@@ -35,18 +35,18 @@ epochs: 1
 
 @dataclass
 class Cluster:
-    """A scheduler and two workers, started as the README says; the processes to end."""
+    """A scheduler and its workers, started as in the README."""
 
     address: str
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def workers(self):
-        """Their process numbers."""
+        """The process ids of the workers."""
         with distributed.Client(self.address) as client:
             return set(client.run(os.getpid).values())
 
     def add(self, number, *, place=ROOT):
-        """Start workers in folder `place`, and wait for them."""
+        """Start workers in the folder `place`, and wait for them."""
         command = ("worker", self.address, "--nworkers", str(number), "--nthreads", "1")
         self.processes.append(dask(*command, folder=place))
         with distributed.Client(self.address) as client:
@@ -65,7 +65,7 @@ def dask(*arguments, folder=ROOT):
 
 
 def started(folder, *, workers, place=ROOT):
-    """A cluster of this many workers whose scheduler runs in folder `place`."""
+    """A cluster of `workers` workers whose scheduler runs in the folder `place`."""
     file = folder / "scheduler.json"
     process = dask(
         "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", file, folder=place
@@ -88,7 +88,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """(input, output) of stage 00 on this machine; one of 25 files is bad."""
+    """(input, output) of stage 00 without a cluster; one of 25 files is bad."""
     folder = tmp_path_factory.mktemp("alone")
     made = tiny_input(folder / "input", train=20)
     (made.folder / "text.dcm").write_text("no image")
@@ -98,7 +98,7 @@ def alone(tmp_path_factory):
 
 @pytest.fixture
 def not_here(monkeypatch):
-    """No work on this machine; one file in a task."""
+    """Work in this process's own pool fails; one file per task."""
     monkeypatch.setattr(joblib, "Parallel", None)
     monkeypatch.setattr(prepare, "FILES_PER_TASK", 1)
 
@@ -108,7 +108,7 @@ def prepared(source, output, *flags):
 
 
 def contents(output):
-    """{path: bytes} of all files; a journal's lines in alphabetical order."""
+    """{path: bytes} of all files; the lines of journals sorted."""
     found = {
         path.relative_to(output): path.read_bytes() for path in output.rglob("*") if path.is_file()
     }
@@ -120,7 +120,7 @@ def contents(output):
 
 
 def on_append(monkeypatch, number, act):
-    """Call `act` when the journal gets its entry of this number."""
+    """Call `act` when the journal gets its n-th entry."""
     real, names = journal.Journal.append, []
 
     @functools.wraps(real)
@@ -143,7 +143,7 @@ def test_stage_00_gives_the_bytes_of_one_machine(alone, cluster, not_here, tmp_p
     assert contents(tmp_path / "output") == contents(output)
 
 
-def test_a_second_run_makes_nothing_again(alone, cluster, not_here, tmp_path):
+def test_a_second_run_makes_no_image_again(alone, cluster, not_here, tmp_path):
     source, output = alone
     shutil.copytree(output, tmp_path / "output")
     images = tmp_path / "output" / "cache" / "64" / "images"
@@ -170,7 +170,7 @@ def test_a_worker_killed_in_the_middle_changes_no_byte(
     assert killed not in cluster.workers()
 
 
-def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_work_behind(
+def test_an_interrupted_run_keeps_its_results_and_leaves_no_work_on_the_cluster(
     alone, cluster, not_here, tmp_path, monkeypatch
 ):
     source, output = alone
@@ -192,7 +192,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_leaves_no_work_behind(
     assert contents(tmp_path) == contents(output)
 
 
-def test_a_worker_that_sees_other_tables_stops_the_run_and_blames_no_file(alone, tmp_path):
+def test_a_worker_that_sees_other_tables_stops_the_run_and_rejects_no_file(alone, tmp_path):
     source, _ = alone
     job = jobs.plan(source / "train-rle.csv", None, size=64, salt="", output=tmp_path)
     image = next((source / "dicom-images-train").rglob("*.dcm"))
@@ -208,7 +208,7 @@ def test_a_worker_that_sees_other_tables_stops_the_run_and_blames_no_file(alone,
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory):
-    """Output of stages 00 to 04 on this machine."""
+    """The output folder after stages 00 to 04 without a cluster."""
     folder = tmp_path_factory.mktemp("predicted")
     made = tiny_input(folder / "input", train=12)
     output = folder / "output"
@@ -234,7 +234,7 @@ def test_stage_04_gives_the_bytes_of_one_machine(
     assert contents(tmp_path / "output") == contents(predicted)
 
 
-def test_a_map_that_is_damaged_is_named_by_the_worker_that_reads_it(
+def test_a_damaged_probability_map_is_named_by_the_worker_that_reads_it(
     predicted, cluster, not_here, tmp_path
 ):
     shutil.copytree(predicted, tmp_path / "output")
@@ -247,10 +247,10 @@ def test_a_map_that_is_damaged_is_named_by_the_worker_that_reads_it(
         run_stage("04_submit.py", "--run", "small", *flags)
 
 
-# The engine. Functions within functions travel as code: the workers cannot import the tests.
+# The engine. Nested functions travel as code: the workers cannot import the tests.
 
 
-def test_results_are_in_order_and_made_by_the_workers(cluster):
+def test_results_are_in_order_and_come_from_the_workers(cluster):
     def square(number):
         return number * number, os.getpid()
 
@@ -277,7 +277,7 @@ def test_the_work_of_a_killed_worker_is_done_by_another(cluster, tmp_path):
     assert (tmp_path / "died").exists()
 
 
-def test_a_process_of_this_machine_that_dies_is_an_error_that_says_what_to_do():
+def test_a_local_process_that_dies_is_an_error_that_says_what_to_do():
     def die(number):
         if number == 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -297,7 +297,7 @@ def test_work_that_kills_every_worker_is_an_error_that_says_so(cluster):
         engine.in_order(die, [()], Engine(1, cluster.address), per_task=1, title="never")
 
 
-def test_an_error_of_the_work_arrives_as_it_was_raised(cluster):
+def test_an_error_in_the_work_arrives_unchanged(cluster):
     def fill():
         raise OSError(28, "No space left on device", "/shared/a.png")
 
@@ -306,16 +306,16 @@ def test_an_error_of_the_work_arrives_as_it_was_raised(cluster):
     assert caught.value.errno == 28
 
 
-def test_a_worker_must_see_the_file_that_names_the_run(cluster, tmp_path):
+def test_a_worker_must_see_the_file_that_names_the_lock_holder(cluster, tmp_path):
     (tmp_path / "holder").write_text("this run")
     shared = Engine(1, cluster.address, shared=tmp_path / "holder")
     assert engine.in_order(abs, [(-1,), (-2,)], shared, per_task=1, title="seen") == [1, 2]
     for file in ("holder", "absent"):
         with pytest.raises(BadInput, match=r"does not see .* the same input and output folders"):
-            dask_cluster._task_of_worker((tmp_path / file, "another run"), abs, 0, [(-1,)])
+            dask_cluster.task_of_worker((tmp_path / file, "another run"), abs, 0, [(-1,)])
 
 
-# Clusters that are not as they should be
+# Faulty clusters
 
 
 def failed(capsys, address, source, output):
@@ -350,17 +350,15 @@ def test_a_cluster_without_workers_is_not_waited_for(alone, tmp_path, monkeypatc
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0", host="127.0.0.1") as empty:
         code, printed = failed(capsys, empty.scheduler_address, alone[0], tmp_path)
     assert code == 3
-    assert (
-        f"no worker for 1 s: start some with python -m dask worker {empty.scheduler_address}"
-        in printed
-    )
+    command = f"python -m dask worker {empty.scheduler_address}"
+    assert f"has had no worker for 1 s: start some: {command}" in printed
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_cluster_that_was_started_elsewhere_is_told_where_to_start(
+def test_a_cluster_started_elsewhere_is_an_error_that_says_where_to_start_it(
     alone, tmp_path, capsys, workers
 ):
-    """The scheduler elsewhere and no worker, or the scheduler here and a worker elsewhere."""
+    """Either the scheduler or the only worker runs in another folder."""
     elsewhere = started(tmp_path, workers=0, place=ROOT if workers else tmp_path)
     try:
         if workers:
@@ -373,7 +371,7 @@ def test_a_cluster_that_was_started_elsewhere_is_told_where_to_start(
     assert "in this project's folder and environment" in printed
 
 
-def test_a_module_that_a_worker_lacks_is_named(cluster):
+def test_a_module_missing_on_a_worker_is_named(cluster):
     def use():
         import no_such_module  # noqa: F401
 
@@ -383,7 +381,7 @@ def test_a_module_that_a_worker_lacks_is_named(cluster):
         engine.in_order(use, [()], Engine(1, cluster.address), per_task=1, title="missing")
 
 
-def test_a_scheduler_that_is_lost_is_an_error_that_says_so(tmp_path, capfd):
+def test_a_lost_scheduler_is_an_error_that_says_so(tmp_path, capfd):
     lost = started(tmp_path, workers=1)
     try:
         calls = [(0.05,)] * 100
@@ -392,14 +390,14 @@ def test_a_scheduler_that_is_lost_is_an_error_that_says_so(tmp_path, capfd):
         )
         next(finished)
         lost.processes[0].kill()
-        with pytest.raises(BadInput, match="was lost: start it and give the same command again"):
+        with pytest.raises(BadInput, match="was lost: start it, then run the same command again"):
             list(finished)
     finally:
         lost.stop()
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_without_dask_the_flag_is_a_usage_error_with_the_command_to_install_it(
+def test_without_dask_the_flag_is_a_usage_error_with_the_install_command(
     alone, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(sys.modules, "distributed", None)  # import distributed raises ImportError
@@ -413,7 +411,7 @@ def test_without_dask_the_flag_is_a_usage_error_with_the_command_to_install_it(
     "address", ["localhost", "localhost:8786", "http://localhost:8787", "tcp://localhost"]
 )
 @pytest.mark.parametrize("script", [STAGE, "04_submit.py"])
-def test_an_address_of_another_form_is_a_usage_error(script, address, capsys):
+def test_a_malformed_address_is_a_usage_error(script, address, capsys):
     with pytest.raises(SystemExit) as caught:
         run_stage(script, "--scheduler", address)
     assert caught.value.code == 2
@@ -423,14 +421,12 @@ def test_an_address_of_another_form_is_a_usage_error(script, address, capsys):
 def test_without_the_flag_dask_is_not_imported(alone, tmp_path):
     code = (
         "import runpy, sys\n"
-        "arguments = ['--input', sys.argv[1], '--output', sys.argv[2], '--max-bad', '1', '--workers', '1']\n"
-        "runpy.run_path('00_prepare_data.py', run_name='stage')['main'](arguments)\n"
+        "runpy.run_path('00_prepare_data.py', run_name='stage')['main'](sys.argv[1:])\n"
         "runpy.run_path('04_submit.py', run_name='stage')\n"
         "print([name for name in ('dask', 'distributed') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, alone[0], tmp_path / "output"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    flags = ["--input", alone[0], "--output", tmp_path / "output", "--max-bad", "1"]
+    command = [sys.executable, "-c", code, *flags, "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"

@@ -1,4 +1,4 @@
-"""What the README promises of its two commands, seen as a user sees it. Minutes long: ./test.sh --all."""
+"""What the README promises of ./demo.sh. Takes minutes: ./test.sh --all."""
 
 import os
 import random
@@ -13,19 +13,23 @@ import pytest
 import torch
 
 from pneumothorax.pipeline import artifacts, records
-from tests.helpers.stages import ROOT, tiny_input
+from tests.helpers.stages import ROOT, scores, tiny_input
 
 pytestmark = pytest.mark.slow
+EXACT_RESUME = """
+model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
+image_size: 64
+epochs: 6
+batch_size: 4
+ema_decay: 0.9
+"""
 
 
 def demo(output, **environment):
-    """Run ./demo.sh; (seconds, what it printed)."""
+    """Run ./demo.sh; returns (seconds, standard output)."""
     started = time.monotonic()
-    variables = {
-        **os.environ,
-        "OUTPUT": str(output),
-        **{name: str(value) for name, value in environment.items()},
-    }
+    variables = os.environ | {"OUTPUT": str(output)}
+    variables |= {name: str(value) for name, value in environment.items()}
     done = subprocess.run(
         ["./demo.sh"], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
     )
@@ -47,9 +51,7 @@ def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do
 ):
     seconds, printed = demo(tmp_path, INPUT=phantoms)
     assert seconds < 480
-    table = artifacts.read_table(
-        tmp_path, artifacts.Submission("ica_resunet").cross_validation
-    ).set_index("row")
+    table = scores(tmp_path, "ica_resunet")
     gain = table.at["all", "siim_dice"] - table.at["all-empty baseline", "siim_dice"]
     assert gain >= 0.05
     assert 0.5 <= table.at["all", "positive_dice"] < 0.95
@@ -61,7 +63,7 @@ def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
 
 
-def test_the_four_networks_of_table_1_beat_predicting_nothing_within_forty_minutes(
+def test_the_four_networks_of_table_1_beat_the_all_empty_baseline_within_forty_minutes(
     phantoms, tmp_path
 ):
     names = ("unet", "chexlocnet", "albunet", "ica_resunet")
@@ -70,9 +72,7 @@ def test_the_four_networks_of_table_1_beat_predicting_nothing_within_forty_minut
     )
     assert seconds < 2400
     for name in names:
-        table = artifacts.read_table(
-            tmp_path, artifacts.Submission(name).cross_validation
-        ).set_index("row")
+        table = scores(tmp_path, name)
         assert table.at["all", "siim_dice"] > table.at["all-empty baseline", "siim_dice"]
         assert name in printed.split("all-empty baseline")[-1]
 
@@ -105,10 +105,7 @@ def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undis
 ):
     made = tiny_input(tmp_path / "input", train=80)
     config = tmp_path / "tiny.yaml"
-    config.write_text(
-        "model_settings:\n  encoder: resnet18\n  encoder_weights: none\n  decoder_channels: [16, 16, 8, 8, 8]\n"
-        "image_size: 64\nepochs: 6\nbatch_size: 4\nema_decay: 0.9\n"
-    )
+    config.write_text(EXACT_RESUME)
     prepared = tmp_path / "undisturbed"
     for script, *more in (
         ("00_prepare_data.py", "--input", made.folder, "--size", "64"),
@@ -118,38 +115,27 @@ def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undis
     killed = shutil.copytree(prepared, tmp_path / "killed")
 
     def command(output):
-        more = [
-            "--fold",
-            "0",
-            "--output",
-            output,
-            "--workers",
-            str(workers),
-            "--save-minutes",
-            "0.001",
-        ]
-        return [sys.executable, "02_train.py", "--config", config, *more]
+        flags = ["--fold", "0", "--output", output, "--workers", str(workers)]
+        flags += ["--save-minutes", "0.001"]
+        return [sys.executable, "02_train.py", "--config", config, *flags]
 
     subprocess.run(command(prepared), cwd=ROOT, check=True)
     moments = random.Random(5)
-    last = (killed / artifacts.Run("tiny").fold(0).folder) / "last.pt"
-    stands = []
+    fold = artifacts.Run("tiny").fold(0)
+    positions = []
     for _ in range(5):
         process = subprocess.Popen(command(killed), cwd=ROOT, start_new_session=True)
-        wait_for_saves(last, moments.randint(2, 14), process)
+        wait_for_saves(killed / fold.last, moments.randint(2, 14), process)
         time.sleep(moments.uniform(0, 0.1))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        progress = torch.load(last, weights_only=True)["progress"]
-        stands.append((progress["epoch"], progress["step"]))
+        progress = torch.load(killed / fold.last, weights_only=True)["progress"]
+        positions.append((progress["epoch"], progress["step"]))
     subprocess.run(command(killed), cwd=ROOT, check=True)
-    assert stands == sorted(stands)  # nothing that was saved is ever lost
-    assert sum(step > 0 for _, step in stands) >= 2
-    assert stands[-1][0] < 6
-    states = [
-        torch.load((o / artifacts.Run("tiny").fold(0).folder) / "last.pt", weights_only=True)
-        for o in (prepared, killed)
-    ]
+    assert positions == sorted(positions)  # nothing that was saved is ever lost
+    assert sum(step > 0 for _, step in positions) >= 2
+    assert positions[-1][0] < 6
+    states = [torch.load(o / fold.last, weights_only=True) for o in (prepared, killed)]
     for first, second in (
         [state["network"] for state in states],
         [state["optimization"]["average"]["network"] for state in states],
@@ -157,14 +143,13 @@ def test_six_epochs_killed_five_times_within_and_between_epochs_end_in_the_undis
         assert all(torch.equal(first[name], second[name]) for name in first)
     times = ["seconds", "images_per_second"]
     first, second = (
-        pd.read_csv((o / artifacts.Run("tiny").fold(0).folder) / "history.csv").drop(columns=times)
-        for o in (prepared, killed)
+        pd.read_csv(o / fold.history.path).drop(columns=times) for o in (prepared, killed)
     )
     pd.testing.assert_frame_equal(first, second)
 
 
 def wait_for_saves(path, n, process):
-    """Until the file was written `n` times, or the process ended."""
+    """Wait until the file was written `n` times, or the process ended."""
     seen = set()
     deadline = time.monotonic() + 300
     while len(seen) < n and process.poll() is None and time.monotonic() < deadline:
@@ -173,7 +158,7 @@ def wait_for_saves(path, n, process):
         time.sleep(0.005)
 
 
-def test_the_first_places_recipe_runs_in_one_command_and_beats_predicting_nothing(
+def test_the_first_place_recipe_runs_in_one_command_and_beats_the_all_empty_baseline(
     phantoms, tmp_path
 ):
     names = [f"first_place_{part}" for part in (1, 2, 3)]
@@ -181,7 +166,5 @@ def test_the_first_places_recipe_runs_in_one_command_and_beats_predicting_nothin
     for fold in range(3):
         record = records.read(tmp_path, artifacts.Run("first_place_3").fold(fold).trained)
         assert artifacts.Run("first_place_2").fold(fold).best_weights in record["inputs"]
-    table = artifacts.read_table(
-        tmp_path, artifacts.Submission("first_place_3").cross_validation
-    ).set_index("row")
+    table = scores(tmp_path, "first_place_3")
     assert table.at["all", "siim_dice"] > table.at["all-empty baseline", "siim_dice"]

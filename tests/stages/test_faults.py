@@ -1,4 +1,4 @@
-"""Killed at any moment, no room, no right to write: the same results as an undisturbed run, or a message and no harm.
+"""Kills, a full disk, no permission: the same results, or a message and no harm.
 
 Which test proves which fault is listed in tests/README.md.
 """
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pneumothorax.pipeline import artifacts
-from tests.helpers.stages import ROOT, TINY, tiny_input
+from tests.helpers.stages import ROOT, TINY, settings, tiny_input
 
 STAGES = (
     "00_prepare_data.py",
@@ -31,7 +31,7 @@ STAGES = (
 
 
 def some_slow(*stages):
-    """All stages as parameters; the tests of these take longer than they tell, and run with --all."""
+    """All stages as parameters; the given ones only with ./test.sh --all."""
     return [
         pytest.param(stage, marks=pytest.mark.slow) if stage in stages else stage
         for stage in STAGES
@@ -39,24 +39,16 @@ def some_slow(*stages):
 
 
 def commands(made, output, config):
-    """One run of each stage, in order."""
+    """stage -> the command that runs it, in order."""
     more = {
         STAGES[0]: ["--input", made.folder, "--size", "64"],
         STAGES[1]: ["--folds", "2"],
-        STAGES[2]: [
-            "--config",
-            config,
-            "--set",
-            "epochs=3",
-            "--run",
-            "tiny",
-            "--save-minutes",
-            "0.001",
-        ],
+        STAGES[2]: ["--config", config, "--run", "tiny", *settings("epochs=3")],
         STAGES[3]: ["--run", "tiny"],
         STAGES[4]: ["--run", "tiny"],
         STAGES[5]: [],
     }
+    more[STAGES[2]] += ["--save-minutes", "0.001"]
     shared = ["--output", output, "--workers", "1"]
     return {
         stage: [str(word) for word in (sys.executable, stage, *more[stage], *shared)]
@@ -87,7 +79,7 @@ def undisturbed(tmp_path_factory):
 
 
 def results(output):
-    """{path: bytes} of everything that must not depend on interruptions: all but times, logs and journals' order."""
+    """{path: bytes} of what interruptions must not change: no times, logs, journals."""
     found = {}
     for path in sorted(output.rglob("*")):
         name = path.relative_to(output).as_posix()
@@ -129,7 +121,7 @@ def assert_same(output, expected):
 def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes(
     undisturbed, tmp_path
 ):
-    """Of every stage five times: 30 moments in all."""
+    """Five times each stage: 30 moments in all."""
     kills = 5
     made, config, expected, seconds = undisturbed
     output, moments = tmp_path / "output", random.Random(kills)
@@ -138,11 +130,11 @@ def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes
         shutil.copytree(output, tmp_path / "before" / stage)
         limit, killed = seconds[stage], 0
         for _ in range(10 * kills):
-            # Imports take half of a short stage: later moments find it at work.
+            # Imports take half of a short stage; later, it is at work.
             took = seconds_until_killed(command, limit * moments.uniform(0.3, 1.0))
             if took is None:
                 killed += 1
-            else:  # it was done before: once more from its beginning, on a machine that has become faster
+            else:  # it finished first: start over, the machine has become faster
                 limit = min(limit, took)
                 shutil.rmtree(output)
                 shutil.copytree(tmp_path / "before" / stage, output)
@@ -158,7 +150,7 @@ def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes
 
 
 def seconds_until_killed(command, moment):
-    """Kill the command and all its processes after so many seconds; None, or what it took if it was done before."""
+    """Kill a command after `moment` s; None, or its seconds if it finished first."""
     started = time.monotonic()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
@@ -172,13 +164,13 @@ def seconds_until_killed(command, moment):
 
 
 @pytest.mark.parametrize("stage", some_slow(STAGES[0], STAGES[2], STAGES[4]))
-def test_a_full_disk_is_said_and_what_was_written_before_stays_whole(undisturbed, tmp_path, stage):
-    """A limit of 3,000 bytes on every file stands for the disk: no stage gets all of its files written."""
+def test_a_full_disk_is_reported_and_files_written_before_stay_whole(undisturbed, tmp_path, stage):
+    """A limit of 3,000 bytes per file stands for the disk."""
     made, config, expected, _ = undisturbed
     output = tmp_path / "output"
     shutil.copytree(expected, output)
     before = results(output)
-    # Without loader processes: the memory they share with this one counts as files, too.
+    # Without loader workers: memory shared with them counts as files.
     command = [*commands(made, output, config)[stage], "--overwrite", "--workers", "0"]
 
     def no_room():
@@ -203,7 +195,7 @@ def test_a_full_disk_is_said_and_what_was_written_before_stays_whole(undisturbed
 
 
 def whole(path):
-    """Whether a file that is there can be read to its end."""
+    """Whether a file is complete."""
     if path.suffix == ".csv":
         return path.read_text("utf-8").endswith("\n")
     if path.suffix == ".png":
@@ -215,8 +207,8 @@ def whole(path):
     not hasattr(os, "geteuid") or not shutil.which("setpriv"), reason="needs setpriv"
 )
 @pytest.mark.parametrize("stage", some_slow(STAGES[1], STAGES[3], STAGES[4]))
-def test_an_output_that_cannot_be_written_is_said_at_once(undisturbed, tmp_path, stage):
-    """As a user without the right to write; the tests may run as root, who has every right."""
+def test_an_output_folder_without_permission_is_reported_at_once(undisturbed, tmp_path, stage):
+    """Without the capabilities of root, in case the tests run as root."""
     made, config, expected, _ = undisturbed
     output = tmp_path / "output"
     shutil.copytree(expected, output)
@@ -264,4 +256,4 @@ def test_a_flipped_byte_is_noticed_by_the_stage_that_reads_it(undisturbed, tmp_p
     assert done.returncode == 3, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
-    assert np.asarray(data).size == path.stat().st_size  # what is damaged was not touched
+    assert np.asarray(data).size == path.stat().st_size  # the damaged file was left alone

@@ -1,12 +1,14 @@
-"""`04_submit.py --diff`: two small files whose differences are worked out by hand."""
+"""`check_submission.py FILE OTHER`: differences of small files, worked out by hand."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pneumothorax import rle
 from pneumothorax.submission import comparing
-from pneumothorax.submission.intervals import Mask
-from pneumothorax.submission.reading import Row
+from pneumothorax.submission.pixel_runs import Mask
+from pneumothorax.submission.reading import Row, Submitted
 from tests.helpers.stages import write_lines
 from tests.helpers.submission_samples import called, drawn, edges, prepared
 
@@ -15,15 +17,16 @@ SECOND = ["ImageId,EncodedPixels", "e,500 20", "d,-1", "c,7 5", "b,-1", "a,120 4
 
 
 @pytest.fixture
-def diff(tmp_path, capsys):
-    """(exit code, printed lines, errors) of --diff on the lines of two files."""
+def diff(tmp_path, capsys, monkeypatch):
+    """(exit code, lines, errors) for the lines of two files, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
 
-    def diff(first, second, output=tmp_path / "nothing"):
+    def diff(first, second, *more):
         paths = [
             write_lines(tmp_path / f"{name}.csv", lines)
             for name, lines in (("one", first), ("two", second))
         ]
-        code = called("--diff", *paths, "--output", output)
+        code = called(*paths, *more)
         printed = capsys.readouterr()
         return code, printed.out.splitlines(), printed.err
 
@@ -33,7 +36,8 @@ def diff(tmp_path, capsys):
 def test_the_difference_of_two_files_by_hand(diff, tmp_path):
     code, lines, errors = diff(FIRST, SECOND)
     assert (code, errors) == (0, "")
-    # a: 100..139 and 120..159, 20 pixels in both: Dice 40/80 = 0.5. b: both empty, 1. c and d: one empty, 0. e: 1.
+    # a: 100..139 and 120..159, 20 pixels in both: Dice 40/80 = 0.5. b: both empty, 1.
+    # c and d: one empty, 0. e: 1.
     assert lines == [
         "3 of 5 images changed",
         "mean Dice between them 0.5000 (both masks empty = 1, one empty = 0)",
@@ -48,13 +52,13 @@ def test_the_difference_of_two_files_by_hand(diff, tmp_path):
         "  d: 10 -> 0 pixels, 10 differ, Dice 0.0000",
         "  c: 0 -> 5 pixels, 5 differ, Dice 0.0000",
     ]
-    assert not (tmp_path / "nothing").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "two.csv"]
 
 
-def test_two_headers_alone_are_nothing_to_compare(diff):
+def test_files_without_rows_are_refused(diff):
     code, lines, errors = diff(FIRST[:1], FIRST[:1])
     assert (code, lines) == (3, [])
-    assert "hold no image" in errors
+    assert "no rows below the header" in errors
 
 
 def test_a_file_does_not_differ_from_itself(diff):
@@ -70,16 +74,15 @@ def test_a_file_does_not_differ_from_itself(diff):
     ]
 
 
-def test_drawn_masks_are_compared_as_pixels_would_be():
+def test_drawn_masks_differ_as_their_pixels_do():
     rng = np.random.default_rng(0)
     one, other = [drawn(rng, 64) for _ in range(30)], [drawn(rng, 64) for _ in range(30)]
 
-    def rows(masks):
-        return {
-            str(n): Row(n, str(n), Mask(edges(mask), mask.shape)) for n, mask in enumerate(masks)
-        }
+    def submitted(masks):
+        rows = [Row(n, str(n), Mask(edges(mask), mask.shape)) for n, mask in enumerate(masks)]
+        return Submitted(Path("drawn.csv"), rows)
 
-    found = comparing.difference(rows(one), rows(other))
+    found = comparing.compare(submitted(one), submitted(other))
     expected = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in zip(one, other, strict=True)]
     assert max(expected) > 0.3
     np.testing.assert_allclose(found.dice, expected)
@@ -98,7 +101,7 @@ def test_long_lists_are_cut_and_counted(diff):
     assert gained[21] == "  ... and 5 more"
 
 
-def test_other_ids_and_faulty_files_are_refused_with_the_list(diff):
+def test_other_ids_and_faulty_files_are_refused_with_a_list(diff):
     code, _, errors = diff(FIRST, [*SECOND[:-1], "z,-1"])
     assert code == 3
     assert "different images (2 ids)" in errors
@@ -106,14 +109,21 @@ def test_other_ids_and_faulty_files_are_refused_with_the_list(diff):
     assert "z: only in" in errors
     code, _, errors = diff(FIRST, [*SECOND[:-1], "a,1 2 3"])
     assert code == 3
-    assert "two.csv is no valid submission" in errors
+    assert "two.csv is not a valid submission" in errors
     assert "line 6, 'a': an odd count" in errors
 
 
-def test_images_of_other_sizes_are_known_from_a_prepared_folder(diff, tmp_path):
+def test_image_sizes_come_from_a_prepared_folder(diff, tmp_path):
     output = prepared(tmp_path / "prepared", ["-1", "0 5"], {"a": (10, 10)})
     lines = ["ImageId,EncodedPixels", f"a,{rle.encode(np.ones((10, 10), np.uint8))}"]
-    assert diff(lines, lines, output)[0] == 0
-    code, _, errors = diff(lines, [lines[0], "a,0 101"], output)
+    assert diff(lines, lines, "--output", output)[0] == 0
+    code, _, errors = diff(lines, [lines[0], "a,0 101"], "--output", output)
     assert code == 3
     assert "past the image's 100 pixels" in errors
+
+
+def test_a_sample_submission_is_refused_when_two_files_are_compared(capsys):
+    with pytest.raises(SystemExit) as left:
+        called("a.csv", "b.csv", "--sample-submission", "sample.csv")
+    assert left.value.code == 2
+    assert "is for checking one file" in capsys.readouterr().err

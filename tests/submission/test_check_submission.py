@@ -1,4 +1,4 @@
-"""`04_submit.py --check`: every fault planted in a right file is found, with its line; right files pass in silence."""
+"""`check_submission.py FILE` finds every planted fault, and passes right files."""
 
 import numpy as np
 import pytest
@@ -7,10 +7,10 @@ from pneumothorax import rle
 from pneumothorax.data import labels
 from pneumothorax.pipeline import artifacts, locks
 from pneumothorax.submission import checking
-from pneumothorax.submission.checking import Training
-from pneumothorax.submission.intervals import Mask
+from pneumothorax.submission.checking import Reference, Training
+from pneumothorax.submission.pixel_runs import Mask
 from tests.helpers.stages import write_lines
-from tests.helpers.submission_samples import SIZE, absolute, called, drawn, prepared, shrunk
+from tests.helpers.submission_samples import SIZE, absolute, called, downsampled, drawn, prepared
 
 N_TEST = 40  # test images t0, t1, ...; every fourth (t3, t7, ...) has no mask, 30 have one
 
@@ -28,14 +28,14 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def masks():
-    """Of the test images, none in every fourth."""
+    """Of the test images; None for every fourth."""
     rng = np.random.default_rng(1)
     return [None if number % 4 == 3 else drawn(rng) for number in range(N_TEST)]
 
 
 @pytest.fixture
 def right(masks):
-    """The lines of a right submission; that of image n is rows[n + 1], line n + 2 of the file."""
+    """The lines of a right submission; image n is rows[n + 1], on line n + 2."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if mask is None else rle.encode(mask)}" for n, mask in enumerate(masks)
     ]
@@ -43,18 +43,34 @@ def right(masks):
 
 @pytest.fixture
 def check(tmp_path, output, capsys):
-    """(exit code, what is printed, the list of errors) of --check on the lines of a file."""
+    """(exit code, output, errors) for the lines of a file, with a prepared folder."""
 
     def check(lines, *more, output=output):
         path = write_lines(tmp_path / "mine.csv", lines)
-        code = called("--check", path, "--output", output, *more)
+        code = called(path, "--output", output, *more)
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
     return check
 
 
-def test_a_right_file_passes_without_a_word_of_warning(check, right):
+@pytest.fixture
+def check_alone(tmp_path, right, capsys, monkeypatch):
+    """The same with a sample submission and no output folder, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    ids = [line.partition(",")[0] for line in right[1:]]
+    sample = write_lines(tmp_path / "sample.csv", [right[0], *(f"{i},-1" for i in ids)])
+
+    def check(lines):
+        path = write_lines(tmp_path / "mine.csv", lines)
+        code = called(path, "--sample-submission", sample)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return check
+
+
+def test_a_right_file_passes_without_a_warning(check, right):
     code, printed, errors = check(right)
     assert (code, errors) == (0, "")
     assert (
@@ -66,8 +82,8 @@ def test_a_right_file_passes_without_a_word_of_warning(check, right):
 
 
 def low(mask):
-    """The mask moved down to the lower edge of the image."""
-    lowest = np.flatnonzero(mask.any(axis=1)).max() - 5  # cut off, so that many columns end there
+    """The mask moved down to the lower edge of the image, and cut off there."""
+    lowest = np.flatnonzero(mask.any(axis=1)).max() - 5  # so that many columns end at the edge
     moved = np.zeros_like(mask)
     moved[SIZE - 1 - lowest :] = mask[: lowest + 1]
     return moved
@@ -79,46 +95,68 @@ def first_gap_plus_one(text):
 
 
 def every(masks, write):
-    """The right file with `write(mask)` instead of its run lengths in every row that has a mask."""
+    """The right file, with `write(mask)` in every row that has a mask."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if m is None else write(m)}" for n, m in enumerate(masks)
     ]
 
 
 def at(line, text):
-    """A fault in one row: replaces the line (counted from 1); None takes it out."""
+    """A fault on one line, counted from 1: `text` replaces it, None removes it."""
     return lambda rows, masks: rows[: line - 1] + ([] if text is None else [text]) + rows[line:]
 
 
-# Image 4 has a mask and stands on line 6, image 7 has none and stands on line 9.
+# Image 4 has a mask and is on line 6, image 7 has none and is on line 9.
 TEXT = {
-    "wrong header": (at(1, "ImageId, EncodedPixels"), ["line 1: wrong header 'ImageId, EncodedPixels'"]),
+    "wrong header": (
+        at(1, "ImageId, EncodedPixels"),
+        ["line 1: wrong header 'ImageId, EncodedPixels'"],
+    ),
     "no header": (at(1, None), ["line 1: wrong header", "'t0': missing"]),
-    "index column": (lambda rows, masks: [f",{row}" for row in rows], ["line 1: wrong header ',ImageId,Enc"]),
+    "index column": (
+        lambda rows, masks: [f",{row}" for row in rows],
+        ["line 1: wrong header ',ImageId,Enc"],
+    ),
     "missing id": (at(9, None), ["line 9, 't7': missing, it belongs after 't6' on line 8"]),
     "first id missing": (at(2, None), ["line 2, 't0': missing, it belongs after line 1"]),
-    "extra id": (lambda rows, masks: [*rows, "t99,-1"], ["line 42, 't99': not in the sample submission"]),
-    "repeated id": (at(9, "t6,-1"), ["line 9, 't6': stands on line 8 already, once with -1 and once with a mask"]),
+    "extra id": (
+        lambda rows, masks: [*rows, "t99,-1"],
+        ["line 42, 't99': not in the sample submission"],
+    ),
+    "repeated id": (
+        at(9, "t6,-1"),
+        ["line 9, 't6': is already on line 8, once with -1 and once with a mask"],
+    ),
     "repeated and overlapping": (
-        lambda rows, masks: [*rows[:5], "t4,2000 40", "t4,2010 100", *rows[6:]],  # 2010 to 2040 in both
-        ["line 7, 't4': stands on line 6 already, and the two masks overlap in 30 pixels"],
+        # Pixels 2010 to 2039 are in both.
+        lambda rows, masks: [*rows[:5], "t4,2000 40", "t4,2010 100", *rows[6:]],
+        ["line 7, 't4': is already on line 6, and the two masks overlap in 30 pixels"],
     ),
     "-1 in the cell of a mask": (at(6, "t4,-1 2000 40"), ["line 6, 't4': -1 beside runs"]),
     "spaces around an id": (at(6, " t4,-1"), ["line 6, 't4': spaces around the id"]),
     "odd count": (at(6, "t4,2000 40 900"), ["line 6, 't4': an odd count of numbers"]),
-    "past the end": (at(6, "t4,1048570 7"), ["line 6, 't4': a run ends at pixel 1048577", "counted from 1"]),
-    "far past the end": (at(6, "t4,1048570 99"), ["line 6, 't4': a run ends at pixel 1048669, past the image's "]),
+    "past the end": (
+        at(6, "t4,1048570 7"),
+        ["line 6, 't4': a run ends at pixel 1048577", "counted from 1"],
+    ),
+    "far past the end": (
+        at(6, "t4,1048570 99"),
+        ["line 6, 't4': a run ends at pixel 1048669, past the image's "],
+    ),
     "number without end": (at(6, f"t4,{'9' * 40} 7"), ["line 6, 't4': not pairs of whole numbers"]),
-    "overlapping runs": (at(6, "t4,2000 40 -10 40"), ["line 6, 't4': a negative number, so that runs overlap"]),
+    "overlapping runs": (
+        at(6, "t4,2000 40 -10 40"),
+        ["line 6, 't4': a negative number, so that runs overlap"],
+    ),
     "absolute and overlapping": (
         at(6, "t4,500000 40 500020 40 501024 40"),
         ["line 6, 't4': absolute starts", "1 of its runs overlap"],
     ),
     "run of length 0": (at(6, "t4,2000 0"), ["line 6, 't4': a run of length 0"]),
     "text": (at(6, "t4,NaN"), ["line 6, 't4': not run lengths"]),
-    "empty cell": (at(9, "t7,"), ["line 9, 't7': an empty cell: -1 stands for no mask"]),
+    "empty cell": (at(9, "t7,"), ["line 9, 't7': an empty cell: -1 means no mask"]),
     "three cells": (at(6, "t4,-1,0.9"), ["line 6, 't4': 3 cells instead of 2"]),
-}  # fmt: skip
+}
 
 CONVENTION = {
     "absolute starts in one row": (
@@ -131,25 +169,42 @@ CONVENTION = {
     ),
     "absolute starts": (
         lambda rows, masks: every(masks, absolute),
-        ["30 absolute starts", "line 2, 't0': absolute", "and 10 more: absolute starts", "0- or 1-based"],
+        [
+            "30 absolute starts",
+            "line 2, 't0': absolute",
+            "and 10 more: absolute starts",
+            "0- or 1-based",
+        ],
     ),
     "absolute 0-based starts": (
         lambda rows, masks: every([m if m is None else low(m) for m in masks], absolute),
         ["30 absolute starts", "the absolute starts are 0-based"],
     ),
     "absolute 1-based starts": (
-        lambda rows, masks: every([m if m is None else low(m) for m in masks], lambda m: absolute(m, 1)),
-        ["30 absolute starts", "line 2, 't0'", "the absolute starts are 1-based, as in other competitions"],
+        lambda rows, masks: every(
+            [m if m is None else low(m) for m in masks], lambda m: absolute(m, 1)
+        ),
+        [
+            "30 absolute starts",
+            "line 2, 't0'",
+            "the absolute starts are 1-based, as in other competitions",
+        ],
     ),
     "first gaps one too large": (
         lambda rows, masks: every(
-            [low(m) if n % 8 == 0 else m for n, m in enumerate(masks)], lambda m: first_gap_plus_one(rle.encode(m))
+            [low(m) if n % 8 == 0 else m for n, m in enumerate(masks)],
+            lambda m: first_gap_plus_one(rle.encode(m)),
         ),
         ["5 masks look one pixel too low", "line 2 't0', line 10 't8'", "counted from 1"],
     ),
     "row by row": (
-        lambda rows, masks: every(masks, lambda m: rle.encode(m.T)),  # text of the rows = columns of the transposed
-        ["lines 2 to 40: the masks look transposed (text row by row", "30 masks", "most clearly line "],
+        # The rows of a mask are the columns of the transposed mask.
+        lambda rows, masks: every(masks, lambda m: rle.encode(m.T)),
+        [
+            "lines 2 to 40: the masks look transposed (text row by row",
+            "30 masks",
+            "most clearly line ",
+        ],
     ),
     "upside down": (
         lambda rows, masks: every(masks, lambda m: rle.encode(m[::-1])),
@@ -160,18 +215,18 @@ CONVENTION = {
         ["lines 2 to 40: the masks look transposed and upside down"],
     ),
     "one mask of 512 x 512": (
-        lambda rows, masks: at(6, f"t4,{rle.encode(shrunk(masks[4], 512))}")(rows, masks),
+        lambda rows, masks: at(6, f"t4,{rle.encode(downsampled(masks[4], 512))}")(rows, masks),
         ["1 another size\n", "line 6, 't4': looks encoded at 512 x 512, the image is 1024 x 1024"],
     ),
     "all of 256 x 256": (
-        lambda rows, masks: every(masks, lambda m: rle.encode(shrunk(m, 256))),
+        lambda rows, masks: every(masks, lambda m: rle.encode(downsampled(m, 256))),
         ["30 another size", "line 2, 't0': looks encoded at 256 x 256"],
     ),
     "one mask of 2048 x 2048": (
-        lambda rows, masks: at(6, f"t4,{rle.encode(shrunk(masks[4], 2048))}")(rows, masks),
+        lambda rows, masks: at(6, f"t4,{rle.encode(downsampled(masks[4], 2048))}")(rows, masks),
         ["line 6, 't4': ", "looks encoded at 2048 x 2048"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", [*TEXT, *CONVENTION])
@@ -182,13 +237,61 @@ def test_every_planted_fault_ends_with_exit_code_3_its_line_and_its_id(fault, ch
     for words in expected:
         assert words in errors
     assert "valid submission\n" not in printed
-    assert "predicted pneumothorax" not in printed  # rows that could not be read are no empty masks
+    assert "predicted pneumothorax" not in printed  # an illegal row is not an empty mask
+
+
+NEED_TRAINING_MASKS = ("row by row", "upside down", "row by row and upside down")
+
+
+@pytest.mark.parametrize("fault", [*TEXT, *CONVENTION])
+def test_without_an_output_folder_all_faults_but_of_orientation_are_found(
+    fault, check_alone, right, masks
+):
+    plant, expected = {**TEXT, **CONVENTION}[fault]
+    code, printed, errors = check_alone(plant(right, masks))
+    if fault in NEED_TRAINING_MASKS:
+        assert (code, errors) == (0, "")
+        assert "sizes and training masks not compared" in printed
+        return
+    assert code == 3
+    for words in expected:
+        assert words in errors
+    assert "valid submission\n" not in printed
+
+
+def test_without_a_sample_submission_it_says_that_ids_are_not_checked(
+    right, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = write_lines(tmp_path / "mine.csv", right)
+    assert called(path) == 0
+    printed = capsys.readouterr().out
+    assert "ids not checked: give the competition's sample" in printed
+    assert printed.endswith("mine.csv has only legal rows; ids not checked\n")
+    write_lines(path, [*right[:5], "t4,1 2 3", "t0,-1"])
+    assert called(path) == 3
+    errors = capsys.readouterr().err
+    assert "line 6, 't4': an odd count" in errors
+    assert "line 7, 't0': is already on line 2" in errors
+    write_lines(path, right[:1])
+    assert called(path) == 3
+    assert "no rows below the header" in capsys.readouterr().err
+
+
+def test_the_default_output_folder_is_used_if_it_holds_a_manifest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_lines(tmp_path / "mine.csv", ["ImageId,EncodedPixels", "a,99 2"])
+    assert called(path) == 0
+    prepared(tmp_path / "output", ["-1", "0 5"], {"a": (10, 10)})
+    capsys.readouterr()
+    assert called(path) == 3
+    assert "past the image's 100 pixels" in capsys.readouterr().err
 
 
 WARNED = {
     "all empty": (
         lambda rows, masks: rows[:1] + [f"t{n},-1" for n in range(N_TEST)],
-        "lines 2 to 41: no image has a predicted pneumothorax; 75.0% of the training images have one",
+        "lines 2 to 41: no image has a predicted pneumothorax; 75.0% of the training images",
     ),
     "all positive": (
         lambda rows, masks: rows[:1] + [f"t{n},{rows[1].split(',')[1]}" for n in range(N_TEST)],
@@ -200,33 +303,39 @@ WARNED = {
     ),
     "a mask of the whole image": (
         at(6, f"t4,0 {SIZE * SIZE}"),
-        "1 masks cover more than half of their image: line 6 't4'",
+        "1 mask covers more than half of the image: line 6 't4'",
     ),
     "tiny masks": (
-        lambda rows, masks: every(masks, lambda m: rle.encode(m * (np.arange(SIZE) % 5 == 0).astype(np.uint8))),
+        lambda rows, masks: every(
+            masks, lambda m: rle.encode(m * (np.arange(SIZE) % 5 == 0).astype(np.uint8))
+        ),
         "lines 2 to 40: the median mask is",
     ),
     "another order": (
         lambda rows, masks: [*rows[:5], rows[6], rows[5], *rows[7:]],
-        "another order than the sample's from line 6, 't5', on",
+        "another order than the sample's, from line 6, 't5', on",
     ),
     "two runs that may be absolute": (
         at(6, "t4,1100 20 2120 25"),
         "line 6, 't4': may be absolute starts",
     ),
     "one mask one pixel too low": (
-        lambda rows, masks: at(6, f"t4,{first_gap_plus_one(rle.encode(low(masks[4])))}")(rows, masks),
-        "1 masks look one pixel too low",
+        lambda rows, masks: at(6, f"t4,{first_gap_plus_one(rle.encode(low(masks[4])))}")(
+            rows, masks
+        ),
+        "1 mask looks one pixel too low",
     ),
     "fewer than twenty masks, row by row": (
-        lambda rows, masks: every([m if n < 20 else None for n, m in enumerate(masks)], lambda m: rle.encode(m.T)),
+        lambda rows, masks: every(
+            [m if n < 20 else None for n, m in enumerate(masks)], lambda m: rle.encode(m.T)
+        ),
         "lines 2 to 20: the masks look transposed",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("oddity", WARNED)
-def test_what_is_legal_and_odd_is_a_warning_with_its_lines(oddity, check, right, masks):
+def test_what_is_legal_but_odd_is_a_warning_with_its_lines(oddity, check, right, masks):
     plant, expected = WARNED[oddity]
     code, printed, errors = check(plant(right, masks))
     assert (code, errors) == (0, "")
@@ -236,22 +345,15 @@ def test_what_is_legal_and_odd_is_a_warning_with_its_lines(oddity, check, right,
 
 def test_four_images_say_nothing_about_the_share_of_positives(tmp_path, check, right):
     sample = write_lines(tmp_path / "sample.csv", [right[0], *(f"t{n},-1" for n in range(4, 8))])
-    lines = [
-        right[0],
-        right[5],
-        "t5,-1",
-        "t6,-1",
-        "t7,-1",
-    ]  # one in four; three in four of the training images
+    # One in four has a mask; three in four of the training images.
+    lines = [right[0], right[5], "t5,-1", "t6,-1", "t7,-1"]
     code, printed, _ = check(lines, "--sample-submission", sample)
     assert code == 0
     assert "(25.0%; of 80 training images 75.0%)" in printed
     assert "warning" not in printed
 
 
-def test_faults_of_several_kinds_are_all_listed_and_those_of_one_kind_crowd_out_no_other(
-    check, right, masks
-):
+def test_many_faults_of_one_kind_crowd_out_no_other_kind(check, right, masks):
     lines = every(masks, absolute)
     code, _, errors = check([*lines[:8], "t99,-1", *lines[10:], "t1,1 2 3"])
     assert code == 3
@@ -267,7 +369,7 @@ def test_faults_of_several_kinds_are_all_listed_and_those_of_one_kind_crowd_out_
     assert "... and 9 more: absolute starts" in errors
     for words in (
         "line 9, 't99': not in the sample",
-        "line 41, 't1': stands on line 3",
+        "line 41, 't1': is already on line 3",
         "line 41, 't1': an odd count",
     ):
         assert words in errors
@@ -275,7 +377,7 @@ def test_faults_of_several_kinds_are_all_listed_and_those_of_one_kind_crowd_out_
     assert "'t8': missing" in errors
 
 
-def test_run_lengths_are_judged_on_the_images_own_grid(tmp_path, check):
+def test_run_lengths_are_judged_at_the_images_own_size(tmp_path, check):
     shapes = {"a": (100, 200), "b": (600, 1500), "c": (600, 1500)}
     output = prepared(tmp_path / "own", ["-1", "0 5"], shapes)
     mask = np.zeros((600, 1500), np.uint8)
@@ -289,10 +391,12 @@ def test_run_lengths_are_judged_on_the_images_own_grid(tmp_path, check):
     assert (
         "line 4, 'c': looks encoded at 1500 x 1500 or row by row, the image is 600 x 1500" in errors
     )
-    assert "orientation not judged: needs 10 masks and 50 of training, there are 1 and 1" in printed
+    assert (
+        "orientation not judged: it takes 10 masks and 50 training masks, found 1 and 1" in printed
+    )
 
 
-def test_another_sample_submission_can_be_given_and_ids_without_an_image_are_1024_by_1024(
+def test_a_given_sample_wins_and_images_outside_the_manifest_are_1024_by_1024(
     tmp_path, check, right
 ):
     sample = write_lines(tmp_path / "sample.csv", ["ImageId, EncodedPixels", "x, -1", "y, -1"])
@@ -304,20 +408,18 @@ def test_another_sample_submission_can_be_given_and_ids_without_an_image_are_102
     assert "line 3, 'y': a run ends at pixel 1048577, past the image's 1048576 pixels" in errors
 
 
-def test_a_folder_that_is_not_prepared_or_has_no_sample_says_what_to_do(
-    tmp_path, check, right, capsys
-):
+def test_an_output_folder_that_is_not_prepared_is_refused(tmp_path, check, right):
     code, _, errors = check(right, output=tmp_path / "nothing")
     assert code == 3
     assert "run 00_prepare_data.py first" in errors
-    output = prepared(tmp_path / "no sample", ["-1", "0 5"], {})
+    output = prepared(tmp_path / "damaged", ["-1", "0 5"], {})
     (output / artifacts.SAMPLE_SUBMISSION).unlink()
     code, _, errors = check(right, output=output)
     assert code == 3
-    assert "00_prepare_data.py" in errors
+    assert "run 00_prepare_data.py again" in errors
 
 
-def test_checking_writes_nothing_and_waits_for_nobody(output, check, right):
+def test_checking_writes_nothing_and_waits_for_no_lock(output, check, right):
     def contents():
         return {path: path.stat().st_mtime_ns for path in output.rglob("*")}
 
@@ -327,23 +429,16 @@ def test_checking_writes_nothing_and_waits_for_nobody(output, check, right):
         assert contents() == before
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path, output, capsys):
+def test_a_file_that_is_not_a_table_is_refused(tmp_path, output, capsys):
     for data in (b"", b"ImageId,EncodedPixels\n\xff,-1\n"):
         (tmp_path / "odd.csv").write_bytes(data)
-        assert called("--check", tmp_path / "odd.csv", "--output", output) == 3
+        assert called(tmp_path / "odd.csv", "--output", output) == 3
         assert "odd.csv" in capsys.readouterr().err
-
-
-def test_check_and_diff_exclude_each_other(capsys):
-    with pytest.raises(SystemExit) as left:
-        called("--check", "a.csv", "--diff", "a.csv", "b.csv")
-    assert left.value.code == 2
-    assert "not allowed with" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def real(real_data):
-    """{id: (text of the union, Mask)} of the 2,669 positives, and the ids of the negatives."""
+    """{id: (text of the union, Mask)} of the 2,669 positives; ids of the negatives."""
     found = {}
     rows = labels.read(real_data / "labels" / "stage_2_train.csv.gz").rows
     for image_id, texts in rows.items():
@@ -354,7 +449,7 @@ def real(real_data):
 
 
 def real_subset(real, folder, seed, write=lambda text: text):
-    """The report on 200 positives and 700 negatives of the real labels, against the others."""
+    """The report on 200 real positives and 700 negatives, against the others."""
     positives, negatives = real
     rng = np.random.default_rng(seed)
     order = rng.permutation(list(positives))
@@ -368,23 +463,23 @@ def real_subset(real, folder, seed, write=lambda text: text):
     )
     training = Training(11147, len(others) / 11147, [positives[name][1] for name in others[:1000]])
     sample = labels.Sample(("ImageId", "EncodedPixels"), tuple(ids))
-    return checking.check(path, sample, lambda image_id: (SIZE, SIZE), training)
+    return checking.check(path, Reference(sample, training=training))
 
 
-def assert_silent(report):
+def assert_no_remark(report):
     assert report.submitted.problems == []
     assert report.warnings == []
 
 
-def test_real_masks_pass_in_silence(real, tmp_path):
+def test_real_masks_pass_without_a_warning(real, tmp_path):
     for seed in range(2):
-        assert_silent(real_subset(real, tmp_path, seed))
+        assert_no_remark(real_subset(real, tmp_path, seed))
 
 
 @pytest.mark.slow
-def test_fifty_subsets_of_real_masks_pass_in_silence(real, tmp_path):
+def test_fifty_subsets_of_real_masks_pass_without_a_warning(real, tmp_path):
     for seed in range(50):
-        assert_silent(real_subset(real, tmp_path, seed))
+        assert_no_remark(real_subset(real, tmp_path, seed))
 
 
 def test_real_masks_written_row_by_row_are_found(real, tmp_path):

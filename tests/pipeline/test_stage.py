@@ -1,0 +1,119 @@
+"""Flags and exit codes that all scripts share."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pneumothorax import errors
+from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
+from pneumothorax.pipeline import stage
+from tests.helpers.stages import ROOT, run_stage
+
+
+@pytest.mark.parametrize("flag", ["--input", "--output"])
+def test_an_empty_path_is_a_usage_error_and_not_the_current_folder(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_stage("00_prepare_data.py", flag, "")
+    assert caught.value.code == 2
+    assert f"{flag}: is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (None, 0, ""),
+        (BadConfig("wrong setting"), 2, "error: wrong setting"),
+        (BadInput("wrong file"), 3, "error: wrong file"),
+        (errors.bad_list("2 errors", ["one", "two"]), 3, "error: 2 errors\n  one\n  two"),
+        (OutputLocked("held"), 4, "error: held"),
+        (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to resume"),
+        (OSError(errno.ENOSPC, "No space", "a.png"), 1, "the disk is full (a.png)"),
+        (OSError(errno.EFBIG, "File too large", "a.png"), 1, "a file grew too large (a.png)"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "a.png"),
+            3,
+            "error: a.png: Read-only file system",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.png"),
+            3,
+            "error: a.png: Permission denied",
+        ),
+        (Stopped(0), 0, "stopped; the state is saved. To resume: python "),
+        (Stopped(143), 143, "To resume: python "),
+        (
+            OSError(errno.EISDIR, "Is a directory", ".a.tmp", None, "a.csv"),
+            3,
+            "error: a.csv: Is a directory",
+        ),
+        (OSError(errno.EEXIST, "File exists", "overlays"), 3, "error: overlays: File exists"),
+    ],
+)
+def test_exit_codes(error, code, said, capsys):
+    def main():
+        if error:
+            raise error
+
+    assert stage.exit_code(main) == code
+    assert said in capsys.readouterr().err
+
+
+def test_the_command_to_resume_does_not_overwrite(monkeypatch, capsys):
+    def main():
+        raise Stopped(0)
+
+    monkeypatch.setattr(sys, "argv", ["02_train.py", "--overwrite", "--run", "a b"])
+    stage.exit_code(main)
+    assert "To resume: python 02_train.py --run 'a b'\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("bug"), OSError(errno.EIO, "Input/output error"), ValueError("bug")]
+)
+def test_a_bug_keeps_its_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        stage.exit_code(main)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM on Windows")
+def test_sigterm_ends_with_143_and_says_how_to_resume():
+    code = (
+        "import os, signal, time; from pneumothorax.pipeline import stage\n"
+        "def main(): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "stage.run(main)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert "terminated; run the same command again to resume" in done.stderr
+
+
+def test_a_long_list_of_problems_is_cut_and_counted():
+    message = str(errors.bad_list("many", [f"problem {n}" for n in range(60)]))
+    assert message.count("problem") == 50
+    assert message.endswith("... and 10 more")
+
+
+@pytest.mark.parametrize(("text", "folds"), [("all", [0, 1, 2]), ("0", [0]), ("2", [2])])
+def test_folds_are_chosen_by_number_or_all(text, folds):
+    assert stage.chosen_folds(text, 3) == folds
+
+
+@pytest.mark.parametrize("text", ["3", "-1", "", "1.0", "ALL", "x", "\u0661", "\u00b2"])
+def test_a_fold_that_does_not_exist_is_a_usage_error_that_lists_the_others(text):
+    with pytest.raises(BadConfig, match="folds 0 to 0"):
+        stage.chosen_folds(text, 1)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a b", "x" * 65, "a\n", "é"])
+def test_run_names_that_cannot_be_folders_are_usage_errors(name, capsys):
+    with pytest.raises(SystemExit) as caught:
+        stage.check_name(stage.parser("manual"), "--run", name)
+    assert caught.value.code == 2
+    assert "--run" in capsys.readouterr().err

@@ -1,0 +1,198 @@
+"""The same command again: it resumes, repairs what it can, and does nothing twice."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from pneumothorax.errors import BadInput, Stopped
+from pneumothorax.pipeline import artifacts, records
+from tests.helpers.stages import ROOT, files_below, run_all, run_on
+
+RUN = artifacts.Run("tiny")
+
+
+def training(output, config, *flags):
+    """The command that trains on an output folder."""
+    return [sys.executable, "02_train.py", "--config", config, "--output", output, *flags]
+
+
+def test_a_second_run_writes_nothing(finished, config):
+    made, output = finished
+    before = files_below(output)
+    run_all(made.folder, output, config)
+    rewritten = {name for name, value in files_below(output).items() if value != before.get(name)}
+    # Stage 00 checks its cache and writes its small tables again, with the same bytes.
+    assert {name for name in rewritten if files_below(output)[name][0] != before[name][0]} == set()
+    assert not [
+        name for name in rewritten if name.startswith(("runs/", "submissions/", "report/", "folds"))
+    ]
+
+
+def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the_same_weights(
+    finished, config, tmp_path
+):
+    """Killed with SIGKILL once the first epoch is on disk; then the same command."""
+    made, whole = finished
+    output = tmp_path / "output"
+    run_all(made.folder, output, config, stages=[0, 1])
+    command = training(output, config, "--run", "tiny", "--fold", "0", "--workers", "0")
+    history = output / RUN.fold(0).history.path
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, **quiet)
+    wait_until_it_exists(history, process)
+    process.kill()
+    process.wait()
+    assert history.exists(), "the first epoch never finished"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "going on after epoch" in done.stdout or "is finished" in done.stdout
+    assert same_weights(output, whole)
+    times = ["seconds", "images_per_second"]
+    ours, theirs = (pd.read_csv(place / RUN.fold(0).history.path) for place in (output, whole))
+    pd.testing.assert_frame_equal(ours.drop(columns=times), theirs.drop(columns=times))
+
+
+def wait_until_it_exists(path, process):
+    """Or until the process ends; two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def same_weights(output, other):
+    ours, theirs = (
+        torch.load(place / RUN.fold(0).last, weights_only=True)["network"]
+        for place in (output, other)
+    )
+    return all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_training_resumes_from_the_previous_checkpoint_if_the_last_one_is_damaged(
+    copied, config, capsys
+):
+    made, output = copied
+    folder = output / RUN.fold(0).folder
+    (folder / "finished.json").unlink()
+    weights = torch.load(folder / "last.pt", weights_only=True)["network"]
+    (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000])
+    run_all(made.folder, output, config, stages=[2])
+    printed = capsys.readouterr().out
+    assert "going on from" in printed
+    assert "previous.pt" in printed
+    assert "going on after epoch 1" in printed
+    again = torch.load(folder / "last.pt", weights_only=True)["network"]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def interrupted(output, config, number):
+    """Train the run "stopped", and send signal `number` after the first epoch.
+
+    Returns the exit code, what was printed, and the path of the run's history.
+    """
+    flags = ["--run", "stopped", "--fold", "0", "--workers", "1", "--set", "epochs=200"]
+    command = training(output, config, *flags)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    path = output / artifacts.Run("stopped").fold(0).history.path
+    wait_until_it_exists(path, process)
+    os.killpg(process.pid, number)  # as a terminal or a cluster does: loader workers get it too
+    printed, _ = process.communicate(timeout=60)
+    return process.returncode, printed, path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_saves_and_prints_the_command_to_resume(copied, config, number):
+    _, output = copied
+    code, printed, path = interrupted(output, config, number)
+    assert code == 128 + number, printed
+    assert re.search(
+        r"To resume: python 02_train\.py --config \S+tiny\.yaml .*--run stopped --fold 0", printed
+    )
+    assert "Traceback" not in printed
+    epochs = len(pd.read_csv(path))
+    saved = torch.load(path.with_name("last.pt"), weights_only=True)["progress"]
+    assert saved["epoch"] == epochs
+    assert not (output / artifacts.Run("stopped").fold(0).trained.path).exists()
+    left = ["--set", "epochs=200", "--fold", 0, "--run", "stopped", "--max-time", 0.05]
+    with pytest.raises(Stopped) as stopped:  # it resumes, until the time is up
+        run_on(output, "02_train.py", "--config", config, *left)
+    assert stopped.value.code == 0
+    later = torch.load(path.with_name("last.pt"), weights_only=True)["progress"]
+    assert (later["epoch"], later["step"]) > (saved["epoch"], saved["step"])
+
+
+def test_with_loader_workers_the_process_ends_when_its_work_is_done(copied, config):
+    _, output = copied
+    for workers in ("1", "2"):
+        flags = ["--run", "ends", "--fold", "0", "--workers", workers, "--overwrite"]
+        command = training(output, config, *flags)
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+
+
+def test_folds_started_at_the_same_moment_do_not_disturb_each_other(copied, config):
+    _, output = copied
+    command = training(output, config, "--run", "both", "--workers", "0", "--fold")
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    both = [subprocess.Popen([*command, fold], cwd=ROOT, **piped) for fold in "01"]
+    printed = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+
+
+def test_half_written_probability_maps_of_a_killed_run_are_removed(copied):
+    made, output = copied
+    path = output / RUN.probability_map(artifacts.TEST, made.test_ids[0])
+    path.unlink()
+    path.with_name(".gone.png.123.tmp").write_bytes(b"half")
+    run_on(output, "03_predict.py", "--run", "tiny")
+    assert path.exists()
+    assert not list(path.parent.glob("*.tmp"))
+
+
+def test_a_changed_probability_map_is_predicted_again(finished):
+    _, output = finished
+    table = artifacts.read_table(output, RUN.predictions)
+    path = output / RUN.probability_map(artifacts.OOF, table.at[0, "image_id"])
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    run_on(output, "03_predict.py", "--run", "tiny")
+    assert path.read_bytes() == good
+    assert records.sha256(path) == table.at[0, "sha256"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text[:-20], lambda text: text.replace('"parameters": ', '"parameters": 9')],
+)
+def test_damaged_network_facts_are_noticed_and_made_again(copied, config, damage):
+    made, output = copied
+    path = output / RUN.network_facts
+    good = path.read_text("utf-8")
+    path.write_text(damage(good))
+    with pytest.raises(BadInput, match=r"network\.json is not what 02_train\.py"):
+        run_on(output, "05_report.py")
+    run_all(made.folder, output, config, stages=[2])
+    assert path.read_text("utf-8") == good
+    run_on(output, "05_report.py")
+
+
+def test_the_network_facts_that_a_killed_run_left_are_replaced(copied, config):
+    _, output = copied
+    left = output / artifacts.Run("young").network_facts
+    left.parent.mkdir(parents=True)
+    left.write_text('{"network": "UNet"}')
+    flags = ["--run", "young", "--fold", 0, "--set", "epochs=1"]
+    run_on(output, "02_train.py", "--config", config, *flags)
+    assert json.loads(left.read_text("utf-8"))["network"] == "IcaResUNet"
