@@ -474,7 +474,7 @@ def test_a_jpeg_cut_short_inside_a_whole_file_is_truncated(tmp_path, monkeypatch
         ({"PixelData": None}, "NO_PIXELS"),
         ({"Rows": None}, "BAD_HEADER"),
         ({"Columns": None}, "BAD_HEADER"),
-        # A report, say: what stands behind the place of Rows was not cut off.
+        # For example a report: a tag after Rows shows that the file is not cut short.
         (
             {"Rows": None, "Columns": None, "PixelData": None, "VerificationFlag": "VERIFIED"},
             "BAD_HEADER",

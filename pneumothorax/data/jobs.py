@@ -55,7 +55,7 @@ class Job:
 def plan(
     labels_csv: Path, sample_csv: Path | None, *, size: int, salt: str, output: Path | None
 ) -> Job:
-    """The job for the tables as they are now."""
+    """The job, for the tables with their present contents."""
     tables_hash = _tables_hash(labels_csv, sample_csv)
     return Job(labels_csv, sample_csv, tables_hash, size, salt, output)
 

@@ -28,7 +28,7 @@ def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
     """Prepare one file below the input folder `root`; never raises for a bad file.
 
     Args:
-        known: the file's entry from an earlier run. It is returned as it is when
+        known: the file's entry from an earlier run. It is returned unchanged when
             neither the file nor its label has changed and its PNGs have the recorded
             hashes.
     """

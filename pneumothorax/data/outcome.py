@@ -125,7 +125,7 @@ def write_tables(output: Path, outcome: Outcome, job: Job) -> None:
 def fingerprints(outcome: Outcome, job: Job) -> dict[str, str]:
     """Two hashes: of everything that training rests on, and of the test images.
 
-    They are apart because either may change alone.
+    Separate, because either may change without the other.
     """
     table = manifest(outcome)
     text = {
