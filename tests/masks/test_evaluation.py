@@ -1,4 +1,4 @@
-"""Everything that turns probability maps into masks is fitted nested, and applied as it was scored."""
+"""The path from probability maps to masks: fitted nested, applied as it was scored."""
 
 import cv2
 import numpy as np
@@ -90,7 +90,7 @@ def test_an_images_probability_is_calibrated_on_the_other_folds(tmp_path):
 
 
 def test_weights_that_suit_pixels_but_spoil_masks_are_not_chosen(tmp_path):
-    """The first run is right but 0.3 too high everywhere; the second is 0, which background prefers."""
+    """The first run is right but 0.3 too high; the second is 0, which suits the background."""
     images, scores = [], []
     for number in range(24):
         truth = disc(64, 20 + number, 30, 8) if number % 2 else np.zeros((64, 64), np.uint8)
