@@ -1,6 +1,8 @@
 """Scores, worked out by hand on masks of a few pixels and against scikit-learn on many."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from sklearn import metrics as sk
 
 from pneumothorax import metrics
 from pneumothorax.pipeline import artifacts
+from tests.helpers.stages import ROOT
 
 EMPTY = np.zeros((2, 2), np.uint8)
 FULL = np.ones((2, 2), np.uint8)
@@ -42,7 +45,7 @@ def test_dice_of_one_image_by_hand(truth, prediction, dice):
     assert scores([truth], [prediction])["siim_dice"] == pytest.approx(dice)
 
 
-def test_siim_dice_is_the_mean_over_images_and_takes_any_iterables_and_types():
+def test_siim_dice_is_the_mean_over_images_of_any_iterables_and_types():
     truths, predictions = [EMPTY, LEFT, FULL, EMPTY], [EMPTY, TOP, CORNER, CORNER]
     assert metrics.siim_dice(truths, predictions) == pytest.approx((1 + 0.5 + 0.4 + 0) / 4)
     assert isinstance(metrics.siim_dice(truths, predictions), float)
@@ -52,7 +55,7 @@ def test_siim_dice_is_the_mean_over_images_and_takes_any_iterables_and_types():
     assert metrics.siim_dice(big, big) == 1.0
 
 
-def test_siim_dice_refuses_lists_of_other_lengths_other_shapes_and_none_at_all():
+def test_siim_dice_refuses_different_lengths_different_shapes_and_no_images():
     with pytest.raises(ValueError, match=r"shorter|longer"):
         metrics.siim_dice([EMPTY, EMPTY], [EMPTY])
     with pytest.raises(ValueError, match=r"\(2, 2\).*\(2, 3\)"):
@@ -63,7 +66,9 @@ def test_siim_dice_refuses_lists_of_other_lengths_other_shapes_and_none_at_all()
 
 def test_all_scores_of_four_images_by_hand():
     found = scores([EMPTY, LEFT, FULL, EMPTY], [EMPTY, TOP, EMPTY, CORNER], p=[0.1, 0.9, 0.2, 0.4])
-    # Pixels (true, predicted, both): (0, 0, 0), (2, 2, 1), (4, 0, 0), (0, 1, 0); sums 6, 3, 1; unions 0, 3, 4, 1.
+    # Pixels (true, predicted, both): (0, 0, 0), (2, 2, 1), (4, 0, 0), (0, 1, 0); sums 6, 3, 1;
+    # unions 0, 3, 4, 1. AUC: of the pairs (0.9, 0.1), (0.9, 0.4), (0.2, 0.1), (0.2, 0.4)
+    # three are in order.
     assert found == pytest.approx(
         {
             "siim_dice": (1 + 0.5 + 0 + 0) / 4,
@@ -75,8 +80,7 @@ def test_all_scores_of_four_images_by_hand():
             "image_precision": (1 + 1 / 2 + 0 + 0) / 4,
             "image_recall": (1 + 1 / 2 + 0 + 0) / 4,
             "image_iou": (1 + 1 / 3 + 0 + 0) / 4,
-            "auc": 3
-            / 4,  # of the pairs (0.9, 0.1), (0.9, 0.4), (0.2, 0.1), (0.2, 0.4) three are in order
+            "auc": 3 / 4,
             "sensitivity": 1 / 2,
             "specificity": 1 / 2,
             "ppv": 1 / 2,
@@ -85,7 +89,8 @@ def test_all_scores_of_four_images_by_hand():
 
 
 def test_scores_of_each_image_by_hand_and_with_the_empty_rule():
-    # (true, predicted, both): both empty; only predicted; only true; apart; 2 of 4 true and 2 of 5 predicted pixels.
+    # (true, predicted, both): both empty; only predicted; only true; disjoint; 2 of 4 true
+    # and 2 of 5 predicted pixels.
     found = metrics.image_scores(
         np.array([0, 0, 4, 4, 4]), np.array([0, 3, 0, 5, 5]), np.array([0, 0, 0, 0, 2])
     )
@@ -95,14 +100,14 @@ def test_scores_of_each_image_by_hand_and_with_the_empty_rule():
     assert found["iou"] == pytest.approx([1, 0, 0, 0, 2 / 7])
 
 
-def test_pixel_counts_of_a_narrow_type_are_added_without_overflow():
+def test_pixel_counts_of_a_small_integer_type_do_not_overflow():
     pixels = np.full(3, 40_000, dtype=np.uint16)  # 40,000 + 40,000 is past its limit
     found = metrics.scores(pixels, pixels, pixels // 4, np.ones(3))
     assert found["siim_dice"] == found["pooled_dice"] == 0.25  # 2 * 10 / (40 + 40)
     assert found["pooled_iou"] == pytest.approx(1 / 7)  # 10 / (40 + 40 - 10)
 
 
-def test_predicting_nothing_scores_the_share_of_negatives():
+def test_the_all_empty_baseline_scores_the_share_of_negatives():
     found = metrics.all_empty(np.array([0, 0, 0, 5]))
     assert found["siim_dice"] == 0.75
     assert found["positive_dice"] == 0
@@ -115,7 +120,7 @@ def test_predicting_nothing_scores_the_share_of_negatives():
     assert math.isnan(found["ppv"])
 
 
-def test_nothing_predicted_on_the_real_labels_scores_what_is_published():
+def test_the_all_empty_baseline_on_the_real_labels_scores_as_published():
     # FACTS.md: 12,047 images, 2,669 positive; stage-1 test: 1,372 images, 290 positive.
     assert metrics.all_empty(np.r_[np.zeros(9378), np.ones(2669)])["siim_dice"] == pytest.approx(
         0.7785, abs=5e-5
@@ -125,7 +130,7 @@ def test_nothing_predicted_on_the_real_labels_scores_what_is_published():
     )
 
 
-def test_scores_that_are_undefined_are_nan_and_never_an_error():
+def test_undefined_scores_are_nan_instead_of_an_error():
     negatives = scores([EMPTY, EMPTY], [EMPTY, EMPTY])
     assert negatives["siim_dice"] == 1
     assert negatives["specificity"] == 1
@@ -140,11 +145,22 @@ def test_scores_that_are_undefined_are_nan_and_never_an_error():
         "ppv",
     }
     assert {name for name, value in negatives.items() if math.isnan(value)} == undefined
-    nothing = metrics.scores(*(np.array([], dtype=int) for _ in range(4)))
-    assert all(math.isnan(value) for value in nothing.values())
+    no_images = metrics.scores(*(np.array([], dtype=int) for _ in range(4)))
+    assert all(math.isnan(value) for value in no_images.values())
 
 
-def test_every_score_of_the_tables_has_a_definition_and_the_other_way_round():
+def test_importing_the_metrics_loads_no_large_library():
+    code = (
+        "import sys; import pneumothorax.metrics; "
+        "print([name for name in ('sklearn', 'scipy', 'pandas', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_tables_hold_exactly_the_scores_that_have_a_definition():
     assert tuple(metrics.DEFINITIONS) == artifacts.SCORE_COLUMNS
     assert tuple(scores([LEFT], [TOP])) == artifacts.SCORE_COLUMNS
     assert all(metrics.DEFINITIONS.values())

@@ -149,12 +149,9 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
 
 
 def _scores(row: str, images: pd.DataFrame) -> dict[str, Any]:
-    pixels = (images[column].to_numpy() for column in ("true_px", "predicted_px", "overlap_px"))
-    return {
-        "row": row,
-        **_counts(images),
-        **metrics.scores(*pixels, images["p_positive"].to_numpy()),
-    }
+    columns = "true_px predicted_px overlap_px p_positive".split()
+    scores = metrics.scores(*(images[column].to_numpy() for column in columns))
+    return {"row": row, **_counts(images), **scores}
 
 
 def _all_empty(row: str, images: pd.DataFrame) -> dict[str, Any]:

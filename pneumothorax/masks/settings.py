@@ -56,7 +56,7 @@ class Settings:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of stage 04 besides those of every stage."""
+    """The flags of stage 04, without those that every stage has."""
     default_sizes = ",".join(map(str, thresholds.MIN_COMPONENTS))
     flag = parser.add_argument
     flag("--run", help=f"the run (default: the submission's name, else {DEFAULT_RUN})")

@@ -1,4 +1,4 @@
-"""Per-image tables for the tests of the report's statistics."""
+"""Per-image tables to compute scores from."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,7 @@ from pneumothorax.pipeline import artifacts
 
 
 def frame(true_px, predicted_px, overlap_px, **columns):
-    """Rows of artifacts.PER_IMAGE from pixel counts; `columns` replace what stands here."""
+    """Rows of artifacts.PER_IMAGE from pixel counts; `columns` replace or add values."""
     true_px, predicted_px, overlap_px = (
         np.asarray(column) for column in (true_px, predicted_px, overlap_px)
     )
@@ -33,23 +33,22 @@ def frame(true_px, predicted_px, overlap_px, **columns):
 
 
 def random_frame(rng, *, patients, images=(1, 2, 3, 4), **columns):
-    """Patients with as many images as one of `images`, all sick or all healthy, and results that resemble each other.
+    """Images of patients; each patient's truths and results resemble each other.
 
-    A sick patient (3 in 10) has masks of 100 pixels, of which a share u is found, and 100 are predicted; a healthy
-    one has a false alarm in a share f of the images. u is uniform over patients, f is beta(1, 4): the expected SIIM
-    Dice is 0.3 * 1/2 + 0.7 * 4/5 = 0.71.
+    The number of a patient's images is drawn from `images`. A sick patient (3 in 10) has
+    masks of 100 pixels; 100 pixels are predicted, and a share u of them is right. A healthy
+    patient has false alarms in a share f of the images. u is uniform over patients and f is
+    beta(1, 4), so the expected SIIM Dice is 0.3 * 1/2 + 0.7 * 4/5 = 0.71.
     """
     patient = np.repeat(np.arange(patients), rng.choice(images, size=patients))
     sick = (rng.random(patients) < 0.3)[patient]
     found = rng.binomial(100, rng.random(patients)[patient])
     alarm = rng.random(len(patient)) < rng.beta(1, 4, size=patients)[patient]
     predicted = np.where(sick, 100, 100 * alarm)
-    p = np.round(
-        np.clip(rng.normal(0.3 + 0.3 * sick, 0.2), 0, 1), 2
-    )  # rounded, so that there are ties
-    own = {
+    p = np.clip(rng.normal(0.3 + 0.3 * sick, 0.2), 0, 1).round(2)  # rounded to get ties
+    known = {
         "patient_id": [f"patient{number}" for number in patient],
         "p_positive": p,
         "fold": patient % 5,
     }
-    return frame(100 * sick, predicted, np.where(sick, found, 0), **{**own, **columns})
+    return frame(100 * sick, predicted, np.where(sick, found, 0), **{**known, **columns})

@@ -1,4 +1,4 @@
-"""Everything that turns probability maps into masks is fitted nested, and applied as it was scored."""
+"""The path from probability maps to masks: fitted nested, applied as it was scored."""
 
 import cv2
 import numpy as np
@@ -18,6 +18,13 @@ from pneumothorax.pipeline.engine import Engine
 from tests.helpers.images import disc
 
 
+def store(folder, name, values):
+    """A probability map as stage 03 stores it; `values` are (h, w) from 0 to 255."""
+    path = folder / f"{name}.png"
+    path.write_bytes(png.encode_small(values.astype(np.uint8)))
+    return StoredMap(path, records.sha256(path))
+
+
 def stored_images(folder, n_images, seed):
     """Every second image has a disc, which the first run's map shows and the second's shifts."""
     rng = np.random.default_rng(seed)
@@ -30,10 +37,7 @@ def stored_images(folder, n_images, seed):
         for run in range(2):
             seen = np.roll(truth, 4 * run, axis=1) * rng.uniform(0.4, 1.0) + 0.3 * rng.random()
             blurred = cv2.GaussianBlur(seen.astype(np.float32), (0, 0), 2)
-            path = folder / f"{number}-{run}.png"
-            data = png.encode_small(np.clip(blurred * 255, 0, 255).astype(np.uint8))
-            path.write_bytes(data)
-            stored.append(StoredMap(path, records.sha256(path)))
+            stored.append(store(folder, f"{number}-{run}", np.clip(blurred * 255, 0, 255)))
         rows = (rle.encode(truth),) if truth.any() else ()
         images.append(Image(str(number), tuple(stored), (64, 64), rows))
         scores.append([float(png.read(one.path).max()) / 255 for one in stored])
@@ -60,7 +64,8 @@ def test_the_fit_that_scores_a_fold_does_not_depend_on_its_labels(tmp_path):
     own = before.fold == 1
     assert one.images["rle"][own].tolist() == other.images["rle"][own].tolist()
     assert one.images["p_positive"][own].tolist() == other.images["p_positive"][own].tolist()
-    assert one.fits.blends[None] != other.fits.blends[None]  # the final fit sees all images
+    # The final fit sees all images.
+    assert one.fits.blends[None].calibration != other.fits.blends[None].calibration
 
 
 def test_the_search_and_the_masks_give_the_same_score(tmp_path):
@@ -90,23 +95,16 @@ def test_an_images_probability_is_calibrated_on_the_other_folds(tmp_path):
 
 
 def test_weights_that_suit_pixels_but_spoil_masks_are_not_chosen(tmp_path):
-    """The first run is right but 0.3 too high everywhere; the second is 0, which background prefers."""
+    """The first run is right but 0.3 too high; the second is 0, which suits the background."""
     images, scores = [], []
     for number in range(24):
         truth = disc(64, 20 + number, 30, 8) if number % 2 else np.zeros((64, 64), np.uint8)
-        stored = []
-        for run, values in enumerate((truth * 178 + 77, np.zeros((64, 64)))):
-            path = tmp_path / f"{number}-{run}.png"
-            path.write_bytes(png.encode_small(values.astype(np.uint8)))
-            stored.append(StoredMap(path, records.sha256(path)))
-        images.append(
-            Image(
-                str(number),
-                tuple(stored),
-                (64, 64),
-                (rle.encode(truth),) if number % 2 else (),
-            )
+        stored = (
+            store(tmp_path, f"{number}-0", truth * 178 + 77),
+            store(tmp_path, f"{number}-1", np.zeros((64, 64))),
         )
+        rows = (rle.encode(truth),) if number % 2 else ()
+        images.append(Image(str(number), stored, (64, 64), rows))
         scores.append([1.0 if number % 2 else 0.3, 0.0])
     found = Predicted(images, np.arange(24) % 3, np.array(scores))
     by_pixels = blending.fit([evaluation.moments(image) for image in images])
@@ -144,12 +142,8 @@ def test_test_images_get_the_final_fit():
 def test_a_submission_row_obeys_the_whole_rule(tmp_path):
     first, second = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.uint8)
     first[0, 0], second[1, 0] = 255, 128
-    stored = []
-    for number, values in enumerate((first, second)):
-        path = tmp_path / f"{number}.png"
-        path.write_bytes(png.encode_small(values))
-        stored.append(StoredMap(path, records.sha256(path)))
-    image = Image("a", tuple(stored), (8, 8), ())
+    stored = store(tmp_path, "first", first), store(tmp_path, "second", second)
+    image = Image("a", stored, (8, 8), ())
     triplet = Triplet(0.3, 0, 0.3, min_probability=0.6)
     for weights, p_positive, text in (
         ((0.25, 0.75), 0.6, "1 1"),  # 0.75 x 128 = 96 > 76

@@ -1,4 +1,4 @@
-"""Probability map to mask: the windowed short cut equals the plain computation, and the triplet means what it says."""
+"""From probability map to mask: the windowed shortcut is exact, and each threshold does its job."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from tests.helpers.images import disc
 
 
 def plain_mask(stored, triplet, shape):
-    """The whole map upsampled, thresholded in floating point, components counted by flood filling."""
+    """Upsamples the whole map, thresholds in floating point, finds components by flood fill."""
     large = (
         cv2.resize(stored, shape[::-1], interpolation=cv2.INTER_LINEAR)
         if stored.shape != shape
@@ -26,29 +26,29 @@ def plain_mask(stored, triplet, shape):
 
 
 def sizes(mask):
-    """For every pixel the size of the 8-connected part it belongs to; 0 outside."""
+    """For every pixel the size of its 8-connected component; 0 outside."""
     height, width = mask.shape
     result = np.zeros(mask.shape, int)
     seen = ~mask
     for start in zip(*np.nonzero(mask), strict=True):
         if seen[start]:
             continue
-        part, pending = [], [start]
+        component, pending = [], [start]
         seen[start] = True
         while pending:
             row, column = pending.pop()
-            part.append((row, column))
+            component.append((row, column))
             for r in range(max(0, row - 1), min(height, row + 2)):
                 for c in range(max(0, column - 1), min(width, column + 2)):
                     if not seen[r, c]:
                         seen[r, c] = True
                         pending.append((r, c))
-        result[tuple(np.array(part).T)] = len(part)
+        result[tuple(np.array(component).T)] = len(component)
     return result
 
 
 def blobs(seed, shape=(32, 32)):
-    """(h, w) uint8 map: nothing, or up to three blurred discs, also across the border."""
+    """(h, w) uint8 map: up to three blurred discs, some across the border."""
     rng = np.random.default_rng(seed)
     stored = np.zeros(shape, np.float32)
     for _ in range(rng.integers(0, 4)):
@@ -56,9 +56,7 @@ def blobs(seed, shape=(32, 32)):
         cv2.circle(stored, centre, int(rng.integers(1, 7)), float(rng.random()), -1)
     stored = cv2.GaussianBlur(stored, (0, 0), 0.3 + 1.5 * rng.random())
     if seed % 5 == 0:
-        stored[rng.integers(0, shape[0]), rng.integers(0, shape[1])] = (
-            1  # single pixels, corners among them
-        )
+        stored[rng.integers(0, shape[0]), rng.integers(0, shape[1])] = 1  # a single pixel
     if seed % 7 == 0:
         stored[[0, 0, -1, -1], [0, -1, 0, -1]] = rng.random(4)
     return postprocess.quantise(stored)
@@ -96,7 +94,7 @@ def test_the_windowed_mask_equals_the_plain_one(shape):
 
 
 @pytest.mark.parametrize("size", [128, 256, 512])
-def test_at_the_competitions_own_size_too(size):
+def test_the_windowed_mask_is_exact_at_the_competitions_size(size):
     for seed in range(3):
         stored = cv2.resize(blobs(seed + 1), (size, size))
         large = cv2.resize(stored, (1024, 1024), interpolation=cv2.INTER_LINEAR)
@@ -109,7 +107,7 @@ def test_at_the_competitions_own_size_too(size):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 96), (32, 32), (40, 52)])
-def test_an_upsampled_window_is_a_part_of_the_upsampled_map_and_outside_it_nothing_exceeds(shape):
+def test_an_upsampled_window_equals_that_part_of_the_whole_map_and_holds_all_higher_values(shape):
     for seed in range(30):
         stored = blobs(seed)
         whole = (
@@ -127,8 +125,8 @@ def test_an_upsampled_window_is_a_part_of_the_upsampled_map_and_outside_it_nothi
         assert not (whole[outside] > 76).any()
 
 
-def test_the_triplet_by_hand():
-    # A 1024 x 1024 map whose values need no enlarging: 100 pixels at 0.8, 300 around them at 0.4.
+def test_masks_of_a_triplet_by_hand():
+    # A 1024 x 1024 map that needs no upsampling: 100 pixels at 0.8, 300 around them at 0.4.
     stored = np.zeros((1024, 1024), np.uint8)
     stored[10:30, 10:30] = 102  # 0.4
     stored[15:25, 15:25] = 204  # 0.8
@@ -137,10 +135,10 @@ def test_the_triplet_by_hand():
         return int(postprocess.mask(stored, Triplet(*values), stored.shape).sum())
 
     assert area(0.7, 100, 0.3) == 400  # 100 pixels above 0.7 are enough: everything above 0.3
-    assert area(0.7, 101, 0.3) == 0  # they are one too few: the image is empty
+    assert area(0.7, 101, 0.3) == 0  # one too few: the image is empty
     assert area(0.3, 400, 0.3) == 400
     assert area(0.7, 50, 0.5) == 100
-    assert area(0.81, 1, 0.3) == 0  # nothing is above the top threshold
+    assert area(0.81, 1, 0.3) == 0  # no pixel is above the top threshold
     assert area(0.8, 1, 0.3) == 0  # above, not at
     assert area(0.79, 1, 0.4) == 100
 
@@ -181,9 +179,8 @@ def test_holes_are_filled_as_scipy_fills_them():
     changed = 0
     for density in np.linspace(0.3, 0.8, 60):
         inside = (rng.random((24, 31)) < density).astype(np.uint8)
-        expected = ndimage.binary_fill_holes(
-            inside
-        )  # the background is joined at sides, so the mask at corners
+        # SciPy's background is 4-connected, so its mask is 8-connected, as ours.
+        expected = ndimage.binary_fill_holes(inside)
         np.testing.assert_array_equal(postprocess.fill_holes(inside), expected)
         changed += int(expected.sum() > inside.sum())
     assert changed > 30
@@ -203,11 +200,12 @@ def test_thresholds_are_described_in_words():
     assert "minimum area 1048576," in Triplet(0.7, 1048576.0, 0.3).described()  # to the pixel
     every = Triplet(0.7, 0, 0.3, 250, True, 0.4).described()
     assert every == (
-        "top 0.7, minimum area 0, bottom 0.3, components below 250 pixels removed, holes filled, images below 0.4 empty"
+        "top 0.7, minimum area 0, bottom 0.3, components below 250 pixels removed, "
+        "holes filled, images below 0.4 empty"
     )
 
 
-def test_an_image_of_too_low_a_probability_is_empty():
+def test_an_image_below_the_image_threshold_is_empty():
     stored = np.full((64, 64), 255, np.uint8)
     triplet = Triplet(0.5, 0, 0.5, min_probability=0.3)
     assert postprocess.mask(stored, triplet, (64, 64), 0.3).all()
@@ -249,6 +247,6 @@ def test_quantised_probabilities_are_rounded():
         (float("nan"), 0, 0),
     ],
 )
-def test_a_triplet_that_makes_no_sense_is_refused(values):
+def test_a_senseless_triplet_is_refused(values):
     with pytest.raises(ValueError, match="bottom <= top"):
         Triplet(*values)

@@ -1,4 +1,4 @@
-"""The threshold search is exact, and nested: no image is scored with thresholds it helped choose."""
+"""The threshold search is exact, and no image is scored with thresholds it helped to choose."""
 
 import itertools
 

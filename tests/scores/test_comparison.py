@@ -1,4 +1,4 @@
-"""Differences between runs: the same images, the same resamples, a p-value that means what it says."""
+"""Differences between runs: on the same images and resamples, with p-values that are right."""
 
 import numpy as np
 import pandas as pd
@@ -22,14 +22,14 @@ def scored(table, **columns):
 
 
 def better(table):
-    """Half of what was missed is found, and false alarms are gone."""
+    """The same run with half of the missed pixels found and without false alarms."""
     overlap = (table["overlap_px"] + table["true_px"]) // 2
     return scored(
         table, overlap_px=overlap, predicted_px=table["predicted_px"].where(table["true_px"] > 0, 0)
     )
 
 
-def test_a_run_against_its_copy_differs_in_nothing_with_p_1():
+def test_a_run_and_its_copy_differ_by_0_with_p_1():
     table = run()
     found = comparison.paired(table, table.sample(frac=1, random_state=0), repeats=500)
     assert found["score"].tolist() == list(metrics.DEFINITIONS)
@@ -43,12 +43,11 @@ def test_a_clear_improvement_has_a_small_p_and_an_interval_above_0():
     table = run()
     found = comparison.paired(better(table), table, ["siim_dice", "positive_dice"], repeats=999)
     assert (found["low"] > 0).all()
-    assert (
-        found["p"].tolist() == [2 / 1000] * 2
-    )  # no resample of 999 turns the sign: 2 * (0 + 1) / (999 + 1)
+    # None of 999 resamples reverses the sign: 2 * (0 + 1) / (999 + 1).
+    assert found["p"].tolist() == [2 / 1000] * 2
 
 
-def test_the_difference_is_first_minus_second_and_turns_with_the_order():
+def test_the_difference_is_first_minus_second():
     table = run()
     one = comparison.paired(better(table), table, repeats=200).set_index("score")
     other = comparison.paired(table, better(table), repeats=200).set_index("score")
@@ -62,8 +61,8 @@ def test_the_difference_is_first_minus_second_and_turns_with_the_order():
 
 
 def test_both_runs_are_scored_on_the_same_resamples():
-    # The second run scores 0.1 less on every image, so on every resample, though images range from 0.1 to 1: the
-    # interval of the difference has no width.
+    # The second run scores 0.1 less on every image, and so on every resample, although images
+    # range from 0.1 to 1: the interval of the difference has no width.
     rng = np.random.default_rng(0)
     overlap = rng.integers(10, 101, size=80)
     first, second = (frame([100] * 80, [100] * 80, found) for found in (overlap, overlap - 10))
@@ -82,11 +81,9 @@ def test_p_value_by_hand():
     assert np.isnan(comparison.p_value(np.array([np.nan])))
 
 
-def test_p_values_of_equally_good_runs_are_below_5_percent_about_that_often():
+def test_equally_good_runs_have_p_below_5_percent_about_5_percent_of_the_time():
     rng = np.random.default_rng(7)
-    patient = (
-        np.arange(200) // 2
-    )  # two images each: a run is good or bad at a patient, as often one as the other
+    patient = np.arange(200) // 2  # two images each, on which a run is equally good
     ids = [f"patient{number}" for number in patient]
     small = 0
     for number in range(200):
@@ -101,16 +98,15 @@ def test_p_values_of_equally_good_runs_are_below_5_percent_about_that_often():
     assert 0.02 <= small / 200 <= 0.09
 
 
-def test_the_interval_of_a_difference_holds_the_truth_in_95_percent_of_simulated_studies():
+def test_the_interval_of_a_difference_covers_the_truth_in_95_percent_of_studies():
     rng = np.random.default_rng(8)
     patient = np.arange(400) // 2
     ids = [f"patient{number}" for number in patient]
     held = 0
     for number in range(200):
         second = rng.integers(20, 71, size=200)
-        first = second + rng.integers(
-            -10, 21, size=200
-        )  # by 5 of 100 pixels better on average: Dice by 0.05
+        # Better by 5 of 100 pixels on average: Dice is higher by 0.05.
+        first = second + rng.integers(-10, 21, size=200)
         tables = (
             frame([100] * 400, [100] * 400, found[patient], patient_id=ids)
             for found in (first, second)
@@ -136,7 +132,7 @@ def test_the_interval_of_a_difference_holds_the_truth_in_95_percent_of_simulated
         ),
     ],
 )
-def test_runs_on_other_images_patients_folds_or_truths_are_refused(change, message):
+def test_runs_on_different_images_patients_folds_or_truths_are_refused(change, message):
     table = run()
     with pytest.raises(BadInput, match=f"first and second cannot be compared: .*{message}"):
         comparison.paired(table, change(table))
@@ -144,7 +140,7 @@ def test_runs_on_other_images_patients_folds_or_truths_are_refused(change, messa
         comparison.all_pairs({"a": table, "b": table, "c": change(table)})
 
 
-def test_an_image_that_comes_twice_is_refused():
+def test_an_image_that_is_listed_twice_is_refused():
     table = run()
     with pytest.raises(BadInput, match="second lists images twice: image00003"):
         comparison.paired(
@@ -152,20 +148,12 @@ def test_an_image_that_comes_twice_is_refused():
         )
 
 
-def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting_nothing_can_be_one():
+def test_all_pairs_lists_every_two_runs_once_and_accepts_the_all_empty_baseline():
     table = run()
     frames = {"new": better(table), "old": table, artifacts.ALL_EMPTY: per_image.all_empty(table)}
     found = comparison.all_pairs(frames, ["siim_dice", "ppv"], repeats=200)
-    assert list(found.columns) == [
-        "first",
-        "second",
-        "score",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-    ]
+    columns = "first second score difference low high p p_holm".split()
+    assert list(found.columns) == columns
     pairs = [("new", "old"), ("new", artifacts.ALL_EMPTY), ("old", artifacts.ALL_EMPTY)]
     assert list(zip(found["first"], found["second"], strict=True)) == [
         pair for pair in pairs for _ in range(2)
@@ -178,18 +166,17 @@ def test_all_pairs_holds_every_two_runs_once_as_paired_finds_them_and_predicting
         )
     undefined = found[(found["score"] == "ppv") & (found["second"] == artifacts.ALL_EMPTY)]
     assert undefined[["difference", "low", "high", "p", "p_holm"]].isna().all(axis=None)
-    one = found[
-        (found["score"] == "ppv") & (found["second"] == "old")
-    ]  # the only pair with a PPV: nothing to correct
+    # The only pair with a PPV: no correction.
+    one = found[(found["score"] == "ppv") & (found["second"] == "old")]
     assert one["p_holm"].item() == one["p"].item()
 
 
-def test_one_run_alone_has_no_pairs():
+def test_a_single_run_has_no_pairs():
     assert comparison.all_pairs({"only": run()}, repeats=10).empty
 
 
 def test_holm_by_hand():
-    # Sorted 0.01, 0.02, 0.03, 0.5: times 4, 3, 2, 1 = 0.04, 0.06, 0.06, 0.5; each at least the one before.
+    # Sorted 0.01, 0.02, 0.03, 0.5; times 4, 3, 2, 1 = 0.04, 0.06, 0.06, 0.5; never falling.
     assert comparison.holm(np.array([0.5, 0.01, 0.03, 0.02])) == pytest.approx(
         [0.5, 0.04, 0.06, 0.06]
     )
@@ -210,17 +197,14 @@ def test_the_gain_is_the_blends_score_minus_that_of_its_best_single_run():
     )
 
     def predicted_as(overlaps):
-        pixels = {
-            "true_px": 10,
-            "predicted_px": 10,
-            "overlap_px": overlaps,
-        }  # Dice is the overlap over 10
         return pd.DataFrame(
             {
                 "image_id": ids,
                 "fold": 0,
                 "p_positive": 0.5,
-                **pixels,
+                "true_px": 10,
+                "predicted_px": 10,
+                "overlap_px": overlaps,
                 "dice": np.array(overlaps) / 10,
             }
         )

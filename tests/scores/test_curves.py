@@ -10,7 +10,7 @@ from tests.helpers.frames import frame, random_frame
 
 
 def image_level(positive, p, found=None):
-    """A table of images with these truths, probabilities, and decisions (a pixel is predicted)."""
+    """Images with these truths, probabilities, and decisions (whether a pixel is predicted)."""
     found = np.asarray(p) > 0.5 if found is None else np.asarray(found)
     positive = np.asarray(positive)
     return frame(
@@ -30,14 +30,14 @@ def test_roc_by_hand():
     ]
 
 
-def test_the_area_under_the_curve_is_the_tables_auc():
+def test_the_area_under_the_curve_is_the_auc_score():
     table = random_frame(np.random.default_rng(0), patients=100)
     curve = curves.roc(table)
     assert auc(curve["fpr"], curve["tpr"]) == pytest.approx(bootstrap.measured(table)["auc"])
 
 
-def test_the_operating_point_is_that_of_the_masks_and_not_of_a_threshold():
-    # 3 positives, 2 found; 4 negatives, 1 false alarm, and it has the lowest probability of all.
+def test_the_operating_point_is_that_of_the_masks_instead_of_a_threshold():
+    # 3 positives, 2 found; 4 negatives, 1 false alarm, with the lowest probability of all.
     table = image_level(
         [1, 1, 1, 0, 0, 0, 0], [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.1], [1, 1, 0, 0, 0, 0, 1]
     )
@@ -45,7 +45,7 @@ def test_the_operating_point_is_that_of_the_masks_and_not_of_a_threshold():
     assert point.to_dict("records") == [{"fpr": pytest.approx(1 / 4), "tpr": pytest.approx(2 / 3)}]
 
 
-def test_one_class_alone_has_no_curve_and_an_operating_point_with_a_gap():
+def test_a_single_class_has_no_curve_and_half_an_operating_point():
     table = image_level([0, 0], [0.1, 0.9])
     assert curves.roc(table).empty
     assert list(curves.roc(table).columns) == ["fpr", "tpr", "threshold"]
@@ -53,7 +53,8 @@ def test_one_class_alone_has_no_curve_and_an_operating_point_with_a_gap():
 
 
 def test_calibration_and_its_error_by_hand():
-    # Two bins. Below 0.5: 0.1, 0.3, 0.2, mean 0.2, one of three positive. Above: 0.6 and 1.0, mean 0.8, both positive.
+    # Two bins. Below 0.5: 0.1, 0.3, 0.2, mean 0.2, one of three positive. Above: 0.6 and 1.0,
+    # mean 0.8, both positive.
     table = curves.calibration(image_level([0, 1, 0, 1, 1], [0.1, 0.3, 0.2, 0.6, 1.0]), bins=2)
     assert table[["low", "high", "images"]].to_numpy().tolist() == [[0, 0.5, 3], [0.5, 1, 2]]
     assert table["p_positive"].tolist() == pytest.approx([0.2, 0.8])
@@ -75,16 +76,17 @@ def test_calibration_agrees_with_scikit_learn_and_counts_every_image_once(strate
     assert table["images"].sum() == 500
 
 
-def test_bins_with_few_images_have_wide_intervals_and_empty_ones_are_left_out():
-    # 100 images at 0.05, half of them positive, and one at 0.95. Wilson by hand, z = 1.96: centre 0.5, half width
-    # 1.96 / (100 + 3.8415) * sqrt(25 + 0.9604) = 0.0962; for 1 of 1 from 1 / (1 + 3.8415) = 0.2065 to 1.
+def test_bins_with_few_images_have_wide_intervals_and_empty_bins_are_left_out():
+    # 100 images at 0.05, half of them positive, and one at 0.95. Wilson by hand, z = 1.96:
+    # centre 0.5, half width 1.96 / (100 + 3.8415) * sqrt(25 + 0.9604) = 0.0962; for 1 of 1
+    # from 1 / (1 + 3.8415) = 0.2065 to 1.
     table = curves.calibration(image_level([0, 1] * 50 + [1], [0.05] * 100 + [0.95]))
     assert table["images"].tolist() == [100, 1]
     assert table["share_low"].tolist() == pytest.approx([0.4038, 0.2065], abs=1e-4)
     assert table["share_high"].tolist() == pytest.approx([0.5962, 1], abs=1e-4)
 
 
-def test_equal_probabilities_make_one_bin_of_either_kind():
+def test_equal_probabilities_share_one_bin_with_either_strategy():
     table = image_level([0, 1, 0, 1], [0.3] * 4)
     for strategy in ("uniform", "quantile"):
         bins = curves.calibration(table, strategy=strategy)

@@ -1,4 +1,4 @@
-"""The per-image table joins a run's results with the manifest and the folds, or says why it cannot."""
+"""The per-image table joins a run's results with the manifest and the folds."""
 
 import pandas as pd
 import pytest
@@ -10,7 +10,7 @@ from pneumothorax.scores import per_image
 
 
 def parts():
-    """Out-of-fold rows, manifest rows (one test image more, in another order) and folds rows of three images."""
+    """Out-of-fold, manifest and folds rows of three images; the manifest has a test image, too."""
     images = pd.DataFrame(
         {
             "image_id": ["a", "b", "c"],
@@ -50,7 +50,8 @@ def test_table_by_hand():
         ["unet", "b", "q", 1, "PA", "", 4, 5, 0, 0.4, 0, 0, 0],
         ["unet", "c", "", 1, "", "M", 6, 7, 0, 0.1, 0, 2, 0],
     ]
-    # a: twice 4 of 10 + 5; precision 4/5, recall 4/10, union 10 + 5 - 4 = 11. b: both empty. c: a false alarm.
+    # a: 2 * 4 / (10 + 5); precision 4/5, recall 4/10, union 10 + 5 - 4 = 11.
+    # b: both empty. c: a false alarm.
     assert table[scores].to_numpy().tolist() == [
         pytest.approx([8 / 15, 0.8, 0.4, 4 / 11]),
         [1] * 4,
@@ -58,7 +59,7 @@ def test_table_by_hand():
     ]
 
 
-def test_nothing_keeps_the_images_and_scores_what_metrics_says():
+def test_the_all_empty_run_keeps_the_images_and_scores_like_the_all_empty_baseline():
     table = per_image.all_empty(per_image.table(*parts(), "unet"))
     assert set(table["run"]) == {"all-empty baseline"}
     assert table["image_id"].tolist() == ["a", "b", "c"]
@@ -70,7 +71,7 @@ def test_nothing_keeps_the_images_and_scores_what_metrics_says():
     assert metrics.scores(*pixels) == pytest.approx(expected, nan_ok=True)
 
 
-def test_images_missing_in_the_manifest_or_the_folds_are_named():
+def test_images_that_are_not_in_the_manifest_or_the_folds_are_listed():
     images, manifest, folds = parts()
     with pytest.raises(BadInput, match=r"1 images of unet are not in the manifest(.|\n)*a"):
         per_image.table(images, manifest.iloc[:3], folds, "unet")

@@ -8,7 +8,7 @@ from tests.helpers.frames import frame, random_frame
 
 
 def ten_images():
-    """Masks of 0.1, 0.2, ..., 0.8 % of 100 x 100 pixels, and two negatives, one of them with a false alarm."""
+    """Masks of 0.1, 0.2, ..., 0.8 % of 100 x 100 pixels; two negatives, one with a false alarm."""
     true_px = [80, 70, 60, 50, 40, 30, 20, 10, 0, 0]
     overlap_px = [80, 70, 30, 25, 0, 15, 5, 0, 0, 0]  # Dice 1, 1, 0.5, 0.5, 0, 0.5, 0.25, 0, 1, 0
     predicted_px = [80, 70, 60, 50, 0, 30, 20, 0, 0, 9]
@@ -23,7 +23,7 @@ def by_level(stratum):
     return table[table["stratum"] == stratum].set_index("level")
 
 
-def test_quarters_of_the_mask_share_by_hand():
+def test_quarters_of_the_mask_area_by_hand():
     # Quartiles of 0.1 .. 0.8: 0.275, 0.45, 0.625, so two positives in each quarter.
     table = by_level("mask size")
     assert table.index.tolist() == [
@@ -44,14 +44,14 @@ def test_quarters_of_the_mask_share_by_hand():
     assert table["all_empty"].tolist() == [1, 0, 0, 0, 0]
 
 
-def test_the_share_is_of_the_image_and_not_of_1024_x_1024():
+def test_mask_sizes_are_shares_of_the_image_itself():
     table = strata.table(
         frame([50, 50], [50, 50], [50, 50], height=[100, 1000], width=[100, 10]), repeats=10
     )
     assert table["level"].tolist()[0] == "mask 1st quarter (0.5-0.5 %)"
 
 
-def test_views_and_sexes_by_hand_with_those_not_given_as_unknown():
+def test_views_and_sexes_by_hand_with_missing_ones_as_unknown():
     views = by_level("view")
     assert views["images"].to_dict() == {"PA": 4, "AP": 3, "LL": 1, "unknown": 2}
     assert views["positives"].to_dict() == {"PA": 3, "AP": 3, "LL": 1, "unknown": 1}
@@ -66,7 +66,7 @@ def test_views_and_sexes_by_hand_with_those_not_given_as_unknown():
     assert by_level("sex")["images"].to_dict() == {"F": 2, "M": 7, "O": 1}
 
 
-def test_intervals_are_those_of_the_levels_own_patients():
+def test_the_intervals_of_a_level_are_over_its_own_patients():
     table = random_frame(np.random.default_rng(0), patients=80)
     table["sex"] = np.where(table.index % 2, "F", "M")
     row = strata.table(table, repeats=100, seed=3).set_index("level").loc["F"]
