@@ -44,8 +44,8 @@ PerFrameFunctionalGroupsSequence/DerivationImageSequence/DerivationCodeSequence/
 """
 # Type 2: present, but may be empty
 PRESENT = """
-PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName
-SeriesNumber ContentDescription ContentCreatorName PatientOrientation
+PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
+ReferringPhysicianName SeriesNumber ContentDescription ContentCreatorName PatientOrientation
 """
 
 WHOLE = {
