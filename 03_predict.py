@@ -70,9 +70,7 @@ def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -
     if problem := onnx_export.missing():
         parser.error(f"--backend {ONNXRUNTIME}: {problem}")
     if args.device not in ("auto", "cpu") or args.precision == "bf16":
-        parser.error(
-            f"--backend onnxruntime runs on the CPU in fp32: drop --device and --precision"
-        )
+        parser.error("--backend onnxruntime runs on the CPU in fp32: drop --device and --precision")
     args.device, args.precision = "cpu", "fp32"
 
 
