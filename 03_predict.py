@@ -1,15 +1,15 @@
 """Stage 03: probability maps of images that the networks have not seen.
 
-Reads   output/runs/<run>/fold<k>/best.pt (stage 02), the manifest, the folds and the cache
-Writes  output/runs/<run>/oof/<id>.png    training images, each by the network of its own fold
-        output/runs/<run>/test/<id>.png   test images, averaged over the folds' networks
+Reads   output/runs/<run>/fold<k>/best.pt (stage 02), manifest, folds and cache
+Writes  output/runs/<run>/oof/<id>.png    training images, by the network of their fold
+        output/runs/<run>/test/<id>.png   test images, averaged over the networks
         output/runs/<run>/predictions.csv one row per probability map
-        output/runs/<run>/network.onnx    with --backend onnxruntime: the networks it computes with
+        output/runs/<run>/network.onnx    only with --backend onnxruntime
 
-Probability maps are 8-bit grey PNGs, probability x 255, at the network's size: the mean over
-image and mirror. The network is rebuilt from the checkpoint alone; --backend onnxruntime
-exports it first, as export_model.py does, where network.onnx is missing or out of date.
-Safe to interrupt: run the same command again to resume.
+Probability maps are 8-bit grey PNGs, probability x 255, at the network's size. Each is
+the mean over an image and its mirror image. The network is rebuilt from the checkpoint
+alone; --backend onnxruntime exports it first, as export_model.py does, if network.onnx
+is missing or out of date. Safe to interrupt: run the same command again to resume.
 
     python 03_predict.py --run ica_resunet
     python 03_predict.py --run ica_resunet --split oof --fold 0
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--backend",
         choices=BACKENDS,
         default=PYTORCH,
-        help="what computes; onnxruntime runs on the CPU in fp32 (default: %(default)s)",
+        help="library to compute with; onnxruntime: CPU, fp32 (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     stage.check_name(parser, "--run", args.run)
@@ -64,13 +64,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Settle the device and precision, and end with a usage error where ONNX Runtime cannot run."""
+    """Set device and precision. Usage error where ONNX Runtime cannot run."""
     from pneumothorax.prediction import onnx_export
 
     if problem := onnx_export.missing():
         parser.error(f"--backend {ONNXRUNTIME}: {problem}")
     if args.device not in ("auto", "cpu") or args.precision == "bf16":
-        parser.error(f"--backend {ONNXRUNTIME} runs on the CPU in fp32: drop --device, --precision")
+        parser.error("--backend onnxruntime runs on the CPU in fp32: drop --device and --precision")
     args.device, args.precision = "cpu", "fp32"
 
 
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
 def load_networks(
     args: argparse.Namespace, folds: list[int], device: "torch.device", *, overwrite: bool
 ) -> "dict[int, Predictor]":
-    """By fold: from the checkpoints, or for ONNX Runtime from a file that is exported first."""
+    """By fold, from checkpoints, or for ONNX Runtime from the run's ONNX file."""
     import models
     from pneumothorax.compute import distributed
     from pneumothorax.prediction import onnx_export, onnx_runtime, probability_maps
@@ -137,7 +137,7 @@ def load_networks(
 
 
 def weights_key(args: argparse.Namespace, inputs: dict[str, str], fold: int) -> str:
-    """The hash of a fold's weights; maps of one backend never pass for the other's."""
+    """Hash of a fold's weights, and the backend: their maps must not be mixed."""
     key = inputs[artifacts.Run(args.run).fold(fold).best_weights]
     return key if args.backend == PYTORCH else f"{key} {ONNXRUNTIME}"
 

@@ -3,9 +3,10 @@
 Reads   output/runs/<run>/fold<k>/best.pt (stage 02), the folds and the cache
 Writes  output/runs/<run>/network.onnx    grey images in, probability maps out
 
-Normalisation, the mean over image and mirror and the mean over the folds are inside. The maps
-are compared with PyTorch's on images of the run: a file that differs by more than 1 of 255 is
-not kept. The file's metadata describe its input and output.
+The file contains normalisation, the mean over an image and its mirror image, and the mean
+over the folds. Its metadata describe its input and output. Its probability maps are
+compared with PyTorch's on images of the run; if they differ by more than 1/255, the file
+is not kept.
 
     python export_model.py --run ica_resunet
     python export_model.py --run ica_resunet --fold 0

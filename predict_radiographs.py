@@ -1,17 +1,17 @@
 """Find and outline pneumothorax on radiographs that no stage has prepared.
 
-Reads   PATH                      a DICOM file, or all DICOM files of a folder at any depth
-        output/runs/<run>/, output/submissions/<run>/ (stages 02 to 04)
-Writes  in FOLDER
-        overlays/<id>.png         the radiograph with the predicted pneumothorax drawn over it
-        masks/<id>.png            8-bit grey PNG of 0 and 255, at the radiograph's size
-        predictions.csv           image_id, p_positive, area_px, area_mm2, rle, ...
-        rejected.csv              files that were not used, and why
-        segmentations/<id>.dcm    with --dicom-seg: DICOM Segmentation objects
+Reads   PATH                           a DICOM file, or a folder of them at any depth
+        output/runs/<run>/             the networks (stage 02)
+        output/submissions/<run>/      the thresholds (stage 04)
+Writes  FOLDER/overlays/<id>.png       the radiograph with the predicted outline
+        FOLDER/masks/<id>.png          8-bit grey, 0 and 255, at the radiograph's size
+        FOLDER/predictions.csv         image_id, p_positive, area_px, area_mm2, rle, ...
+        FOLDER/rejected.csv            files that were not used, and why
+        FOLDER/segmentations/<id>.dcm  with --dicom-seg: DICOM Segmentation objects
 
-All networks of the run predict each image, and the final thresholds of stage 04 make its mask.
-Segmentation objects carry the patient's identifiers, as DICOM requires; no other file does.
-Safe to interrupt: run the same command again to resume.
+Each image is predicted by all networks of the run; the final thresholds of stage 04 make
+the mask. Segmentation objects carry the patient's identifiers, as DICOM requires; no
+other file does. Safe to interrupt: run the same command again to resume.
 
     python predict_radiographs.py radiographs/ --to findings --run ica_resunet
     python predict_radiographs.py image.dcm --to findings --run ica_resunet --dicom-seg

@@ -1,1 +1,1 @@
-"""Radiographs that no stage prepared: read, predict, draw, write as DICOM (predict_radiographs)."""
+"""Radiographs that no stage prepared: read, predict, draw, export."""

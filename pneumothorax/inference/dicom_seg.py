@@ -73,7 +73,7 @@ def missing() -> str:
 
 
 def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: str) -> bytes:
-    """The bytes of a BINARY segmentation with one segment in one frame, which may be empty.
+    """The bytes of a BINARY segmentation: one segment in one frame, which may be empty.
 
     Args:
         path: the radiograph.
@@ -108,14 +108,14 @@ def _header(path: Path) -> pydicom.Dataset:
 
 
 def _class(source: pydicom.Dataset) -> str:
-    """For a message: the class's name in the standard, never the text found in the header."""
+    """The class by its name in the standard, never by the text in the header."""
     uid = str(source.SOPClassUID)
     name = UID(uid).name
     return "of a class unknown to DICOM" if name == uid else f"of class {name}"
 
 
 def _complete(source: pydicom.Dataset) -> None:
-    """Add the elements, possibly empty, that the standard requires and highdicom reads."""
+    """Add the elements, possibly empty, that highdicom needs; drop illegal values."""
     for keyword in _MAY_BE_EMPTY:
         if source.get(keyword) is None:
             setattr(source, keyword, "")

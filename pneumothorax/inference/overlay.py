@@ -1,4 +1,4 @@
-"""A radiograph with a predicted mask drawn over it: no text, nothing of the radiograph hidden."""
+"""A radiograph with a predicted mask drawn over it, which hides nothing."""
 
 import cv2
 import numpy as np

@@ -1,8 +1,9 @@
-"""DICOM files -> overlay, mask, a row of numbers and, on request, a segmentation object.
+"""DICOM files -> overlays, masks, a table and, on request, segmentation objects.
 
-The networks see each image exactly as stages 00 and 03 would show it to them, and the mask
-is made with the thresholds that stage 04 settled. Batches are cut from the list of all
-files, so that a run that was killed and resumed gives the results of an undisturbed one.
+The networks see each image exactly as stages 00 and 03 would show it to them, and masks
+are made with the thresholds of stage 04. Batches are cut from the list of all files, not
+of the missing ones, so that a killed and resumed call gives the results of an
+undisturbed one.
 """
 
 import functools
@@ -102,7 +103,7 @@ def stored_maps(
     *,
     bf16: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probability maps as stage 03 stores them, (N, S, S) uint8, and scores of the images (N,).
+    """Probability maps (N, S, S) uint8 as stage 03 stores them, and image scores (N,).
 
     Args:
         images: N radiographs (H, W) uint8 at their own sizes.
@@ -169,7 +170,7 @@ def _decode(file: DicomFile) -> Image:
 
 
 def _files(image: Image, mask: np.ndarray, task: Task) -> tuple[dict[str, bytes], str]:
-    """The results' bytes by path below the folder, and why a segmentation object is missing."""
+    """Path below the folder -> bytes, and why there is no segmentation object, or ""."""
     image_id = image.file.image_id
     files = {
         results.overlay(image_id): png.encode_small(overlay.draw(image.pixels, mask)),
@@ -212,7 +213,7 @@ def _row(image: Image, mask: np.ndarray, p_positive: float) -> Entry:
 
 
 def _is_done(entry: Entry | None, task: Task, file: DicomFile) -> bool:
-    """Whether all results of the file are there, made from what they would be made from now."""
+    """Whether all results of the file exist, made from what is there now."""
     if entry is None or entry.get("key") != task.key(file):
         return False
     paths = ((task.folder / name, digest) for name, digest in entry["files"].items())

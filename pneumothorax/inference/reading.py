@@ -1,4 +1,4 @@
-"""DICOM files that no stage prepared: which of them are radiographs, and under which id."""
+"""DICOM files that no stage prepared: which are radiographs, and their ids."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Listed:
         return frame.sort_values(["code", "source"], ignore_index=True)
 
     def error(self) -> BadInput:
-        """All rejections, for a user who should know of them."""
+        """The list of rejections, to be raised once all other files are done."""
         lines = [
             f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in self.rejected
         ]
@@ -52,7 +52,7 @@ class Listed:
 
 
 def search(path: Path) -> Listed:
-    """The file, or all DICOM files of a folder at any depth, in the order of their names.
+    """The file, or all DICOM files of a folder at any depth, sorted by name.
 
     Raises BadInput where there is none.
     """
@@ -68,7 +68,7 @@ def search(path: Path) -> Listed:
 
 
 def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
-    """`listed` with every file at `paths` among its files, copies or rejections."""
+    """Add every file at `paths` to the files, the copies or the rejections."""
     by_id: dict[str, list[DicomFile]] = defaultdict(list)
     for path in tqdm(paths, unit="file", desc="reading headers"):
         source = discovery.source_name(path, root)

@@ -1,4 +1,4 @@
-"""The folder of predict_radiographs.py: its files, which earlier calls left, where it may lie."""
+"""The results folder of predict_radiographs.py: its files and where it may be."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +38,7 @@ def segmentation(image_id: str) -> str:
 
 
 def check_places(path: Path, folder: Path, *, raw: Path, output: Path) -> None:
-    """Raises BadInput where `folder` lies among files that are only read, or that stages own.
+    """Raises BadInput if `folder` is inside input data or inside the output of stages.
 
     Args:
         path: the file or folder to predict.
@@ -61,7 +61,7 @@ def check_places(path: Path, folder: Path, *, raw: Path, output: Path) -> None:
 
 
 def write_tables(folder: Path, frame: pd.DataFrame, listed: Listed) -> Path:
-    """Write the tables of predicted and of rejected files; returns the path of the former."""
+    """Write both tables; returns the path of the predictions."""
     path = artifacts.write_table(folder, PREDICTIONS, frame)
     artifacts.write_table(folder, artifacts.REJECTED, listed.rejections())
     return path
@@ -83,6 +83,6 @@ def remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def of_earlier_calls(folder: Path, listed: Listed) -> int:
-    """The number of images that the folder has results of and that are not `listed`."""
+    """The number of images with results in the folder that are not in this call."""
     with Journal(folder / JOURNAL) as journal:
         return len(set(journal.entries) - {file.image_id for file in listed.files})

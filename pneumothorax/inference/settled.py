@@ -1,4 +1,4 @@
-"""What stages 00 to 04 settled for a run, and prediction of other radiographs needs."""
+"""What stages 00 to 04 settled for a run and other radiographs are predicted with."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pneumothorax.pipeline import artifacts, lineage, records
 
 @dataclass(frozen=True)
 class Settled:
-    """The folds whose networks predict, the final thresholds and the size of the cache."""
+    """Folds whose networks predict, final thresholds, size of the cached images."""
 
     run: str
     folds: list[int]
@@ -24,7 +24,7 @@ class Settled:
 
 
 def read(output: Path, run: str) -> Settled:
-    """Raises BadInput, naming the command to run, where thresholds are missing or out of date."""
+    """Raises BadInput, naming the command to run, if thresholds are missing or stale."""
     record = artifacts.Submission(run).record
     command = f"python 04_submit.py --run {run}"
     path = output / record.path

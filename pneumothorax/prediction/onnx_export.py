@@ -21,7 +21,7 @@ CHECKED_IMAGES = 3
 
 
 def missing() -> str:
-    """What to do before ONNX can be used, "" where nothing is missing."""
+    """What to install before ONNX can be used, "" where nothing is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -40,7 +40,7 @@ def update(
     or_more: bool = False,
     overwrite: bool = False,
 ) -> str:
-    """Write the run's ONNX file unless it is up to date; returns a line that says which.
+    """Write the run's ONNX file unless it is up to date; returns a line to print.
 
     Args:
         build: models.build_untrained.
@@ -61,7 +61,7 @@ def update(
     difference = write(output, run, networks, weights=weights, images=images)
     one = f"the network of fold {folds[0]}"
     held = one if len(folds) == 1 else f"{len(folds)} networks in one file"
-    return f"wrote {path}: {held}, maps differ from PyTorch's by at most {difference} of 255"
+    return f"wrote {path}: {held}, maps differ from PyTorch's by at most {difference}/255"
 
 
 def is_current(
@@ -107,8 +107,8 @@ def write(
     )
     if difference > 1:
         raise BadInput(
-            f"the ONNX file of run {run} gives other maps than PyTorch, by {difference} of 255, "
-            f"and was not kept. It is tested with the versions that this installs: {INSTALL_EXTRA}"
+            f"the ONNX file of run {run} was not kept: its maps differ from PyTorch's by "
+            f"{difference}/255. Tested versions: {INSTALL_EXTRA}"
         )
     path = artifacts.Run(run).onnx
     atomic.write_bytes(output / path, graph)
@@ -150,7 +150,7 @@ def largest_difference(graph: bytes, networks: Sequence[Any], images: torch.Tens
 
 
 def images_to_check(paths: Sequence[Path], image_size: int) -> torch.Tensor:
-    """(CHECKED_IMAGES, 1, S, S) uint8, spread over the PNGs at `paths`; noise for missing ones."""
+    """(CHECKED_IMAGES, 1, S, S) uint8: PNGs spread over `paths`, noise if missing."""
     generator = np.random.default_rng(0)
     images = []
     for place in np.linspace(0, len(paths) - 1, CHECKED_IMAGES).astype(int):

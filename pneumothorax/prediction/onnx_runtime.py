@@ -1,4 +1,4 @@
-"""Prediction with onnxruntime on the CPU, by the networks of the file that onnx_export wrote."""
+"""Prediction with onnxruntime on the CPU, from the file that onnx_export wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,10 @@ class OnnxNetwork:
     """A network as probability_maps.probabilities needs it, computed by onnxruntime."""
 
     def __init__(self, graph: bytes) -> None:
-        """graph: an ONNX model, `pixels` (N, 1, S, S) float32 in [0, 1] -> logits (N, 1, S, S).
+        """graph: an ONNX model from `pixels` (N, 1, S, S) float32 in [0, 1] to logits.
 
-        A second output (N,), where there is one, holds the classification head's logits.
+        The first output has the shape of `pixels`; a second one (N,) holds the logits of
+        the classification head, if there is one.
         """
         self.session = session(graph)
 
@@ -45,7 +46,7 @@ def load(path: Path, folds: Sequence[int]) -> dict[int, Predictor]:
 
 
 def session(graph: bytes) -> Any:
-    """An onnxruntime session of an ONNX model, with the number of CPU threads PyTorch uses."""
+    """An onnxruntime session of an ONNX model, with PyTorch's number of CPU threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""Probability maps of a batch: networks from checkpoints, averaged over image and mirror."""
+"""Networks from checkpoints, and their probability maps of a batch of images."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from pneumothorax.pipeline import artifacts
 
 
 class Predictor(NamedTuple):
-    """A network in evaluation mode and the height and width of the images it was trained on."""
+    """A network in evaluation mode, and the size of the images it was trained on."""
 
     network: Any  # has `outputs`, as models.network.SegmentationNetwork
     image_size: int
@@ -52,7 +52,7 @@ def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def probabilities(
     networks: Sequence[Any], images: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The networks' mean over image and mirror.
+    """The mean over networks, and over each image and its mirror image.
 
     Args:
         networks: each with `outputs`, as models.network.SegmentationNetwork.

@@ -1,4 +1,4 @@
-"""Probability maps of whole splits: resumable, in bounded memory, in one or several processes."""
+"""Probability maps of whole splits, by one or several processes; resumable."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ class Task:
         return self.output / artifacts.Run(self.run).probability_map(split, image_id)
 
     def key(self, weights: str, image_hash: str) -> str:
-        """What a map is made from: hashes of the networks' weights and of the cached image."""
+        """What a map is made from: weights (hashes), cached image, precision."""
         return f"{weights}:{image_hash}:{'bf16' if self.bf16 else 'fp32'}"
 
 
@@ -67,7 +67,7 @@ class Map(NamedTuple):
 
 
 def rows(output: Path, folds: Sequence[int], names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The manifest rows of the splits `names` that have images; those of OOF with their `fold`.
+    """Manifest rows of the splits `names` that have images; those of OOF have a `fold`.
 
     Raises BadInput where no split has any.
     """
@@ -86,9 +86,9 @@ def rows(output: Path, folds: Sequence[int], names: Sequence[str]) -> dict[str, 
 
 
 def checked_cache(output: Path, images: Mapping[str, pd.DataFrame], *, workers: int) -> int:
-    """The size of the cached images, after comparing those of `rows` with the manifest.
+    """The size of the cached images, after comparing `images` with the manifest.
 
-    Raises BadInput with a list of those that are damaged or missing.
+    Raises BadInput with a list of the damaged or missing ones.
     """
     size = cache.size(output, 32)
     cache.verify(output, size, pd.concat(images.values()), workers=workers)
@@ -136,7 +136,7 @@ def predict(
 
 
 def is_current(output: Path, run: str, made_from: Mapping[str, Any]) -> bool:
-    """Whether the run's maps are whole and were made from these `settings` and `inputs`."""
+    """Whether the run's maps are whole and made from these `settings` and `inputs`."""
     names = artifacts.Run(run)
     if not records.is_current(output, names.predicted, **made_from):
         return False
@@ -150,7 +150,7 @@ def is_current(output: Path, run: str, made_from: Mapping[str, Any]) -> bool:
 
 
 def seal(output: Path, run: str, frame: pd.DataFrame, made_from: Mapping[str, Any]) -> None:
-    """Write the predictions table, and the record of the `settings` and `inputs` behind it."""
+    """Write the predictions table and its record of `settings` and `inputs`."""
     names = artifacts.Run(run)
     artifacts.write_table(output, names.predictions, frame)
     records.write(output, names.predicted, **made_from, outputs=[names.predictions.path])
@@ -246,7 +246,7 @@ def _maps(group: Group, todo: pd.DataFrame, task: Task) -> Iterator[Map]:
 
 
 def _is_done(known: Entries, group: Group, row: Any, task: Task) -> bool:
-    """Whether the map of a manifest row is there, made from the same weights and image."""
+    """Whether the map of a manifest row exists, made from these weights and image."""
     entry = known.get(f"{group.split}/{row.image_id}")
     if (
         entry is None

@@ -16,12 +16,14 @@ MASK = np.zeros((40, 52), np.uint8)
 MASK[3:20, 5:9] = 1
 MASK[39, 51] = 1
 
+SOURCE_IMAGE = "PerFrameFunctionalGroupsSequence/DerivationImageSequence/SourceImageSequence"
 # By path: type 1 of the Segmentation IOD (PS3.3 A.51), and 1C where the condition holds
-REQUIRED = """
+REQUIRED = f"""
 SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality InstanceNumber ImageType
 Manufacturer ManufacturerModelName DeviceSerialNumber SoftwareVersions
 ContentDate ContentTime ContentLabel SegmentationType LossyImageCompression
-SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored PixelData NumberOfFrames
+SamplesPerPixel PhotometricInterpretation Rows Columns BitsAllocated BitsStored PixelData
+NumberOfFrames
 DimensionOrganizationSequence/DimensionOrganizationUID
 DimensionIndexSequence/DimensionIndexPointer DimensionIndexSequence/DimensionOrganizationUID
 SegmentSequence/SegmentNumber SegmentSequence/SegmentLabel SegmentSequence/SegmentAlgorithmType
@@ -37,13 +39,13 @@ ReferencedSeriesSequence/ReferencedInstanceSequence/ReferencedSOPInstanceUID
 SharedFunctionalGroupsSequence/SegmentIdentificationSequence/ReferencedSegmentNumber
 PerFrameFunctionalGroupsSequence/FrameContentSequence/DimensionIndexValues
 PerFrameFunctionalGroupsSequence/DerivationImageSequence/DerivationCodeSequence/CodeValue
-PerFrameFunctionalGroupsSequence/DerivationImageSequence/SourceImageSequence/ReferencedSOPInstanceUID
-PerFrameFunctionalGroupsSequence/DerivationImageSequence/SourceImageSequence/PurposeOfReferenceCodeSequence/CodeValue
+{SOURCE_IMAGE}/ReferencedSOPInstanceUID
+{SOURCE_IMAGE}/PurposeOfReferenceCodeSequence/CodeValue
 """
 # Type 2: present, but may be empty
 PRESENT = """
-PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName
-SeriesNumber ContentDescription ContentCreatorName PatientOrientation
+PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber
+ReferringPhysicianName SeriesNumber ContentDescription ContentCreatorName PatientOrientation
 """
 
 WHOLE = {

@@ -1,4 +1,4 @@
-"""A run's ONNX file gives the probability maps of PyTorch, to 1 of 255, and stage 03 can use it."""
+"""The ONNX file of a run gives PyTorch's probability maps; stage 03 can use it."""
 
 import json
 import shutil
@@ -211,7 +211,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     monkeypatch.setattr(onnx_graph, "export", lambda *_, **__: good)
     other = {0: networks[0], 1: Predictor(lively("unet", seed=2), SIZE)}
     with pytest.raises(
-        BadInput, match=r"run r gives other maps than PyTorch, by \d+ of 255, and was not kept"
+        BadInput, match=r"run r was not kept: its maps differ from PyTorch's by \d+/255"
     ):
         onnx_export.write(
             output, "r", other, weights={"other": "hash"}, images=[output / "absent.png"]
