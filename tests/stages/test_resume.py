@@ -161,8 +161,8 @@ def test_half_written_probability_maps_of_a_killed_run_are_removed(copied):
     assert not list(path.parent.glob("*.tmp"))
 
 
-def test_a_changed_probability_map_is_predicted_again(finished):
-    _, output = finished
+def test_a_changed_probability_map_is_predicted_again(copied):
+    _, output = copied
     table = artifacts.read_table(output, RUN.predictions)
     path = output / RUN.probability_map(artifacts.OOF, table.at[0, "image_id"])
     good = path.read_bytes()
