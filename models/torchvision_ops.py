@@ -118,25 +118,25 @@ def roi_align(  # noqa: PLR0917 - the operator's arguments
 def _sampling_weights(
     start: torch.Tensor,
     end: torch.Tensor,
-    parts: int,
+    cells: int,
     length: int,
     *,
     sampling_ratio: int,
     at_least: float,
 ) -> torch.Tensor:
-    """Box edges (k,) along `length` pixels -> the weight of each pixel (k, parts, length)."""
-    part = (end - start).clamp(min=at_least) / parts  # (k,)
+    """Box edges (k,) along `length` pixels -> the weight of each pixel (k, cells, length)."""
+    cell = (end - start).clamp(min=at_least) / cells  # (k,)
     samples = (
-        torch.full_like(part, sampling_ratio) if sampling_ratio > 0 else part.ceil().clamp(min=1)
+        torch.full_like(cell, sampling_ratio) if sampling_ratio > 0 else cell.ceil().clamp(min=1)
     )
     n_samples = int(samples.max())
-    sample = torch.arange(n_samples, device=part.device, dtype=part.dtype)
+    sample = torch.arange(n_samples, device=cell.device, dtype=cell.dtype)
     within = (sample + 0.5) / samples[:, None]  # (k, samples), above 1 if a box needs fewer
-    number = torch.arange(parts, device=part.device, dtype=part.dtype)
-    place = start[:, None, None] + part[:, None, None] * (
+    number = torch.arange(cells, device=cell.device, dtype=cell.dtype)
+    place = start[:, None, None] + cell[:, None, None] * (
         number[:, None] + within[:, None]
-    )  # (k, parts, samples)
+    )  # (k, cells, samples)
     counts = (within[:, None] < 1) & (place >= -1) & (place <= length)
-    pixel = torch.arange(length, device=part.device, dtype=part.dtype)
-    tent = 1 - (place.clamp(0, length - 1)[..., None] - pixel).abs()  # (k, parts, samples, length)
+    pixel = torch.arange(length, device=cell.device, dtype=cell.dtype)
+    tent = 1 - (place.clamp(0, length - 1)[..., None] - pixel).abs()  # (k, cells, samples, length)
     return (tent.clamp(min=0) * counts[..., None]).sum(2) / samples[:, None, None]

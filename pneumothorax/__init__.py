@@ -1,1 +1,1 @@
-"""What the numbered stages share: reading, labels, folds, training, prediction, scores, reports."""
+"""Pneumothorax segmentation on chest radiographs: what the scripts share, one room per job."""

@@ -1,6 +1,5 @@
 """The package as `pip install .` leaves it, for tests that use it from outside the repository."""
 
-import functools
 import os
 import shutil
 import subprocess
@@ -13,17 +12,17 @@ from tests.helpers.stages import ROOT
 BUILD = "import setuptools.build_meta, sys; setuptools.build_meta.build_wheel(sys.argv[1])"
 
 
-@functools.cache
 def installed(tmp_path_factory) -> Path:
     """A folder with the unpacked wheel, built offline from a clean copy, once per session."""
-    folder = tmp_path_factory.mktemp("installed")
+    folder = tmp_path_factory.getbasetemp() / "installed"
+    if (folder / "site").is_dir():
+        return folder / "site"
     copy_of_the_repository(folder / "source")
     (folder / "wheel").mkdir()
     subprocess.run(
         [sys.executable, "-c", BUILD, str(folder / "wheel")],
         cwd=folder / "source",
         check=True,
-        capture_output=True,
     )
     (wheel,) = (folder / "wheel").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

@@ -76,16 +76,16 @@ def test_nms_of_no_boxes_is_empty():
     assert kept.dtype == torch.int64
 
 
-def pooled_by_loop(image, box, *, parts, sampling_ratio, aligned):
+def pooled_by_loop(image, box, *, cells, sampling_ratio, aligned):
     """RoIAlign of one (H, W) image, sample by sample, like Detectron's published kernel."""
     height, width = image.shape
     x1, y1, x2, y2 = (edge - (0.5 if aligned else 0.0) for edge in box)
     box_height, box_width = y2 - y1, x2 - x1
     if not aligned:
         box_height, box_width = max(box_height, 1.0), max(box_width, 1.0)
-    part_height, part_width = box_height / parts, box_width / parts
-    n_rows = sampling_ratio if sampling_ratio > 0 else math.ceil(part_height)
-    n_cols = sampling_ratio if sampling_ratio > 0 else math.ceil(part_width)
+    cell_height, cell_width = box_height / cells, box_width / cells
+    n_rows = sampling_ratio if sampling_ratio > 0 else math.ceil(cell_height)
+    n_cols = sampling_ratio if sampling_ratio > 0 else math.ceil(cell_width)
 
     def sample(y, x):
         if y < -1 or y > height or x < -1 or x > width:
@@ -98,12 +98,12 @@ def pooled_by_loop(image, box, *, parts, sampling_ratio, aligned):
         lower = image[bottom, left] * (1 - across) + image[bottom, right] * across
         return upper * (1 - down) + lower * down
 
-    pooled = np.zeros((parts, parts))
-    for row, col in np.ndindex(parts, parts):
+    pooled = np.zeros((cells, cells))
+    for row, col in np.ndindex(cells, cells):
         samples = [
             sample(
-                y1 + (row + (down + 0.5) / n_rows) * part_height,
-                x1 + (col + (across + 0.5) / n_cols) * part_width,
+                y1 + (row + (down + 0.5) / n_rows) * cell_height,
+                x1 + (col + (across + 0.5) / n_cols) * cell_width,
             )
             for down, across in itertools.product(range(n_rows), range(n_cols))
         ]
@@ -130,7 +130,7 @@ def test_roi_align_pools_what_a_loop_over_samples_pools(sampling_ratio, aligned)
     for box, values in zip(boxes.tolist(), pooled, strict=True):
         for image, value in zip(images[int(box[0])].numpy(), values.numpy(), strict=True):
             expected = pooled_by_loop(
-                image, box[1:], parts=3, sampling_ratio=sampling_ratio, aligned=aligned
+                image, box[1:], cells=3, sampling_ratio=sampling_ratio, aligned=aligned
             )
             np.testing.assert_allclose(value, expected, rtol=0, atol=1e-12)
 
