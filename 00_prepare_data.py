@@ -106,7 +106,7 @@ def main(argv=None):
         inputs = {"label file": records.sha256(job.labels)}
         if job.sample:
             inputs["sample submission"] = records.sha256(job.sample)
-        facts["drawn"] = (args.input / discovery.PHANTOM_NOTE).is_file()
+        facts["phantoms"] = (args.input / discovery.PHANTOM_NOTE).is_file()
         records.write(
             args.output,
             artifacts.PREPARED,

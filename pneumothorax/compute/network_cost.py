@@ -172,8 +172,9 @@ def _connections(
         return output
 
     watched = _hooks({path: call.module for path, call in parts.items()}, connect)
-    keep_no_tensors = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None)
-    with _undisturbed(network), torch.enable_grad(), keep_no_tensors, watched:
+    nothing = torch.empty(0)  # kept instead of every activation: no gradient is computed
+    forget = torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda _: nothing)
+    with _undisturbed(network), torch.enable_grad(), forget, watched:
         output = network(_attached(_image(network, size)))
     return sources, _makers([output], made_by)
 

@@ -133,7 +133,7 @@ def draw_attention(trace: dict[str, Any], style: Style) -> Figure:
 
 
 def attention_boxes(block: dict[str, Any]) -> list[Box]:
-    """The block's operations with the shapes of what they give, placed (models/coord_attention.py)."""
+    """The block's operations (models/coord_attention.py), with output shapes and places."""
     channels, height, width = block["shape"]
     whole, joint = shape_text(block["shape"]), height + width
     names = [{"mean": "means", "amax": "maxima"}[name] for name in block["pooling"]]

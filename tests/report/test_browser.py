@@ -28,21 +28,10 @@ if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
     pytest.skip("needs Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
 
 FLAGS = (
-    *(
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--hide-scrollbars",
-    ),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-    ),
-)
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage"
+).split()
 NUMBERS = range(IMAGES)
 MISSED = [
     image_id(n) for n in NUMBERS if n % 5 == 1
@@ -71,15 +60,16 @@ def report(tmp_path_factory):
     gallery.write(sample.output, folder, sample.runs, sample.manifest, cache_size=SIZE, workers=0)
     for name in ("light", "dark"):
         shutil.copyfile(folder / "gallery" / f"{image_id(0)}.jpg", folder / f"{name}.jpg")
-    runs = [report_samples.run("steady", 0.8), report_samples.run("other", 0.7)]
     figure = page.Figure("ROC", "of two runs", "light.jpg", "a rising line", "dark.jpg")
-    differences = report_samples.differences("steady", "other")
-    write_page(folder, page.Content(EVALUATED, runs, differences, {"Curves": [figure]}))
+    write_page(folder, {"steady": 0.8, "other": 0.7}, {"Curves": [figure]})
     return folder
 
 
-def write_page(folder, content):
-    (folder / "index.html").write_text(page.render(content), "utf-8")
+def write_page(folder, starts, figures=None):
+    runs = [report_samples.run(name, start) for name, start in starts.items()]
+    statistics = report_samples.statistics(starts)
+    html = page.render(EVALUATED, runs, statistics, figures or {})
+    (folder / "index.html").write_text(html, "utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +199,7 @@ def test_the_filter_missed_shows_missed_images_only(browser, report):
     assert find(browser, ".count").text == "1 to 6 of 6 images (of 30)"
     choose(browser, a="other")
     assert shown(browser) == []
-    assert find(browser, ".count").text == "No image of 30 passes these filters."
+    assert find(browser, ".count").text == "None of 30 images matches these filters."
 
 
 @pytest.mark.parametrize(
@@ -445,7 +435,7 @@ def test_without_javascript_tables_and_figures_are_there_and_a_note_for_the_gall
 def test_a_page_without_its_data_file_says_so(browser, report, tmp_path):
     shutil.copyfile(report / "index.html", tmp_path / "index.html")
     open_page(browser, tmp_path)
-    assert "gallery.js belongs beside this page" in find(browser, "#gallery").text
+    assert "gallery.js must be in the same folder as this page" in find(browser, "#gallery").text
     messages = [entry["message"] for entry in browser.get_log("browser")]
     assert all(
         "ERR_FILE_NOT_FOUND" in message for message in messages
@@ -464,7 +454,7 @@ def test_names_from_the_data_are_shown_as_text(browser, tmp_path):
         cache_size=SIZE,
         workers=0,
     )
-    write_page(tmp_path / "report", page.Content(EVALUATED, [report_samples.run(hostile, 0.8)]))
+    write_page(tmp_path / "report", {hostile: 0.8})
     open_page(browser, tmp_path / "report")
     assert find(browser, ".card .run").text == hostile
     assert hostile in find(browser, ".card .about").text
@@ -513,7 +503,7 @@ def test_twelve_thousand_images_of_three_runs_open_in_two_seconds(browser, tmp_p
             os.link(first, first.with_name(f"{other}.jpg"))
         except OSError:
             shutil.copyfile(first, first.with_name(f"{other}.jpg"))
-    write_page(tmp_path, page.Content(EVALUATED, [report_samples.run(name, 0.8) for name in runs]))
+    write_page(tmp_path, dict.fromkeys(runs, 0.8))
 
     best = min(
         opening_seconds(browser, tmp_path) for _ in range(3)

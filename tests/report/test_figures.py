@@ -13,6 +13,7 @@ from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
 from pneumothorax.plotting import DARK, LIGHT, PICTURES
 from pneumothorax.report import figures, paper_figures
+from pneumothorax.report.learning import learning as learning_figure
 from pneumothorax.report.paper_figures import Compared, Radiograph
 from tests.helpers.figures import save
 from tests.helpers.images import disc, noise
@@ -65,14 +66,14 @@ def surface():
 
 
 def threshold_surface(style=LIGHT):
-    return figures.threshold_surface(surface(), (0.75, 100, 0.2), style, run="ours", nothing=0.1)
+    return figures.threshold_surface(surface(), (0.75, 100, 0.2), style, run="ours", baseline=0.1)
 
 
 def folds(style=LIGHT):
     scores = pd.DataFrame(
         {"run": ["b", "b", "a", "a"], "fold": [0, 1, 0, 1], "value": [0.6, 0.8, 0.5, 0.5]}
     )
-    return figures.folds(scores, style, nothing=0.55)
+    return figures.folds(scores, style, baseline=0.55)
 
 
 def strata_table():
@@ -104,7 +105,7 @@ def history(shift=0.0):
 
 
 def learning(style=LIGHT):
-    return figures.learning(
+    return learning_figure(
         {"ours": [history(), history(0.1)], "theirs": [history()], "untrained": []}, style
     )
 
@@ -207,7 +208,7 @@ def test_a_flat_threshold_surface_and_one_of_a_single_triplet_are_drawn(scores, 
         for (t, a), s in zip(places, scores, strict=True)
     ]
     figure = figures.threshold_surface(
-        pd.DataFrame(rows), (0.5, 0, 0.2), LIGHT, run="ours", nothing=0.5
+        pd.DataFrame(rows), (0.5, 0, 0.2), LIGHT, run="ours", baseline=0.5
     )
     save(figure, tmp_path / "surface.svg")
 
@@ -257,7 +258,7 @@ def test_learning_curves_are_the_history_and_the_mean_over_folds():
 
 
 def test_a_run_has_one_colour_in_all_figures_also_where_a_blend_before_it_has_no_curve():
-    figure = figures.learning({"a blend": [], "ours": [history()]}, LIGHT)
+    figure = learning_figure({"a blend": [], "ours": [history()]}, LIGHT)
     assert labelled(figure.axes[1])["ours"].get_color() == LIGHT.colour(1)
 
 
@@ -268,7 +269,7 @@ def test_the_sampling_switch_is_marked_at_its_epoch_when_all_runs_share_it():
 
     assert marks(learning()) == [[3, 3]]
     other = history().assign(positives_per_negative=[2.0, 1.0, 1.0])
-    assert marks(figures.learning({"ours": [history()], "theirs": [other]}, LIGHT)) == []
+    assert marks(learning_figure({"ours": [history()], "theirs": [other]}, LIGHT)) == []
 
 
 @pytest.mark.parametrize("make", CURVES)

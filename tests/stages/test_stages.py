@@ -23,7 +23,7 @@ from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 from pneumothorax.masks import postprocess, thresholds
 from pneumothorax.pipeline import artifacts, locks, records
 from pneumothorax.prediction import probability_maps
-from pneumothorax.report import contents
+from pneumothorax.report import statistics
 from pneumothorax.training import loop
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
@@ -256,7 +256,7 @@ def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
     text = (output / artifacts.REPORT_SUMMARY).read_text("utf-8")
     summary = json.loads(text, parse_constant=refuse)  # NaN and Infinity are no JSON
     assert summary["evaluated"]["images"] == 12
-    assert summary["evaluated"]["drawn"] is False
+    assert summary["evaluated"]["phantoms"] is False
     found = {row["score"]: row for row in summary["runs"]["tiny"]["intervals"]}
     assert set(found) == set(artifacts.SCORE_COLUMNS)
     assert found["siim_dice"]["low"] <= found["siim_dice"]["value"] <= found["siim_dice"]["high"]
@@ -322,7 +322,7 @@ def test_two_submissions_of_one_run_do_not_differ(copied):
     differences = json.loads((output / artifacts.REPORT_SUMMARY).read_text("utf-8"))["differences"]
     between = [row for row in differences if row["second"] == "tiny"]
     assert {(row["first"], row["difference"], row["p"]) for row in between} == {("again", 0.0, 1.0)}
-    assert {row["score"] for row in between} == set(contents.COMPARED)
+    assert {row["score"] for row in between} == set(statistics.COMPARED)
     against = {
         row["first"]: row["difference"]
         for row in differences
@@ -353,7 +353,7 @@ def test_the_report_says_of_the_demo_data_that_its_chests_are_drawn(copied, conf
     shutil.copytree(made.folder, tmp_path / "input")
     (tmp_path / "input" / discovery.PHANTOM_NOTE).touch()
     run_all(tmp_path / "input", output, config, stages=[0, 1, 2, 3, 4, 5])
-    assert "drawn chests" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
+    assert "phantoms" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
 
 
 def test_without_a_sample_submission_the_stages_give_scores_alone(tmp_path, config):
