@@ -1,4 +1,4 @@
-"""A small report to show: rectangles as lesions, and two runs whose masks overlap them by known shares."""
+"""A small report: rectangles as lesions, and two runs whose masks overlap them by known shares."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ IMAGES = 30
 
 @dataclass
 class Sample:
-    """What `sample` wrote: an output folder with images and labels, and the tables that describe two runs."""
+    """An output folder with images and labels, and the tables of two runs."""
 
     output: Path
     manifest: pd.DataFrame
@@ -39,10 +39,12 @@ def block(left, width=20, top=10, height=20):
 
 
 def masks_of(number):
-    """The truth and the predictions of runs `steady` and `other` for image `number`, by number modulo 5.
+    """The truth and the predictions of runs `steady` and `other`, by number modulo 5.
 
-    0: found by both, the prediction `number / 5` (other: twice as many) of 20 columns beside the truth
-    1: missed by steady, found exactly by other    2: a false positive of steady    3, 4: nothing anywhere
+    0: found by both, shifted by `number // 5` of 20 columns (other: twice as many)
+    1: missed by steady, found exactly by other
+    2: a false positive of steady
+    3, 4: negative, both predictions empty
     """
     kind, shift = number % 5, number // 5
     empty = np.zeros((SIZE, SIZE), dtype=np.uint8)
@@ -53,7 +55,7 @@ def masks_of(number):
 
 
 def dice_of(number, run):
-    """Worked out from `masks_of`: columns in common of 20; both empty = 1, one empty = 0."""
+    """Follows from `masks_of`: shared columns of 20; both empty = 1, one empty = 0."""
     kind, shift = number % 5, number // 5
     found = {"steady": (20 - shift) / 20, "other": (20 - 2 * shift) / 20}
     return {

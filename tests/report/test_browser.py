@@ -74,7 +74,7 @@ def write_page(folder, starts, figures=None):
 
 @pytest.fixture(autouse=True)
 def screen(browser):
-    """A light screen of 1400 x 900 for every test; its page must have left nothing in the console."""
+    """A light screen of 1400 x 900 for every test, which must leave the console empty."""
     set_screen(browser)
     browser.get("about:blank")
     browser.get_log("browser")
@@ -115,7 +115,10 @@ def shown(browser):
 
 
 def slide(browser, selector, value):
-    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+    script = """
+        arguments[0].value = arguments[1];
+        arguments[0].dispatchEvent(new Event("input", {bubbles: true}));
+    """
     browser.execute_script(script, find(browser, selector), value)
 
 
@@ -160,7 +163,7 @@ def test_nothing_is_loaded_from_outside_the_folder(browser, report):
     ] == []
 
 
-def test_the_gallery_begins_with_the_lowest_dice_and_can_be_turned_round(browser, report):
+def test_the_gallery_begins_with_the_lowest_dice_and_can_be_reversed(browser, report):
     open_page(browser, report)
     expected = sorted(NUMBERS, key=lambda n: (dice_of(n, "steady"), n))
     assert shown(browser) == [image_id(n) for n in expected[:24]]
@@ -211,7 +214,7 @@ def test_every_other_outcome_can_be_chosen(browser, report, outcome, kinds):
     assert shown(browser) == [image_id(n) for n in NUMBERS if n % 5 in kinds]
 
 
-def test_fold_and_other_filters_join(browser, report):
+def test_filters_combine(browser, report):
     open_page(browser, report)
     choose(browser, fold="2", sort="id")
     assert shown(browser) == [image_id(n) for n in NUMBERS if n % 3 == 2]
@@ -221,7 +224,7 @@ def test_fold_and_other_filters_join(browser, report):
     assert shown(browser) == [image_id(n) for n in NUMBERS if n % 7 == 0]
 
 
-def test_dice_area_and_id_are_filtered_by_what_is_typed(browser, report):
+def test_dice_area_and_id_can_be_filtered_by_typing(browser, report):
     open_page(browser, report)
     choose(browser, sort="id")
     find(browser, "[name=dice_from]").send_keys("0.74")
@@ -287,7 +290,7 @@ def test_two_runs_stand_side_by_side_with_their_own_predictions(browser, report)
     assert shown(browser)[0] == image_id(25)  # 0.75 - 0.5, the largest
 
 
-def test_the_next_page_goes_on_where_the_first_ends(browser, report):
+def test_the_next_page_starts_where_the_first_ends(browser, report):
     open_page(browser, report)
     choose(browser, sort="id")
     first = shown(browser)
@@ -327,7 +330,7 @@ def test_a_card_opens_a_larger_view_by_keyboard_and_escape_closes_it(browser, re
     assert not dialog.is_displayed()
 
 
-def test_the_address_brings_a_view_back(browser, report):
+def test_the_address_restores_a_view(browser, report):
     open_page(browser, report)
     choose(browser, b="other", fold="1", sort="id", order="descending")
     slide(browser, "form [name=opacity]", 30)
@@ -388,7 +391,8 @@ def behind_of(browser, element):
     script = """
         let element = arguments[0];
         const colour = () => getComputedStyle(element).backgroundColor;
-        while (element.parentElement && colour() === "rgba(0, 0, 0, 0)") element = element.parentElement;
+        while (element.parentElement && colour() === "rgba(0, 0, 0, 0)")
+            element = element.parentElement;
         return colour();
     """
     return browser.execute_script(script, element)
@@ -418,9 +422,7 @@ def test_on_a_phone_only_the_tables_scroll_sideways_and_their_first_column_stays
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
 
 
-def test_without_javascript_tables_and_figures_are_there_and_a_note_for_the_gallery(
-    browser, report
-):
+def test_without_javascript_tables_and_figures_show_and_the_gallery_has_a_note(browser, report):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         open_page(browser, report)

@@ -24,7 +24,7 @@ SIZE = 64
 
 
 class TinyUNet(nn.Module):
-    """Three levels; the skip of the middle one is concatenated outside of any module. An unused part stays unseen."""
+    """Three levels; the middle skip is concatenated outside of modules. One module is unused."""
 
     def __init__(self):
         super().__init__()
@@ -140,7 +140,7 @@ def test_every_network_is_traced_with_the_shapes_of_a_forward_pass(name):
     assert outside > 0 if name == "chexlocnet" else outside == 0
 
 
-def test_all_networks_have_small_settings_here():
+def test_every_network_has_a_small_form():
     assert set(models.NAMES) <= set(SMALL)
 
 

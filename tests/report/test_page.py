@@ -1,4 +1,4 @@
-"""The report's page: every number it is given, named and in its place, and nothing from elsewhere."""
+"""The report's page: every number in its place, and nothing loaded from elsewhere."""
 
 import math
 import re
@@ -18,7 +18,7 @@ from tests.helpers.report_samples import EVALUATED
 
 
 class Tables(HTMLParser):
-    """The text of every table's cells, by the label of the region around it: {label: [[cell, ...], ...]}."""
+    """The cells of every table as text, by its region's label: {label: [[cell, ...], ...]}."""
 
     def __init__(self, text):
         super().__init__()
@@ -95,7 +95,7 @@ def test_table_1_has_each_runs_scores_of_all_images_in_percent_by_averaging():
     ]
 
 
-def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows():
+def test_table_1_begins_with_the_baseline_and_ends_with_the_papers_rows():
     table = tables()["Networks compared"]
     assert [cells[0] for cells in table[2:]] == [
         *("all-empty baseline", "ica", "unet"),
@@ -113,7 +113,7 @@ def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows
     assert row(table, "ICA-ResUNet")[1:5] == ["85.67", "92.42", "87.25", "81.37"]
 
 
-def test_costs_are_given_in_units_and_missing_ones_as_a_dash():
+def test_costs_have_units_and_unknown_ones_are_a_dash():
     table = tables()["Networks compared"]
     assert row(table, "ica")[9:] == [
         "24.4 M",
@@ -124,7 +124,7 @@ def test_costs_are_given_in_units_and_missing_ones_as_a_dash():
     assert row(table, "unet")[9:] == ["–"] * 4
 
 
-def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_its_interval_in_this_order():
+def test_a_runs_table_has_baseline_folds_mean_deviation_all_images_and_interval_in_order():
     table = tables()["Cross-validation of ica"]
     assert [cells[0] for cells in table[1:]] == [
         *(
@@ -137,7 +137,7 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
         ),
         *("95 % interval", "thresholds for test images"),
     ]
-    # images, positives, SIIM Dice, nothing, naive
+    # images, positives, SIIM Dice, all empty, naive
     assert row(table, "fold 1")[1:6] == ["15", "6", "0.8001", "0.6008", "0.8201"]
     assert row(table, "all images")[1:6] == ["30", "12", "0.8004", "0.6006", "0.8204"]
     assert row(table, "95 % interval")[3] == "0.7500 to 0.8500"
@@ -153,14 +153,14 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
     assert len({len(cells) for cells in table}) == 1
 
 
-def test_nested_and_naive_thresholds_stand_side_by_side():
+def test_nested_and_naive_thresholds_are_side_by_side():
     assert tables()["Nested and naive thresholds"][1:] == [
         ["ica", "0.8004", "0.8204", "+0.0200"],
         ["unet", "0.7004", "0.7204", "+0.0200"],
     ]
 
 
-def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
+def test_a_blend_has_a_table_of_weights_and_a_single_run_has_none():
     weights = {"fold 0": {"ica": 0.25, "unet": 0.75}, artifacts.FINAL: {"ica": 1.0, "unet": 0.0}}
     found = tables(
         runs=[report_samples.run("mixed", 0.8, weights=weights), report_samples.run("unet", 0.7)]
@@ -171,14 +171,14 @@ def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
     assert "Weights of unet" not in found
 
 
-def test_what_each_part_of_the_post_processing_adds_is_shown_by_run():
-    steps = [("threshold", 0.71, 0.72), ("triplet", 0.81234, 0.83)]
+def test_post_processing_steps_are_shown_by_run():
+    steps = [("one threshold", 0.71, 0.72), ("triplet", 0.81234, 0.83)]
     frame = pd.DataFrame(steps, columns=["step", "siim_dice", "naive_siim_dice"])
     found = tables(
         runs=[report_samples.run("ica", 0.8, steps=frame), report_samples.run("unet", 0.7)]
     )
     assert found["Post-processing, step by step"][1:] == [
-        *(["ica", "threshold", "0.7100", "0.7200"], ["triplet", "0.8123", "0.8300"]),
+        *(["ica", "one threshold", "0.7100", "0.7200"], ["triplet", "0.8123", "0.8300"]),
     ]
 
 
@@ -188,7 +188,7 @@ def test_differences_between_runs_have_their_interval_and_both_p_values():
     ]
 
 
-def test_a_levels_runs_stand_below_each_other():
+def test_each_level_has_a_row_per_run():
     found = tables()
     assert {"Scores by mask size", "Scores by view", "Scores by sex"} <= set(found)
     first, second = found["Scores by mask size"][1:3]
@@ -204,7 +204,7 @@ def test_a_levels_runs_stand_below_each_other():
     ]
 
 
-def test_what_was_evaluated_stands_at_the_top():
+def test_the_header_says_what_was_evaluated():
     caution = "Only 12 of 30 images are positive"
     evaluated = Evaluated(12047, 2669, 6171, 5, "patients from a file", (caution,))
     text = rendered(evaluated=evaluated)
@@ -251,7 +251,7 @@ def test_figures_have_a_picture_for_dark_screens_where_there_is_one():
     assert "<h2>None</h2>" not in text
 
 
-def test_the_page_asks_for_nothing_outside_its_folder():
+def test_the_page_loads_nothing_from_outside_its_folder():
     text = rendered(figures={"Curves": [page.Figure("ROC", "", "figures/roc.png", "rising")]})
     addresses = re.findall(r'(?:src|href|srcset)="([^"]*)"', text)
     assert "gallery.js" in addresses
