@@ -1,126 +1,129 @@
-"""Stage 05: one or more runs compared: tables with intervals, curves, figures, and every image to look at.
+"""Stage 05: compare submissions in a report: tables, curves, figures, a gallery of all images.
 
-Reads   output/submissions/<name>/ (stage 04), output/runs/<run>/ (02), the manifest, labels, folds and cache
-Writes  output/report/index.html      the page; opens from the folder, needs no network
-        output/report/table.csv       every score per run and fold, beside the all-empty baseline
-        output/report/per_image.csv   one row per image and run with every per-image score
+Reads   output/submissions/<name>/ (stage 04), output/runs/<run>/ (stage 02), and the manifest,
+        labels, folds and cache
+Writes  output/report/index.html      the page; opens straight from the folder, works offline
+        output/report/table.csv       every score per run and fold, and the all-empty baseline
+        output/report/per_image.csv   every per-image score, one row per image and run
         output/report/summary.json    every number of the page
         output/report/figures/        the page's figures
         output/report/gallery/, gallery.js    thumbnails, scores and outlines of every image
 
-Runs are compared on the same folds, images and labels only; others are refused.
+Only submissions with the same folds, images and labels are compared; others are refused.
 
     python 05_report.py
     python 05_report.py --names ica_resunet,unet
 """
+
+import argparse
 
 import pandas as pd
 
 from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, stage
-from pneumothorax.report import contents, gallery, illustrations, page
+from pneumothorax.report import gallery, illustrations, page, runs, statistics, summary
 
 DEFAULT_SEED = 42
+CACHE_SIZE_MULTIPLE = 32
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     parser.add_argument(
-        "--names", help="submissions to compare, with commas between (default: all there are)"
+        "--names",
+        metavar="NAME,...",
+        help="submissions to compare, separated by commas (default: all)",
     )
     args = parser.parse_args(argv)
-    for name in args.names.split(",") if args.names else ():
+    args.names = list(dict.fromkeys(args.names.split(","))) if args.names else []
+    for name in args.names:
         stage.check_name(parser, "--names", name)
     args.seed = DEFAULT_SEED if args.seed is None else args.seed
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with locks.lock(args.output, "05_report"):
-        names = list(dict.fromkeys(args.names.split(","))) if args.names else found_names(args)
-        for name in names:
-            lineage.submitted(
-                args.output, name
-            )  # made on today's folds, images and labels: comparable
-        manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
-        folds = artifacts.read_table(args.output, artifacts.FOLDS)
-        runs = [contents.load(args.output, name, manifest, folds) for name in names]
+        names = args.names or found_names(args)
+        manifest, compared = read(args, names)
         settings = {"names": names, "seed": args.seed}
-        inputs = records.hashes(args.output, contents.sources(runs))
-        current = not args.overwrite and records.is_current(
+        inputs = records.hashes(args.output, runs.sources(compared))
+        up_to_date = not args.overwrite and records.is_current(
             args.output, artifacts.REPORTED, settings=settings, inputs=inputs
         )
-        if not current:
-            outputs = write(args, runs, manifest)
+        if not up_to_date:
+            outputs = write(args, compared, manifest)
             records.write(
                 args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs
             )
-
-    print(contents.terminal_table(runs))
-    for caution in dict.fromkeys(contents.caution(run) for run in runs):
-        if caution:
-            print(caution)
-    print(f"{'up to date: ' if current else 'wrote '}{args.output / artifacts.REPORT_TABLE.path}")
-    for name in names:
-        path = args.output / artifacts.Submission(name).csv
-        if path.exists():
-            print(f"submission: {path}")
-    print(f"report: {args.output / artifacts.REPORT_PAGE}")
+    print_results(args, compared, up_to_date=up_to_date)
 
 
-def found_names(args) -> list[str]:
+def found_names(args: argparse.Namespace) -> list[str]:
     names = artifacts.submission_names(args.output)
     if not names:
-        raise BadInput(f"{args.output / 'submissions'} holds nothing: run 04_submit.py first")
+        raise BadInput(f"{args.output / 'submissions'} is empty: run 04_submit.py first")
     return names
 
 
-def write(args, runs: list[contents.Run], manifest: pd.DataFrame) -> list[str]:
+def read(args: argparse.Namespace, names: list[str]) -> tuple[pd.DataFrame, list[runs.Run]]:
+    """The manifest and the submissions; each must be of the current folds, images and labels."""
+    for name in names:
+        lineage.submitted(args.output, name)
+    manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
+    folds = artifacts.read_table(args.output, artifacts.FOLDS)
+    return manifest, [runs.load(args.output, name, manifest, folds) for name in names]
+
+
+def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataFrame) -> list[str]:
     """Everything below report/; returns the files' paths below the output folder."""
-    statistics = contents.statistics(runs, seed=args.seed)
-    evaluated = contents.evaluated(runs, lineage.prepared(args.output), lineage.folded(args.output))
-    cache_size = cache.size(args.output, 32)
-    cache.verify(
-        args.output,
-        cache_size,
-        manifest[manifest["split"] == artifacts.TRAIN],
-        workers=args.workers,
-    )
+    output = args.output
+    found = statistics.compute(compared, seed=args.seed)
+    about = statistics.evaluated(compared, lineage.prepared(output), lineage.folded(output))
+    cache_size = cache.size(output, CACHE_SIZE_MULTIPLE)
+    train = manifest[manifest["split"] == artifacts.TRAIN]
+    cache.verify(output, cache_size, train, workers=args.workers)
 
-    tables = {
-        artifacts.REPORT_TABLE: contents.combined_table(runs),
-        artifacts.PER_IMAGE: contents.per_image_table(runs),
-    }
-    for table, frame in tables.items():
-        artifacts.write_table(args.output, table, frame)
-    summary = contents.summary(runs, statistics, evaluated, seed=args.seed)
-    atomic.write_json(args.output / artifacts.REPORT_SUMMARY, summary)
+    artifacts.write_table(output, artifacts.REPORT_TABLE, summary.combined_table(compared))
+    artifacts.write_table(output, artifacts.PER_IMAGE, summary.per_image_table(compared))
+    numbers = summary.summary(compared, found, about, seed=args.seed)
+    atomic.write_json(output / artifacts.REPORT_SUMMARY, numbers)
 
-    folder = (args.output / artifacts.REPORT_PAGE).parent
-    figures = illustrations.draw(args.output, runs, statistics, manifest, cache_size=cache_size)
-    images = {run.name: run.images for run in runs}
+    folder = (output / artifacts.REPORT_PAGE).parent
+    figures = illustrations.draw(output, compared, found, manifest, cache_size=cache_size)
+    images = {run.name: run.images for run in compared}
     shown = gallery.write(
-        args.output, folder, images, manifest, cache_size=cache_size, workers=args.workers
+        output, folder, images, manifest, cache_size=cache_size, workers=args.workers
     )
-    content = contents.content(runs, statistics, evaluated, figures)
-    atomic.write_text(args.output / artifacts.REPORT_PAGE, page.render(content))
+    html = page.render(about, compared, found, figures)
+    atomic.write_text(output / artifacts.REPORT_PAGE, html)
 
-    pictures = [
+    tables = [artifacts.REPORT_TABLE.path, artifacts.PER_IMAGE.path]
+    drawn = [
         path
         for group in figures.values()
         for figure in group
         for path in (figure.light, figure.dark)
         if path
     ]
-    written = [f"{folder.name}/{path}" for path in (*pictures, *shown)]
-    return [
-        *(table.path for table in tables),
-        artifacts.REPORT_SUMMARY,
-        artifacts.REPORT_PAGE,
-        *written,
-    ]
+    pictures = [f"{folder.name}/{path}" for path in (*drawn, *shown)]
+    return [*tables, artifacts.REPORT_SUMMARY, artifacts.REPORT_PAGE, *pictures]
+
+
+def print_results(args: argparse.Namespace, compared: list[runs.Run], *, up_to_date: bool) -> None:
+    print(summary.terminal_table(compared))
+    for caution in dict.fromkeys(statistics.caution(run) for run in compared):
+        if caution:
+            print(caution)
+    written = args.output / artifacts.REPORT_TABLE.path
+    print(f"up to date: {written}" if up_to_date else f"wrote {written}")
+    for run in compared:
+        path = args.output / artifacts.Submission(run.name).csv
+        if path.exists():
+            print(f"submission: {path}")
+    print(f"report: {args.output / artifacts.REPORT_PAGE}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The paper's training augmentations (section 3.1.2), through albumentations.
 
-Horizontal flip; contrast, gamma or brightness; elastic, grid or optical distortion. Three traps of albumentations
-2.0.8 are stepped around here: its random stream is the same in every worker and epoch unless the transform is seeded
-before each sample, its `set_random_seed` lets all steps draw the same numbers (`apply` avoids both), and the defaults
-of ElasticTransform and OpticalDistortion move nothing.
+Horizontal flip; contrast, gamma or brightness; elastic, grid or optical distortion. Three
+traps of albumentations 2.0.8 are avoided here. Its random stream is the same in every
+worker and epoch unless the transform is seeded before each sample, and with
+`set_random_seed` all steps draw the same numbers (`apply` avoids both). The defaults of
+ElasticTransform and OpticalDistortion barely move a pixel.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
-    """A transform of (size, size) uint8 images and uint8 masks of 0 and 1.
+    """A transform for (size, size) uint8 images with uint8 masks of 0 and 1.
 
     Args:
         size: the images' height and width; distortions scale with it.
@@ -36,7 +37,7 @@ def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
 
 
 def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
-    """{kind: {name: transform}}, of (size, size) images: `training` applies at most one of each kind."""
+    """{kind: {name: transform}} for (size, size) images; `training` takes one per kind at most."""
     import_quietly()
     import albumentations as A
 
@@ -54,7 +55,8 @@ def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
             "gamma": A.RandomGamma(gamma_limit=(70, 140), p=1.0),
         },
         "distortion": {
-            # Pixels move by about 0.16 * alpha / sigma: 3.3 at 512 (alpha 120, sigma 6), in proportion at other sizes.
+            # Pixels move by about 0.16 * alpha / sigma: 3.3 at size 512 (alpha 120, sigma 6),
+            # and in proportion at other sizes.
             "elastic distortion": A.ElasticTransform(alpha=20 * scale * sigma, sigma=sigma, p=1.0),
             "grid distortion": A.GridDistortion(num_steps=5, distort_limit=0.3, p=1.0),
             "optical distortion": A.OpticalDistortion(distort_limit=0.5, p=1.0),
@@ -65,7 +67,7 @@ def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
 def each_alone(
     image: np.ndarray, mask: np.ndarray, *, draws: int = 16, seed: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{name: (image, mask)} of each transform of `training` alone, of `draws` the one that changes the image most.
+    """{name: (image, mask)}: each transform of `training` alone, the strongest of `draws` draws.
 
     Args:
         image, mask: (S, S) uint8, the mask of 0 and 1.
@@ -76,28 +78,25 @@ def each_alone(
     shown = {}
     for transforms in alternatives(size=len(image)).values():
         for name, transform in transforms.items():
-            alone = A.Compose(
-                [A.OneOf([transform], p=1.0)], strict=True
-            )  # OneOf: whatever its own probability
+            always = A.OneOf([transform], p=1.0)  # overrides the transform's probability
+            alone = A.Compose([always], strict=True)
             results = [apply(alone, image, mask, seed=seed + draw) for draw in range(draws)]
-            changes = [
-                float(np.abs(changed.astype(np.int16) - image).mean()) for changed, _ in results
-            ]
+            changes = [np.abs(changed.astype(np.int16) - image).mean() for changed, _ in results]
             shown[name] = results[int(np.argmax(changes))]
     return shown
 
 
 def import_quietly() -> None:
-    """albumentations asks the network for updates when imported, unless told not to."""
+    """Keep albumentations from looking for updates online when it is imported."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 class Augmentation:
-    """`training` for the samples of a data set: the same seed and item give the same result in any process.
+    """`training` for a data set: the same seed and item give the same result in any process.
 
     Args:
         size: the images' height and width.
-        negative, positive: the probability of `training` for images without and with a pneumothorax.
+        negative, positive: `probability` for images without and with a pneumothorax.
     """
 
     def __init__(self, *, size: int, negative: float, positive: float, seed: int) -> None:
@@ -108,7 +107,11 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, *, is_positive: bool, item: tuple[int, int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(size, size) uint8 image and mask of 0 and 1 -> the same, changed; item: epoch, position, copy."""
+        """(size, size) uint8 image and mask of 0 and 1 -> both augmented.
+
+        Args:
+            item: epoch, position in the data set, copy.
+        """
         transform = self.positive if is_positive else self.negative
         return apply(transform, image, mask, seed=sample_seed(self.seed, *item))
 
@@ -116,9 +119,10 @@ class Augmentation:
 def apply(
     transform: A.Compose, image: np.ndarray, mask: np.ndarray, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One sample; the same seed gives the same result in any process."""
-    # One generator handed to all steps, which draw from it in turn. `set_random_seed` gives each step a generator of
-    # its own with the same seed: an image is then flipped exactly when it is distorted, and contrast only lowered.
+    """Transform one sample; the same seed gives the same result in any process."""
+    # All steps draw from one generator in turn. `set_random_seed` would give each step its own
+    # generator with the same seed: an image would be flipped exactly when it is distorted, and
+    # contrast only ever lowered.
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311 (no secret)
     changed = transform(image=image, mask=mask)
     return changed["image"], changed["mask"]

@@ -1,4 +1,4 @@
-"""How every figure looks: colours, styles, and rendering that gives the same bytes for the same data.
+"""The look of all figures: colours, styles, rendering. The same data give the same bytes.
 
 No function touches pyplot or its settings.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The outlines of truth and prediction on grey radiographs, told apart with any colour vision.
+# Truth and prediction on grey radiographs; can be told apart with any colour vision.
 TRUTH_RGB, PREDICTION_RGB = (0, 158, 255), (255, 176, 0)
 
 Look = dict[str, Any]  # keywords of matplotlib
@@ -25,39 +25,51 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 @dataclass(frozen=True)
 class Style:
-    """Colours of a figure; `series` are Okabe and Ito's, told apart with any colour vision, those that show here."""
+    """Colours of a figure.
+
+    Args:
+        series: from Okabe and Ito's palette for any colour vision, those visible on `page`.
+        page: the colour behind the figure; pale fills are mixed with it.
+        background: None is transparent.
+    """
 
     name: str
     text: str
     muted: str
     series: tuple[str, ...]
-    page: str  # what the figure lies on: pale fills are mixed with it
-    background: str | None = None  # None: transparent
+    page: str
+    background: str | None = None
 
     @contextlib.contextmanager
     def settings(self) -> Iterator[None]:
-        """matplotlib's own defaults with these colours, whatever the user's matplotlibrc says."""
+        """matplotlib's defaults with these colours; the user's matplotlibrc is ignored."""
         import matplotlib
 
         own: Look = {
-            **{
-                "font.family": ["DejaVu Sans"],
-                "font.size": 10.0,
-                "axes.titlesize": 11.0,
-                "legend.fontsize": 9.0,
-            },
-            **{"text.color": self.text, "axes.labelcolor": self.text, "axes.titlecolor": self.text},
-            **{"xtick.color": self.muted, "ytick.color": self.muted, "axes.edgecolor": self.muted},
-            **{"xtick.labelcolor": self.text, "ytick.labelcolor": self.text},
-            **{"axes.facecolor": "none", "figure.facecolor": self.background or "none"},
-            **{
-                "axes.grid": True,
-                "grid.color": self.muted,
-                "grid.alpha": 0.3,
-                "axes.axisbelow": True,
-            },
-            **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
-            **{"svg.hashsalt": "pneumothorax", "svg.fonttype": "path", "savefig.facecolor": "auto"},
+            "font.family": ["DejaVu Sans"],
+            "font.size": 10.0,
+            "axes.titlesize": 11.0,
+            "legend.fontsize": 9.0,
+            "text.color": self.text,
+            "axes.labelcolor": self.text,
+            "axes.titlecolor": self.text,
+            "xtick.color": self.muted,
+            "ytick.color": self.muted,
+            "xtick.labelcolor": self.text,
+            "ytick.labelcolor": self.text,
+            "axes.edgecolor": self.muted,
+            "axes.facecolor": "none",
+            "figure.facecolor": self.background or "none",
+            "savefig.facecolor": "auto",
+            "axes.grid": True,
+            "grid.color": self.muted,
+            "grid.alpha": 0.3,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "svg.hashsalt": "pneumothorax",
+            "svg.fonttype": "path",
         }
         defaults: Look = {
             key: value
@@ -80,7 +92,7 @@ class Style:
         return tuple(share * one + (1 - share) * page for one, page in mixed)
 
     def line(self, number: int) -> Look:
-        """Colour and dash of the series `number`: where colours repeat or cannot be seen, dashes differ."""
+        """Colour and dash of the series `number`; dashes help where colours do not."""
         return {"color": self.colour(number), "linestyle": LINES[number % len(LINES)]}
 
     def dots(self, number: int) -> Look:
@@ -104,7 +116,7 @@ PICTURES = Style(
 
 
 def new(style: Style, width: float, height: float) -> Figure:
-    """An empty figure of width x height inches. Called within `style.settings()`, as all that draws on it."""
+    """An empty figure of width x height inches; call it within `style.settings()`."""
     from matplotlib.figure import Figure
 
     return Figure(
@@ -113,7 +125,7 @@ def new(style: Style, width: float, height: float) -> Figure:
 
 
 def rendered(figure: Figure, ending: str, *, dpi: int = 100) -> bytes:
-    """The figure as a file of this ending, "svg" or "png"; the same figure gives the same bytes."""
+    """The figure as the bytes of an "svg" or "png" file; the same figure gives the same bytes."""
     metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     if ending not in metadata:
         raise ValueError(f"figures are svg or png, got {ending!r}")

@@ -1,4 +1,4 @@
-"""Augmentation and the data set: new in every epoch, the same for any number of workers, masks that stay masks."""
+"""Augmentation: new in every epoch, the same for any number of workers, masks stay masks."""
 
 import warnings
 from collections import Counter
@@ -46,7 +46,7 @@ def test_two_epochs_and_two_images_get_different_augmentations():
     assert len(set(images)) == 12
 
 
-def test_the_same_seed_gives_the_same_sample_whatever_came_before():
+def test_the_same_seed_gives_the_same_sample_regardless_of_earlier_ones():
     transform = augment.training(size=128, probability=1.0)
     first = augment.apply(transform, *sample(), seed=5)
     for seed in (1, 2, 3):
@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_sample_whatever_came_before():
 
 
 @pytest.mark.parametrize("size", [64, 128, 512])
-def test_shapes_and_types_stay_and_masks_hold_0_and_1_alone(size):
+def test_shapes_and_types_stay_and_masks_hold_only_0_and_1(size):
     for image, mask in augmented(range(15), size=size):
         assert image.shape == mask.shape == (size, size)
         assert image.dtype == mask.dtype == np.uint8
@@ -104,13 +104,13 @@ def test_each_distortion_moves_a_visible_share_of_the_mask_and_leaves_most_of_it
         _, moved = augment.apply(only(name, size), noise(1, size), mask, seed=seed)
         shares.append((mask != moved).sum() / mask.sum())
         assert (mask & moved).sum() > 0.2 * mask.sum()
-    # The outline of a disc of radius r is 2 / r of its area: one pixel of it is 1.2 % at 512, where r is 85. The
-    # library's own defaults change 0.0 % (elastic) or 1.4 % (optical).
+    # A disc's outline one pixel wide is 2 / r of its area: 2.4 % at size 512, where r is 85.
+    # With the library's defaults 0.0 % changes (elastic) or 1.4 % (optical).
     assert np.mean(shares) > 0.015
     assert np.mean(shares) < 1
 
 
-def test_elastic_distortion_is_no_mere_shift():
+def test_elastic_distortion_is_more_than_a_shift():
     transform = only("ElasticTransform", 512)
     grid = np.zeros((512, 512), np.uint8)
     grid[::32] = 255
@@ -143,7 +143,7 @@ def test_the_papers_augmentations_are_all_there_and_each_happens():
     )  # all but the quarter with neither an intensity change nor a distortion
 
 
-def test_flip_intensity_and_distortion_are_drawn_independently_of_each_other():
+def test_flip_intensity_and_distortion_are_independent():
     import albumentations as A
 
     transform = A.Compose(
@@ -269,7 +269,7 @@ def per_image(indices, data):
     return [(index, data[at * size : (at + 1) * size]) for at, index in enumerate(indices)]
 
 
-def test_without_a_config_images_come_as_cached_and_negatives_have_empty_masks(cache):
+def test_without_augmentation_images_come_as_cached_and_negatives_have_empty_masks(cache):
     data = dataset(cache)
     _, _, tiny = cache
     assert len(data) == 12
@@ -312,7 +312,7 @@ def test_copies_of_a_positive_are_augmented_differently(cache):
     assert torch.equal(second, again)
 
 
-def test_in_order_goes_once_through_everything():
+def test_in_order_visits_every_image_once():
     assert [[item.position for item in batch] for batch in InOrder(5, 2)] == [[0, 1], [2, 3], [4]]
     assert [[item.position for item in batch] for batch in InOrder(5, 2, rank=1, size=2)] == [
         [2, 3]

@@ -1,4 +1,4 @@
-"""Which figures the report shows, with their captions: drawn, saved below report/figures, and listed for the page."""
+"""Which figures the report shows: drawn, saved below report/figures, and captioned for the page."""
 
 from __future__ import annotations
 
@@ -11,37 +11,45 @@ import pandas as pd
 from pneumothorax import augment, plotting
 from pneumothorax.pipeline import artifacts, atomic
 from pneumothorax.plotting import Style
-from pneumothorax.report import figures, network_diagram, page, paper_figures
-from pneumothorax.report.contents import Run, Statistics
+from pneumothorax.report import figures, learning, network_diagram, page, paper_figures
+from pneumothorax.report.runs import Run
+from pneumothorax.report.statistics import Statistics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LINES = 8  # runs in one figure: more cannot be told apart
-MAX_COLUMNS = 6  # runs beside each other in one figure
+MAX_COLUMNS = 6  # runs next to each other in one figure
+DARK_SUFFIX = "~dark"  # roc~dark.svg is for dark pages; no run's name contains a ~
 
 
 def draw(
     output: Path, runs: list[Run], found: Statistics, manifest: pd.DataFrame, *, cache_size: int
 ) -> dict[str, list[page.Figure]]:
-    """All figures, by group, in the page's order. Earlier ones of other runs are removed.
+    """All figures, by section, in the page's order. Figures of earlier reports are removed.
 
     Args:
         manifest: artifacts.MANIFEST rows.
     """
     album = Album(output / artifacts.REPORT_FIGURES)
+    train = manifest[manifest["split"] == artifacts.TRAIN]
+    shown = runs[:MAX_COLUMNS]
     groups = {
         "Curves": curves(album, runs[:MAX_LINES], found),
         "Thresholds": [surface(album, run) for run in runs],
-        "Figures of the paper": pictures(album, output, runs[:MAX_COLUMNS], manifest, cache_size)
-        + diagrams(album, runs),
+        "Figures of the paper": [
+            *data_pictures(album, output, train, cache_size),
+            learning_curves(album, shown),
+            comparison(album, output, shown, train, cache_size),
+            *diagrams(album, runs),
+        ],
     }
     album.sweep()
     return groups
 
 
 class Album:
-    """The folder of figures: saves them, and afterwards knows which files are no longer wanted."""
+    """The folder of figures: saves them, and knows afterwards which files are left over."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,7 +66,7 @@ class Album:
         wide: bool = False,
     ) -> page.Figure:
         """One SVG for light and one for dark pages."""
-        files = {plotting.LIGHT: f"{name}.svg", plotting.DARK: f"{name}{figures.DARK_SUFFIX}.svg"}
+        files = {plotting.LIGHT: f"{name}.svg", plotting.DARK: f"{name}{DARK_SUFFIX}.svg"}
         for style, file in files.items():
             self._save(make(style), file)
         light, dark = (f"{self.folder.name}/{file}" for file in files.values())
@@ -85,149 +93,169 @@ class Album:
 
 def curves(album: Album, runs: list[Run], found: Statistics) -> list[page.Figure]:
     names = [run.name for run in runs]
-    roc, calibration, levels = (
-        {name: tables[name] for name in names}
-        for tables in (found.roc, found.calibration, found.strata)
-    )
+    points = {name: found.operating_points[name] for name in names}
+    by_name = {name: found.roc[name] for name in names}
+    bins = {name: found.calibration[name] for name in names}
+    levels = {name: found.strata[name] for name in names}
     auc = {run.name: float(run.row("all")["auc"]) for run in runs}
-    nothing = float(runs[0].row(artifacts.ALL_EMPTY)["siim_dice"])
-    by_fold = pd.DataFrame(
-        [
-            {"run": run.name, "fold": row["row"], "value": row["siim_dice"]}
-            for run in runs
-            for row in run.table[run.table["row"].str.startswith("fold ")].to_dict("records")
-        ]
-    )
+    baseline = float(runs[0].row(artifacts.ALL_EMPTY)["siim_dice"])
     return [
         album.curve(
             "roc",
-            lambda style: figures.roc(roc, auc, style, points=found.operating_points),
-            title="Which images have a pneumothorax",
-            caption="ROC curve of the image-level probability, calibrated out of fold; dots: submitted masks.",
+            lambda style: figures.roc(by_name, auc, style, points=points),
+            title="Detecting images with a pneumothorax",
+            caption="ROC curve of the image-level probability, calibrated out of fold. Dots: the "
+            "submitted masks.",
             alt="ROC curves of all runs",
         ),
         album.curve(
             "calibration",
-            lambda style: figures.calibration(calibration, found.calibration_errors, style),
+            lambda style: figures.calibration(bins, found.calibration_errors, style),
             title="Calibration of the image-level probability",
-            caption="Share of positives among images of similar probability, ten bins of equal width, 95 % Wilson "
-            "intervals; below, how many images a bin holds. ECE: expected calibration error over these bins.",
+            caption="Share of positives among images of similar probability, in ten bins of equal "
+            "width with 95 % Wilson intervals; below, the number of images in each bin. ECE: "
+            "expected calibration error over these bins.",
             alt="Calibration curves of all runs",
         ),
         album.curve(
             "folds",
-            lambda style: figures.folds(by_fold, style, nothing=nothing),
+            lambda style: figures.folds(fold_scores(runs), style, baseline=baseline),
             title="Score of every fold",
-            caption="SIIM Dice per fold with nested thresholds; the dashed line is the all-empty baseline.",
+            caption="SIIM Dice per fold with nested thresholds. Dashed: the all-empty baseline.",
             alt="SIIM Dice of every fold and run, with mean and standard deviation",
         ),
         album.curve(
             "strata",
             lambda style: figures.strata(levels, style),
             title="Where the score comes from",
-            caption="Dice of the positive images by mask size, view and sex, with 95 % intervals over patients.",
+            caption="Dice of positive images by mask size, view and sex, with 95 % intervals over "
+            "patients.",
             alt="Dice of positive images by mask size, view and sex",
             wide=True,
         ),
     ]
 
 
+def fold_scores(runs: list[Run]) -> pd.DataFrame:
+    """run, fold, value: SIIM Dice of every fold."""
+    rows = []
+    for run in runs:
+        of_folds = run.table[run.table["row"].str.startswith("fold ")]
+        for fold, value in zip(of_folds["row"], of_folds["siim_dice"], strict=True):
+            rows.append({"run": run.name, "fold": fold, "value": value})
+    return pd.DataFrame(rows)
+
+
 def surface(album: Album, run: Run) -> page.Figure:
     final = run.row(artifacts.FINAL)
     chosen = final["top"], final["min_area"], final["bottom"]
-    nothing = float(run.row(artifacts.ALL_EMPTY)["siim_dice"])
+    baseline = float(run.row(artifacts.ALL_EMPTY)["siim_dice"])
     return album.curve(
         f"surface-{run.name}",
         lambda style: figures.threshold_surface(
-            run.surface, chosen, style, run=run.name, nothing=nothing
+            run.surface, chosen, style, run=run.name, baseline=baseline
         ),
         title=f"Thresholds of {run.name}",
-        caption="SIIM Dice of all out-of-fold images (naive: fitted where it is scored) over the thresholds tried; "
-        "the star is the triplet for test images.",
+        caption="SIIM Dice of all out-of-fold images for the thresholds tried (naive: fitted and "
+        "scored on the same images). The star marks the triplet used for test images.",
         alt=f"Heat map of SIIM Dice over thresholds, {run.name}",
     )
 
 
-def pictures(
-    album: Album, output: Path, runs: list[Run], manifest: pd.DataFrame, cache_size: int
+def data_pictures(
+    album: Album, output: Path, train: pd.DataFrame, cache_size: int
 ) -> list[page.Figure]:
-    """The paper's figures 4 to 7."""
-    train = manifest[manifest["split"] == artifacts.TRAIN]
+    """The paper's figures 4 and 5."""
     sample = [
-        paper_figures.read(output, cache_size, each) for each in paper_figures.choose_sample(train)
+        paper_figures.read(output, cache_size, image_id)
+        for image_id in paper_figures.choose_sample(train)
     ]
-    images = {run.name: run.images for run in runs}
-    sizes = zip(train["height"].tolist(), train["width"].tolist(), strict=True)
-    shape_of = dict(zip(train["image_id"], sizes, strict=True))
-    compared = [
-        paper_figures.read_compared(output, cache_size, each, shape_of[each], images)
-        for each in paper_figures.choose_compared(images)
-    ]
-    shown = sample[len(sample) // 2]  # a mask of middling size
+    shown = sample[len(sample) // 2]  # a mask of medium size
     augmented = augment.each_alone(shown.image, shown.truth)
     return [
         album.picture(
             "data-sample",
             paper_figures.data_sample(sample),
             title="Data sample",
-            caption="The paper’s figure 4: radiographs of this data set, from small to large masks, and a negative.",
+            caption="As the paper’s figure 4: radiographs of this data set, from small to large "
+            "masks, and a negative.",
             alt="Radiographs and masks of the training data",
         ),
         album.picture(
             "augmentation",
             paper_figures.augmentation(shown, augmented),
             title="Augmentation",
-            caption="The paper’s figure 5: each augmentation of training alone, at its strongest of some draws.",
+            caption="As the paper’s figure 5: each training augmentation applied alone, the "
+            "strongest of several random draws.",
             alt="One radiograph under every augmentation",
-        ),
-        album.curve(
-            "learning",
-            lambda style: figures.learning({run.name: run.histories for run in runs}, style),
-            title="Learning rate",
-            caption="The paper’s figure 6, with the loss and the validation score of the same epochs: thin, the folds.",
-            alt="Learning rate, loss and validation score by epoch",
-            wide=True,
-        ),
-        album.picture(
-            "comparison",
-            paper_figures.comparison(compared),
-            title="Comparison of networks",
-            caption="The paper’s figure 7: out-of-fold predictions of every run (orange) and the truth (blue line), "
-            "from small to large masks, and the largest false alarm. Chosen by the truth, not by the score.",
-            alt="Radiographs with the predictions of every run",
         ),
     ]
 
 
+def learning_curves(album: Album, runs: list[Run]) -> page.Figure:
+    histories = {run.name: run.histories for run in runs}
+    return album.curve(
+        "learning",
+        lambda style: learning.learning(histories, style),
+        title="Learning rate, loss and validation score",
+        caption="As the paper’s figure 6, with loss and validation score added. Thin lines: the "
+        "folds; thick lines: their mean.",
+        alt="Learning rate, loss and validation score by epoch",
+        wide=True,
+    )
+
+
+def comparison(
+    album: Album, output: Path, runs: list[Run], train: pd.DataFrame, cache_size: int
+) -> page.Figure:
+    """The paper's figure 7."""
+    images = {run.name: run.images for run in runs}
+    sizes = zip(train["height"].tolist(), train["width"].tolist(), strict=True)
+    shape_of = dict(zip(train["image_id"], sizes, strict=True))
+    compared = [
+        paper_figures.read_compared(output, cache_size, image_id, shape_of[image_id], images)
+        for image_id in paper_figures.choose_compared(images)
+    ]
+    return album.picture(
+        "comparison",
+        paper_figures.comparison(compared),
+        title="Comparison of networks",
+        caption="As the paper’s figure 7: out-of-fold predictions of every run (orange) and the "
+        "truth (blue outline), from small to large masks, and the largest false positive. Images "
+        "are chosen by their true masks, not by their scores.",
+        alt="Radiographs with the predictions of every run",
+    )
+
+
 def diagrams(album: Album, runs: list[Run]) -> list[page.Figure]:
-    """The paper's figures 1 and 3, of every run that knows its network."""
-    drawn = []
-    for run in runs:
-        trace = run.network
-        if trace is None:
-            continue
-        drawn.append(
+    """The paper's figure 1 of every run whose network is known, and figure 3 of the first."""
+    made = []
+    known = [(run.name, run.network) for run in runs if run.network]
+    for name, network in known:
+        size = network["size"]
+        made.append(
             album.curve(
-                f"network-{run.name}",
-                lambda style, trace=trace: network_diagram.draw(trace, style),  # type: ignore[misc]
-                title=f"Network of {run.name}",
-                caption=f"As the paper’s figure 1: {trace['network']} with the shapes of a real forward pass "
-                f"(channels × height × width, {trace['size']} × {trace['size']} image).",
-                alt=f"Diagram of the network of {run.name}",
+                f"network-{name}",
+                lambda style, network=network: network_diagram.draw(network, style),  # type: ignore[misc]
+                title=f"Network of {name}",
+                caption=f"As the paper’s figure 1: {network['network']} with the shapes of a "
+                f"forward pass of a {size} × {size} image (channels × height × width).",
+                alt=f"Diagram of the network of {name}",
                 wide=True,
             )
         )
-    attended = next((run for run in runs if run.network and run.network["attention"]), None)
-    if attended is not None:
-        trace = attended.network
-        drawn.append(
+    attended = next(((name, network) for name, network in known if network["attention"]), None)
+    if attended:
+        name, network = attended
+        made.append(
             album.curve(
                 "attention",
-                lambda style: network_diagram.draw_attention(trace, style),  # type: ignore[arg-type]
+                lambda style: network_diagram.draw_attention(network, style),
                 title="Improved coordinate attention",
-                caption=f"The paper’s figure 3: the first attention block of {attended.name}, with true shapes.",
+                caption=f"As the paper’s figure 3: the first attention block of {name}, with the "
+                "shapes of its tensors (channels × height × width).",
                 alt="Diagram of the coordinate attention block",
                 wide=True,
             )
         )
-    return drawn
+    return made

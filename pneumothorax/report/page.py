@@ -1,7 +1,7 @@
-"""The report's HTML page: one file with its style and script inside, opened without a network or a server."""
+"""The report's HTML page: one file with its style and script inside, readable offline."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -11,9 +11,10 @@ import pandas as pd
 from pneumothorax import metrics, plotting
 from pneumothorax.pipeline import artifacts
 from pneumothorax.pipeline.artifacts import ALL_EMPTY, FINAL
-from pneumothorax.report import gallery
+from pneumothorax.report import gallery, wording
+from pneumothorax.report.runs import Cost, Run
+from pneumothorax.report.statistics import Evaluated, Statistics
 
-MISSING = "–"
 LABELS = {
     "siim_dice": "SIIM Dice",
     "positive_dice": "Dice of positives",
@@ -38,70 +39,12 @@ PAPER = {  # its Table 1: Dice, precision, recall, IoU in percent
     "ICA-ResUNet": (85.67, 92.42, 87.25, 81.37),
 }
 THRESHOLDS = artifacts.TRIPLET_COLUMNS
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What was evaluated.
-
-    Args:
-        grouping: how patients are known, as part of a sentence.
-        cautions: sentences the reader must know before the numbers.
-        drawn: the images are the demo data's drawn chests.
-    """
-
-    images: int
-    positives: int
-    patients: int
-    folds: int
-    grouping: str
-    cautions: Sequence[str] = ()
-    drawn: bool = False
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a network costs, or all networks of a blend together; None where it is not known.
-
-    Args:
-        multiply_adds: of one image.
-        seconds: of training, all folds together.
-        device: where it was trained.
-    """
-
-    parameters: int | None = None
-    multiply_adds: int | None = None
-    seconds: float | None = None
-    peak_memory_mib: float | None = None
-    device: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run's tables.
-
-    Args:
-        table: artifacts.Submission.cross_validation rows.
-        intervals: score, low, high (bootstrap.intervals, all images); may be empty.
-        strata: strata.table rows; may be empty.
-        steps: artifacts.Submission.steps rows; may be empty.
-        weights: of a blend's runs: the row of the cross-validation table -> run -> weight; {} where it is no blend.
-    """
-
-    name: str
-    table: pd.DataFrame
-    intervals: pd.DataFrame = field(
-        default_factory=lambda: pd.DataFrame(columns=["score", "low", "high"])
-    )
-    strata: pd.DataFrame = field(default_factory=pd.DataFrame)
-    steps: pd.DataFrame = field(default_factory=pd.DataFrame)
-    weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    cost: Cost = field(default_factory=Cost)
+STRATUM_SCORES = ("siim_dice", "positive_dice", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture; `light` and `dark` are paths seen from the page, `dark` for dark screens; `wide` fills the row."""
+    """`light` and `dark` are paths as seen from the page; `wide` fills the row."""
 
     title: str
     caption: str
@@ -111,25 +54,20 @@ class Figure:
     wide: bool = False
 
 
-@dataclass(frozen=True)
-class Content:
-    """All that the page shows.
+def render(
+    evaluated: Evaluated,
+    runs: Sequence[Run],
+    statistics: Statistics,
+    figures: Mapping[str, Sequence[Figure]],
+    *,
+    has_gallery: bool = True,
+) -> str:
+    """The whole page; every text is escaped.
 
     Args:
-        differences: comparison.all_pairs rows; may be empty.
-        figures: by group title, in order.
-        has_gallery: gallery.write has written its files beside the page.
+        figures: by the title of their section, in order.
+        has_gallery: whether gallery.write has written its files next to the page.
     """
-
-    evaluated: Evaluated
-    runs: Sequence[Run]
-    differences: pd.DataFrame = field(default_factory=pd.DataFrame)
-    figures: Mapping[str, Sequence[Figure]] = field(default_factory=dict)
-    has_gallery: bool = True
-
-
-def render(content: Content) -> str:
-    """The whole page; every text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumothorax.report"),
         autoescape=True,
@@ -137,151 +75,144 @@ def render(content: Content) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": count, "anchor": anchor}
+    environment.filters |= {"count": wording.count, "anchor": wording.anchor}
     return environment.get_template("report.html").render(
-        evaluated=content.evaluated,
-        share=percent(
-            content.evaluated.positives / content.evaluated.images
-            if content.evaluated.images
-            else None,
-            1,
-        ),
-        networks=[
-            network_row(ALL_EMPTY, _row(content.runs[0], ALL_EMPTY), Cost(), {}),
-            *map(run_row, content.runs),
-        ],
+        **_tables(runs, statistics),
+        evaluated=evaluated,
+        share=wording.percent(evaluated.positives / max(1, evaluated.images), 1),
         paper={name: [f"{score:.2f}" for score in scores] for name, scores in PAPER.items()},
-        devices=devices(content.runs),
-        runs=[
-            {"name": run.name, "rows": fold_rows(run), "weights": weight_rows(run)}
-            for run in content.runs
-        ],
-        optimism=[optimism(run) for run in content.runs],
-        steps=[
-            {"name": run.name, "rows": step_rows(run)}
-            for run in content.runs
-            if not run.steps.empty
-        ],
-        differences=[difference_row(row) for row in content.differences.to_dict("records")],
-        strata=strata(content.runs),
-        figures={title: list(figures) for title, figures in content.figures.items() if figures},
-        has_gallery=content.has_gallery,
+        figures={title: list(group) for title, group in figures.items() if group},
+        has_gallery=has_gallery,
         data_file=gallery.DATA,
         labels=LABELS,
         thresholds=THRESHOLDS,
+        stratum_scores=STRATUM_SCORES,
         definitions=metrics.DEFINITIONS,
         image_means=IMAGE_MEANS,
         pooled=POOLED,
         truth="#" + bytes(plotting.TRUTH_RGB).hex(),
         prediction="#" + bytes(plotting.PREDICTION_RGB).hex(),
-        style=_own("report.css"),
-        script=_own("gallery.js"),
+        style=_template_file("report.css"),
+        script=_template_file("gallery.js"),
     )
+
+
+def _tables(runs: Sequence[Run], statistics: Statistics) -> dict[str, Any]:
+    """The page's tables, every number as text."""
+    intervals = {run.name: _intervals(statistics.intervals[run.name]) for run in runs}
+    return {
+        "networks": [
+            network_row(ALL_EMPTY, runs[0].row(ALL_EMPTY), Cost(), {}),
+            *(network_row(run.name, run.row("all"), run.cost, intervals[run.name]) for run in runs),
+        ],
+        "devices": devices(runs),
+        "runs": [
+            {
+                "name": run.name,
+                "rows": fold_rows(run, intervals[run.name]),
+                "weights": weight_rows(run),
+            }
+            for run in runs
+        ],
+        "optimism": [optimism(run) for run in runs],
+        "steps": [{"name": run.name, "rows": step_rows(run)} for run in runs if len(run.steps)],
+        "differences": [difference_row(row) for row in statistics.differences.to_dict("records")],
+        "strata": strata({run.name: statistics.strata[run.name] for run in runs}),
+    }
 
 
 def devices(runs: Sequence[Run]) -> list[str]:
-    """Where the runs were trained: once where it was the same for all, else run by run."""
+    """Where the runs were trained: once if it is the same for all, else run by run."""
     names = {run.cost.device for run in runs}
-    return (
-        sorted(names - {""})
-        if len(names) == 1
-        else [f"{run.name}: {run.cost.device or MISSING}" for run in runs]
-    )
-
-
-def run_row(run: Run) -> dict[str, Any]:
-    return network_row(run.name, _row(run, "all"), run.cost, _intervals(run))
+    if len(names) == 1:
+        return sorted(names - {""})
+    return [f"{run.name}: {run.cost.device or wording.MISSING}" for run in runs]
 
 
 def network_row(
     name: str, scores: Mapping[str, Any], cost: Cost, intervals: Mapping[str, tuple[float, float]]
 ) -> dict[str, Any]:
-    """One line of Table 1, as text; scores in percent, as in the paper."""
+    """A row of Table 1; scores in percent, as in the paper."""
     return {
         "name": name,
-        "scores": {score: percent(scores.get(score)) for score in (*IMAGE_MEANS, *POOLED)},
-        "interval": interval(intervals.get("siim_dice"), percent),
-        "parameters": scaled(cost.parameters),
-        "multiply_adds": scaled(cost.multiply_adds),
-        "seconds": duration(cost.seconds),
-        "memory": memory(cost.peak_memory_mib),
+        "scores": {score: wording.percent(scores.get(score)) for score in (*IMAGE_MEANS, *POOLED)},
+        "interval": wording.interval(intervals.get("siim_dice"), wording.percent),
+        "parameters": wording.scaled(cost.parameters),
+        "multiply_adds": wording.scaled(cost.multiply_adds),
+        "seconds": wording.duration(cost.seconds),
+        "memory": wording.memory(cost.peak_memory_mib),
     }
 
 
-def fold_rows(run: Run) -> list[dict[str, Any]]:
-    """The cross-validation table's lines: all-empty baseline, the folds, mean, standard deviation, all images."""
+def fold_rows(run: Run, intervals: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    """The cross-validation table: baseline, folds, mean, deviation, all images, its interval."""
     table = run.table.set_index("row")
     folds = [name for name in table.index if name.startswith("fold ")]
-    titles = {ALL_EMPTY: ALL_EMPTY, **dict(zip(folds, folds, strict=True)), "mean": "mean of folds"}
-    titles |= {
-        "std": "standard deviation",
-        "all": "all images",
-        FINAL: "thresholds for test images",
-    }
-    lines = [_fold_line(titles[name], name, table) for name in titles if name in table.index]
-    bounds = {name: interval(ends, score) for name, ends in _intervals(run).items()}
+    titles = {ALL_EMPTY: ALL_EMPTY, **dict(zip(folds, folds, strict=True))}
+    titles |= {"mean": "mean of folds", "std": "standard deviation", "all": "all images"}
+    titles[FINAL] = "thresholds for test images"
+    lines = [_fold_row(titles[name], name, table) for name in titles if name in table.index]
+    bounds = {name: wording.interval(ends, wording.score) for name, ends in intervals.items()}
     if bounds:
-        blank = dict.fromkeys(("images", "positives", "nothing", "naive", *THRESHOLDS), "")
-        line = {
-            "title": "95 % interval",
-            "kind": "interval",
-            "scores": {name: bounds.get(name, "") for name in LABELS},
-        }
-        lines.insert([each["kind"] for each in lines].index("all") + 1, {**blank, **line})
+        line = dict.fromkeys(("images", "positives", "all_empty", "naive", *THRESHOLDS), "")
+        line |= {"title": "95 % interval", "kind": "interval"}
+        scores = {name: bounds.get(name, "") for name in LABELS}
+        place = [each["kind"] for each in lines].index("all") + 1
+        lines.insert(place, {**line, "scores": scores})
     return lines
 
 
-def _fold_line(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
+def _fold_row(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
     row = dict(table.loc[name])
-    nothing = {
-        "all": ALL_EMPTY,
-        **{each: f"{ALL_EMPTY}, {each}" for each in table.index if each.startswith("fold ")},
-    }
-    baseline = table["siim_dice"].get(nothing.get(name, ""))
-    scored = name != FINAL
+    baseline_row = {"all": ALL_EMPTY}.get(name, f"{ALL_EMPTY}, {name}")
+    baseline = table["siim_dice"].get(baseline_row)
+    scored, counted = name != FINAL, name not in (FINAL, "mean", "std")
     return {
         "title": title,
         "kind": name.split(maxsplit=1)[0],
-        "images": count(row["images"]) if scored and name not in ("mean", "std") else "",
-        "positives": count(row["positives"]) if scored and name not in ("mean", "std") else "",
-        "scores": {column: score(row[column]) if scored else "" for column in LABELS},
-        "nothing": score(baseline) if name in nothing else "",
-        "naive": "" if pd.isna(row["naive_siim_dice"]) else score(row["naive_siim_dice"]),
-        **{column: threshold(column, row[column]) for column in THRESHOLDS},
+        "images": wording.count(row["images"]) if counted else "",
+        "positives": wording.count(row["positives"]) if counted else "",
+        "scores": {column: wording.score(row[column]) if scored else "" for column in LABELS},
+        "all_empty": "" if baseline is None else wording.score(baseline),
+        "naive": "" if pd.isna(row["naive_siim_dice"]) else wording.score(row["naive_siim_dice"]),
+        **{column: wording.threshold(column, row[column]) for column in THRESHOLDS},
     }
 
 
 def weight_rows(run: Run) -> list[dict[str, Any]]:
-    """One line per run of a blend: its weight for each fold, and for the test images last."""
+    """A row per run of a blend: its weight for each fold, and for the test images last."""
     rows = {"test images" if row == FINAL else row: weights for row, weights in run.weights.items()}
-    members = next(iter(rows.values()), {})
+    members = run.members if rows else ()
     return [
-        {"name": member, "weights": {row: f"{own[member]:g}" for row, own in rows.items()}}
+        {
+            "name": member,
+            "weights": {row: f"{weights[member]:g}" for row, weights in rows.items()},
+        }
         for member in members
     ]
 
 
 def step_rows(run: Run) -> list[dict[str, str]]:
-    """What each part of the post-processing adds: SIIM Dice of all images, nested and naive."""
+    """What each step of the post-processing adds: SIIM Dice of all images, nested and naive."""
     return [
         {
             "step": str(row["step"]),
-            "nested": score(row["siim_dice"]),
-            "naive": score(row["naive_siim_dice"]),
+            "nested": wording.score(row["siim_dice"]),
+            "naive": wording.score(row["naive_siim_dice"]),
         }
         for row in run.steps.to_dict("records")
     ]
 
 
 def optimism(run: Run) -> dict[str, str]:
-    """Nested beside naive thresholds: SIIM Dice of all images."""
-    row = _row(run, "all")
+    """SIIM Dice of all images with nested and with naive thresholds."""
+    row = run.row("all")
     nested, naive = row["siim_dice"], row["naive_siim_dice"]
     return {
         "name": run.name,
-        "nested": score(nested),
-        "naive": score(naive),
-        "optimism": signed(naive - nested),
+        "nested": wording.score(nested),
+        "naive": wording.score(naive),
+        "optimism": wording.signed(naive - nested),
     }
 
 
@@ -290,137 +221,44 @@ def difference_row(row: Mapping[Any, Any]) -> dict[str, str]:
         "first": str(row["first"]),
         "second": str(row["second"]),
         "score": LABELS.get(row["score"], str(row["score"])),
-        "difference": signed(row["difference"]),
-        "interval": interval((row["low"], row["high"]), signed),
-        "p": p_value(row["p"]),
-        "p_holm": p_value(row["p_holm"]),
+        "difference": wording.signed(row["difference"]),
+        "interval": wording.interval((row["low"], row["high"]), wording.signed),
+        "p": wording.p_value(row["p"]),
+        "p_holm": wording.p_value(row["p_holm"]),
     }
 
 
-def strata(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
-    """{stratum: levels}, each level with its images and a line of scores per run."""
+def strata(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[dict[str, Any]]]:
+    """{run: strata.table rows} -> {stratum: levels}, each level with a line of scores per run."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for run in runs:
-        for row in run.strata.to_dict("records"):
-            levels = found.setdefault(str(row["stratum"]), {})
-            facts = {name: count(row[name]) for name in ("images", "positives")}
-            baseline = {
+    for run, table in tables.items():
+        for row in table.to_dict("records"):
+            level = {
                 "level": row["level"],
-                **facts,
-                ALL_EMPTY: score(row["all_empty"]),
+                "images": wording.count(row["images"]),
+                "positives": wording.count(row["positives"]),
+                "all_empty": wording.score(row["all_empty"]),
                 "runs": [],
             }
-            levels.setdefault(str(row["level"]), baseline)["runs"].append(
-                {
-                    "name": run.name,
-                    **{
-                        name: score(row[name])
-                        for name in ("siim_dice", "positive_dice", "sensitivity", "specificity")
-                    },
-                    **{
-                        f"{name}_interval": interval(
-                            (row[f"{name}_low"], row[f"{name}_high"]), score
-                        )
-                        for name in ("siim_dice", "positive_dice")
-                    },
-                }
-            )
+            levels = found.setdefault(str(row["stratum"]), {})
+            levels.setdefault(str(row["level"]), level)["runs"].append(_stratum_scores(run, row))
     return {stratum: list(levels.values()) for stratum, levels in found.items()}
 
 
-def score(value: float | None) -> str:
-    """0.85673 -> 0.8567"""
-    return MISSING if _missing(value) else f"{value:.4f}"
+def _stratum_scores(run: str, row: Mapping[Any, Any]) -> dict[str, str]:
+    line = {"name": run} | {name: wording.score(row[name]) for name in STRATUM_SCORES}
+    for name in ("siim_dice", "positive_dice"):
+        ends = row[f"{name}_low"], row[f"{name}_high"]
+        line[f"{name}_interval"] = wording.interval(ends, wording.score)
+    return line
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    """0.85673 -> 85.67, without the sign"""
-    return MISSING if value is None or _missing(value) else f"{100 * value:.{digits}f}"
+def _intervals(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    ends = zip(table["low"].tolist(), table["high"].tolist(), strict=True)
+    return dict(zip(table["score"], ends, strict=True))
 
 
-def signed(value: float | None) -> str:
-    """-0.01234 -> −0.0123, with a minus sign as wide as the plus"""
-    return MISSING if _missing(value) else f"{value:+.4f}".replace("-", "−")
-
-
-def interval(ends: tuple[float, float] | None, text: Any) -> str:
-    """(low, high) -> "low to high", each by `text`; "" where there is none."""
-    if ends is None or _missing(ends[0]) or _missing(ends[1]):
-        return ""
-    return f"{text(ends[0])} to {text(ends[1])}"
-
-
-def p_value(value: float | None) -> str:
-    if value is None or _missing(value):
-        return MISSING
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def threshold(name: str, value: float) -> str:
-    """0.35 -> 0.35; whether holes are filled as a word"""
-    if pd.isna(value):
-        return ""
-    return ("filled" if value else "kept") if name == "fill_holes" else f"{value:.7g}"
-
-
-def count(value: float) -> str:
-    """12047 -> 12,047"""
-    return f"{int(value):,}"
-
-
-def scaled(value: float | None) -> str:
-    """24436369 -> 24.4 M"""
-    if value is None or _missing(value):
-        return MISSING
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:,.1f} {unit}"
-    return f"{value:.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """11520 -> 3 h 12 min"""
-    if seconds is None or _missing(seconds):
-        return MISSING
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def memory(mib: float | None) -> str:
-    """8090 -> 7.9 GiB"""
-    if mib is None or _missing(mib):
-        return MISSING
-    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.0f} MiB"
-
-
-def anchor(text: str) -> str:
-    """Letters, digits and hyphens, for an element's id."""
-    return "".join(
-        letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower()
-    )
-
-
-def _missing(value: Any) -> bool:
-    return value is None or bool(pd.isna(value))
-
-
-def _row(run: Run, name: str) -> dict[str, Any]:
-    return dict(run.table.set_index("row").loc[name])
-
-
-def _intervals(run: Run) -> dict[str, tuple[float, float]]:
-    rows: Iterable[tuple[str, float, float]] = run.intervals[["score", "low", "high"]].itertuples(
-        index=False
-    )
-    return {name: (low, high) for name, low, high in rows}
-
-
-def _own(name: str) -> str:
-    """A file beside the page's template that goes in as it is."""
-    return (
-        resources.files("pneumothorax.report")
-        .joinpath("templates", name)
-        .read_text(encoding="utf-8")
-    )
+def _template_file(name: str) -> str:
+    """A file next to the page's template that is inserted unchanged."""
+    folder = resources.files("pneumothorax.report").joinpath("templates")
+    return folder.joinpath(name).read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The paper's figures 4, 5 and 7 from the user's own radiographs: data sample, augmentation, comparison of networks.
+"""The paper's figures 4, 5 and 7 with the user's radiographs: data, augmentation, comparison.
 
-Zhang: Segmentation of Pneumothorax Disease based on Deep Learning. Figure 6 is figures.learning, figures 1 and 3 are
-drawn by network_diagram. No id, patient or name is written into a picture.
+Zhang: Segmentation of Pneumothorax Disease based on Deep Learning. Figure 6 is in
+learning.py, figures 1 and 3 in network_diagram.py. Pictures contain no ids or names.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Radiograph:
 
 @dataclass(frozen=True)
 class Compared:
-    """One radiograph with what each run predicts out of fold: {run: (mask (S, S) of 0 and 1, Dice)}."""
+    """One radiograph with the out-of-fold predictions: {run: (mask (S, S) of 0 and 1, Dice)}."""
 
     shown: Radiograph
     predictions: Mapping[str, tuple[np.ndarray, float]]
 
 
 def data_sample(radiographs: Sequence[Radiograph], style: Style = plotting.PICTURES) -> Figure:
-    """Figure 4: a row per radiograph, which is shown alone, as its mask, and with the mask over it."""
+    """Figure 4: a row per radiograph: the image, its mask, and both."""
     with style.settings():
         figure, cells = _grid(style, len(radiographs), 3)
         for row, radiograph in zip(cells, radiographs, strict=True):
@@ -62,7 +62,7 @@ def augmentation(
     augmented: Mapping[str, tuple[np.ndarray, np.ndarray]],
     style: Style = plotting.PICTURES,
 ) -> Figure:
-    """Figure 5: one radiograph and each augmentation of it alone, the mask outlined.
+    """Figure 5: one radiograph under each augmentation alone, with its mask outlined.
 
     Args:
         augmented: {name: (image, mask)} (augment.each_alone).
@@ -81,9 +81,9 @@ def augmentation(
 
 
 def comparison(images: Sequence[Compared], style: Style = plotting.PICTURES) -> Figure:
-    """Figure 7: a row per radiograph; columns are the radiograph, the truth, and each run's mask with its Dice.
+    """Figure 7: a row per radiograph: the image, the truth, and each run's mask with its Dice.
 
-    The truth is outlined in every column but the first, predictions are filled.
+    The truth is outlined in every column but the first; predictions are filled.
     """
     runs = list(images[0].predictions)
     with style.settings():
@@ -103,12 +103,11 @@ def comparison(images: Sequence[Compared], style: Style = plotting.PICTURES) -> 
 
 
 def read(output: Path, cache_size: int, image_id: str) -> Radiograph:
-    """One prepared training image. Raises BadInput where a cached file is damaged or missing."""
+    """One training image from the cache. Raises BadInput if a file is damaged or missing."""
     image = png.read(output / artifacts.Cache(cache_size).image(image_id))
     path = output / artifacts.Cache(cache_size).mask(image_id)
-    truth = (
-        (png.read(path) > 0).astype(np.uint8) if path.exists() else np.zeros_like(image)
-    )  # positives have one
+    has_mask = path.exists()  # only positives have one
+    truth = (png.read(path) > 0).astype(np.uint8) if has_mask else np.zeros_like(image)
     return Radiograph(image, truth)
 
 
@@ -123,7 +122,7 @@ def read_compared(
 
     Args:
         shape: (H, W) of the labels.
-        images: {run: artifacts.Submission.out_of_fold rows}, each with the image.
+        images: {run: artifacts.Submission.out_of_fold rows}, all with this image.
     """
     predictions = {}
     for run, table in images.items():
@@ -134,7 +133,7 @@ def read_compared(
 
 
 def choose_sample(manifest: pd.DataFrame, n: int = 4) -> list[str]:
-    """Ids for `data_sample`: positives from a small to a large mask (10 % to 90 % of them), then one negative.
+    """Ids for `data_sample`: positives from small to large masks, then one negative.
 
     Args:
         manifest: training rows of the manifest.
@@ -146,26 +145,29 @@ def choose_sample(manifest: pd.DataFrame, n: int = 4) -> list[str]:
 
 
 def choose_compared(images: Mapping[str, pd.DataFrame], n: int = 5) -> list[str]:
-    """Ids for `comparison`: positives from a small to a large mask, then the largest false alarm if there is one.
+    """Ids for `comparison`: positives from small to large masks, then the largest false positive.
 
-    Chosen by the truth, whatever the Dice: not the rows that flatter a run.
+    Chosen by the true masks, not by the scores, so that no run is flattered.
 
     Args:
-        images: {run: artifacts.Submission.out_of_fold rows}; only images that every run has are chosen.
+        images: {run: artifacts.Submission.out_of_fold rows}; only images of every run are
+            chosen.
     """
     tables = list(images.values())
     common = set.intersection(*(set(table["image_id"]) for table in tables))
     rows = pd.concat([table[table["image_id"].isin(common)] for table in tables])
     rows = rows.groupby("image_id", as_index=False)[["true_px", "predicted_px"]].max()
-    alarms = rows[(rows["true_px"] == 0) & (rows["predicted_px"] > 0)]
-    alarms = alarms.sort_values(["predicted_px", "image_id"], ascending=[False, True])
-    alarm = alarms["image_id"].tolist()[:1]
+    false_positives = rows[(rows["true_px"] == 0) & (rows["predicted_px"] > 0)]
+    false_positives = false_positives.sort_values(
+        ["predicted_px", "image_id"], ascending=[False, True]
+    )
+    largest = false_positives["image_id"].tolist()[:1]
     positives = rows[rows["true_px"] > 0].sort_values(["true_px", "image_id"])["image_id"].tolist()
-    return [*_spread(positives, n - len(alarm)), *alarm]
+    return [*_spread(positives, n - len(largest)), *largest]
 
 
 def _spread(ordered: list[str], n: int) -> list[str]:
-    """Up to n, evenly from the 10 % place to the 90 % place."""
+    """Up to n, evenly between the 10th and the 90th percentile."""
     if len(ordered) <= n:
         return ordered
     places = np.linspace(0.1, 0.9, n) if n > 1 else np.array([0.5])
@@ -173,7 +175,7 @@ def _spread(ordered: list[str], n: int) -> list[str]:
 
 
 def _grid(style: Style, rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """A figure with (rows, columns) empty cells without ticks."""
+    """A figure and its (rows, columns) empty cells."""
     figure = plotting.new(style, CELL * columns, (CELL + 0.28) * rows + 0.3)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     cells = figure.subplots(rows, columns, squeeze=False)
@@ -194,17 +196,17 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 
 
 def _fill(axes: Axes, mask: np.ndarray, rgb: tuple[int, int, int]) -> None:
-    """The mask, half transparent, over what is shown."""
+    """The mask, half transparent, on top of the image."""
     tint = np.zeros((*mask.shape, 4))
     tint[mask > 0] = (*(value / 255 for value in rgb), 0.45)
     axes.imshow(tint, interpolation="nearest")
 
 
 def _outline(axes: Axes, mask: np.ndarray) -> None:
-    """The mask's border, in the report's colour of the truth; a frame of 0 closes it at the image's edge."""
+    """The mask's border in the colour of the truth."""
     if mask.any():
         size = mask.shape[0]
-        places = np.arange(-1, size + 1)
+        places = np.arange(-1, size + 1)  # a frame of 0 closes the border at the image's edge
         colour = tuple(value / 255 for value in plotting.TRUTH_RGB)
         axes.contour(places, places, np.pad(mask, 1), levels=[0.5], colors=[colour], linewidths=1.0)
         axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))

@@ -1,4 +1,4 @@
-"""A small report to show: rectangles as lesions, and two runs whose masks overlap them by known shares."""
+"""A small report: rectangles as lesions, and two runs whose masks overlap them by known shares."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,9 @@ import pandas as pd
 
 from pneumothorax import png
 from pneumothorax.pipeline import artifacts, atomic
-from pneumothorax.report import page
+from pneumothorax.report.page import THRESHOLDS
+from pneumothorax.report.runs import Cost, Run
+from pneumothorax.report.statistics import Evaluated, Statistics
 from tests.helpers.images import noise, plain_encode
 
 SIZE = 64
@@ -17,7 +19,7 @@ IMAGES = 30
 
 @dataclass
 class Sample:
-    """What `sample` wrote: an output folder with images and labels, and the tables that describe two runs."""
+    """An output folder with images and labels, and the tables of two runs."""
 
     output: Path
     manifest: pd.DataFrame
@@ -37,10 +39,12 @@ def block(left, width=20, top=10, height=20):
 
 
 def masks_of(number):
-    """The truth and the predictions of runs `steady` and `other` for image `number`, by number modulo 5.
+    """The truth and the predictions of runs `steady` and `other`, by number modulo 5.
 
-    0: found by both, the prediction `number / 5` (other: twice as many) of 20 columns beside the truth
-    1: missed by steady, found exactly by other    2: a false positive of steady    3, 4: nothing anywhere
+    0: found by both, shifted by `number // 5` of 20 columns (other: twice as many)
+    1: missed by steady, found exactly by other
+    2: a false positive of steady
+    3, 4: negative, both predictions empty
     """
     kind, shift = number % 5, number // 5
     empty = np.zeros((SIZE, SIZE), dtype=np.uint8)
@@ -51,7 +55,7 @@ def masks_of(number):
 
 
 def dice_of(number, run):
-    """Worked out from `masks_of`: columns in common of 20; both empty = 1, one empty = 0."""
+    """Follows from `masks_of`: shared columns of 20; both empty = 1, one empty = 0."""
     kind, shift = number % 5, number // 5
     found = {"steady": (20 - shift) / 20, "other": (20 - 2 * shift) / 20}
     return {
@@ -104,12 +108,30 @@ def row(number, run, masks):
     }
 
 
-THRESHOLDS = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0}
-THRESHOLDS |= {"fill_holes": 1.0, "min_probability": 0.1}
+CHOSEN = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0}
+CHOSEN |= {"fill_holes": 1.0, "min_probability": 0.1}
 
 
-def run(name, start, **more):
-    """A run whose scores are start, start + 0.01, ... in the order of the columns, the same in every row but `all`."""
+def run(name, start, *, steps=None, weights=None, cost=None):
+    """A run whose scores are start, start + 0.01, ... by column, and 0.0001 more in each row."""
+    empty = pd.DataFrame()
+    return Run(
+        name=name,
+        members=tuple(next(iter(weights.values()))) if weights else (name,),
+        table=table(start),
+        images=empty,
+        per_image=empty,
+        surface=empty,
+        steps=empty if steps is None else steps,
+        weights=weights or {},
+        histories=(),
+        network=None,
+        cost=cost or Cost(),
+    )
+
+
+def table(start):
+    """A cross-validation table."""
     names = ["fold 0", "fold 1", "mean", "std", "all", "final thresholds", artifacts.ALL_EMPTY]
     names += [f"{artifacts.ALL_EMPTY}, fold 0", f"{artifacts.ALL_EMPTY}, fold 1"]
     rows = []
@@ -127,26 +149,51 @@ def run(name, start, **more):
         scored = line.startswith(("fold", "mean", "all"))
         rows.append(
             {
-                **{
-                    "row": line,
-                    "images": 15 if "fold " in line else 30,
-                    "positives": 6 if "fold " in line else 12,
-                },
+                "row": line,
+                "images": 15 if "fold " in line else 30,
+                "positives": 6 if "fold " in line else 12,
                 **scores,
                 "naive_siim_dice": scores["siim_dice"] + 0.02 if scored else float("nan"),
-                **dict.fromkeys(page.THRESHOLDS, float("nan")),
-                **(THRESHOLDS if line.startswith(("fold", "final")) else {}),
+                **dict.fromkeys(THRESHOLDS, float("nan")),
+                **(CHOSEN if line.startswith(("fold", "final")) else {}),
             }
         )
-    intervals = pd.DataFrame(
-        {"score": ["siim_dice"], "value": [start], "low": [start - 0.05], "high": [start + 0.05]}
-    )
-    return page.Run(
-        name, pd.DataFrame(rows), **{"intervals": intervals, "strata": strata(start), **more}
+    return pd.DataFrame(rows)
+
+
+def statistics(starts, *, empty=False):
+    """Of runs {name: start}; with `empty`, tables without rows."""
+    intervals = {
+        name: pd.DataFrame(
+            {
+                "score": ["siim_dice"],
+                "value": [start],
+                "low": [start - 0.05],
+                "high": [start + 0.05],
+            }
+        )
+        for name, start in starts.items()
+    }
+    levels = {name: strata(start) for name, start in starts.items()}
+    between = differences(*list(starts)[:2]) if len(starts) > 1 else pd.DataFrame()
+    if empty:
+        intervals, levels = (
+            {name: frame[:0] for name, frame in one.items()} for one in (intervals, levels)
+        )
+        between = pd.DataFrame()
+    return Statistics(
+        intervals=intervals,
+        strata=levels,
+        roc={},
+        operating_points={},
+        calibration={},
+        calibration_errors={},
+        differences=between,
     )
 
 
 def strata(start):
+    """strata.table rows."""
     scores = {"siim_dice": start, "siim_dice_low": start - 0.1, "siim_dice_high": start + 0.1}
     scores |= {"positive_dice": 0.5, "positive_dice_low": 0.4, "positive_dice_high": 0.6}
     scores |= {"sensitivity": 0.75, "specificity": float("nan"), "all_empty": 0.6}
@@ -165,16 +212,17 @@ def strata(start):
 
 
 def differences(first, second):
+    """comparison.all_pairs rows."""
     row = {"first": first, "second": second, "score": "siim_dice"}
     return pd.DataFrame(
         [{**row, "difference": -0.0123, "low": -0.03, "high": 0.004, "p": 0.0004, "p_holm": 0.04}]
     )
 
 
-EVALUATED = page.Evaluated(
+EVALUATED = Evaluated(
     images=12047,
     positives=2669,
     patients=6171,
     folds=5,
-    grouping="patients as given in the file passed to stage 01",
+    grouping="patients as listed in the file passed to stage 01",
 )

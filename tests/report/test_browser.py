@@ -28,21 +28,10 @@ if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
     pytest.skip("needs Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
 
 FLAGS = (
-    *(
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--hide-scrollbars",
-    ),
-    *(
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-dev-shm-usage",
-    ),
-)
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage"
+).split()
 NUMBERS = range(IMAGES)
 MISSED = [
     image_id(n) for n in NUMBERS if n % 5 == 1
@@ -71,20 +60,21 @@ def report(tmp_path_factory):
     gallery.write(sample.output, folder, sample.runs, sample.manifest, cache_size=SIZE, workers=0)
     for name in ("light", "dark"):
         shutil.copyfile(folder / "gallery" / f"{image_id(0)}.jpg", folder / f"{name}.jpg")
-    runs = [report_samples.run("steady", 0.8), report_samples.run("other", 0.7)]
     figure = page.Figure("ROC", "of two runs", "light.jpg", "a rising line", "dark.jpg")
-    differences = report_samples.differences("steady", "other")
-    write_page(folder, page.Content(EVALUATED, runs, differences, {"Curves": [figure]}))
+    write_page(folder, {"steady": 0.8, "other": 0.7}, {"Curves": [figure]})
     return folder
 
 
-def write_page(folder, content):
-    (folder / "index.html").write_text(page.render(content), "utf-8")
+def write_page(folder, starts, figures=None):
+    runs = [report_samples.run(name, start) for name, start in starts.items()]
+    statistics = report_samples.statistics(starts)
+    html = page.render(EVALUATED, runs, statistics, figures or {})
+    (folder / "index.html").write_text(html, "utf-8")
 
 
 @pytest.fixture(autouse=True)
 def screen(browser):
-    """A light screen of 1400 x 900 for every test; its page must have left nothing in the console."""
+    """A light screen of 1400 x 900 for every test, which must leave the console empty."""
     set_screen(browser)
     browser.get("about:blank")
     browser.get_log("browser")
@@ -125,7 +115,10 @@ def shown(browser):
 
 
 def slide(browser, selector, value):
-    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+    script = """
+        arguments[0].value = arguments[1];
+        arguments[0].dispatchEvent(new Event("input", {bubbles: true}));
+    """
     browser.execute_script(script, find(browser, selector), value)
 
 
@@ -170,7 +163,7 @@ def test_nothing_is_loaded_from_outside_the_folder(browser, report):
     ] == []
 
 
-def test_the_gallery_begins_with_the_lowest_dice_and_can_be_turned_round(browser, report):
+def test_the_gallery_begins_with_the_lowest_dice_and_can_be_reversed(browser, report):
     open_page(browser, report)
     expected = sorted(NUMBERS, key=lambda n: (dice_of(n, "steady"), n))
     assert shown(browser) == [image_id(n) for n in expected[:24]]
@@ -209,7 +202,7 @@ def test_the_filter_missed_shows_missed_images_only(browser, report):
     assert find(browser, ".count").text == "1 to 6 of 6 images (of 30)"
     choose(browser, a="other")
     assert shown(browser) == []
-    assert find(browser, ".count").text == "No image of 30 passes these filters."
+    assert find(browser, ".count").text == "None of 30 images matches these filters."
 
 
 @pytest.mark.parametrize(
@@ -221,7 +214,7 @@ def test_every_other_outcome_can_be_chosen(browser, report, outcome, kinds):
     assert shown(browser) == [image_id(n) for n in NUMBERS if n % 5 in kinds]
 
 
-def test_fold_and_other_filters_join(browser, report):
+def test_filters_combine(browser, report):
     open_page(browser, report)
     choose(browser, fold="2", sort="id")
     assert shown(browser) == [image_id(n) for n in NUMBERS if n % 3 == 2]
@@ -231,7 +224,7 @@ def test_fold_and_other_filters_join(browser, report):
     assert shown(browser) == [image_id(n) for n in NUMBERS if n % 7 == 0]
 
 
-def test_dice_area_and_id_are_filtered_by_what_is_typed(browser, report):
+def test_dice_area_and_id_can_be_filtered_by_typing(browser, report):
     open_page(browser, report)
     choose(browser, sort="id")
     find(browser, "[name=dice_from]").send_keys("0.74")
@@ -297,7 +290,7 @@ def test_two_runs_stand_side_by_side_with_their_own_predictions(browser, report)
     assert shown(browser)[0] == image_id(25)  # 0.75 - 0.5, the largest
 
 
-def test_the_next_page_goes_on_where_the_first_ends(browser, report):
+def test_the_next_page_starts_where_the_first_ends(browser, report):
     open_page(browser, report)
     choose(browser, sort="id")
     first = shown(browser)
@@ -337,7 +330,7 @@ def test_a_card_opens_a_larger_view_by_keyboard_and_escape_closes_it(browser, re
     assert not dialog.is_displayed()
 
 
-def test_the_address_brings_a_view_back(browser, report):
+def test_the_address_restores_a_view(browser, report):
     open_page(browser, report)
     choose(browser, b="other", fold="1", sort="id", order="descending")
     slide(browser, "form [name=opacity]", 30)
@@ -398,7 +391,8 @@ def behind_of(browser, element):
     script = """
         let element = arguments[0];
         const colour = () => getComputedStyle(element).backgroundColor;
-        while (element.parentElement && colour() === "rgba(0, 0, 0, 0)") element = element.parentElement;
+        while (element.parentElement && colour() === "rgba(0, 0, 0, 0)")
+            element = element.parentElement;
         return colour();
     """
     return browser.execute_script(script, element)
@@ -428,9 +422,7 @@ def test_on_a_phone_only_the_tables_scroll_sideways_and_their_first_column_stays
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
 
 
-def test_without_javascript_tables_and_figures_are_there_and_a_note_for_the_gallery(
-    browser, report
-):
+def test_without_javascript_tables_and_figures_show_and_the_gallery_has_a_note(browser, report):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         open_page(browser, report)
@@ -445,7 +437,7 @@ def test_without_javascript_tables_and_figures_are_there_and_a_note_for_the_gall
 def test_a_page_without_its_data_file_says_so(browser, report, tmp_path):
     shutil.copyfile(report / "index.html", tmp_path / "index.html")
     open_page(browser, tmp_path)
-    assert "gallery.js belongs beside this page" in find(browser, "#gallery").text
+    assert "gallery.js must be in the same folder as this page" in find(browser, "#gallery").text
     messages = [entry["message"] for entry in browser.get_log("browser")]
     assert all(
         "ERR_FILE_NOT_FOUND" in message for message in messages
@@ -464,7 +456,7 @@ def test_names_from_the_data_are_shown_as_text(browser, tmp_path):
         cache_size=SIZE,
         workers=0,
     )
-    write_page(tmp_path / "report", page.Content(EVALUATED, [report_samples.run(hostile, 0.8)]))
+    write_page(tmp_path / "report", {hostile: 0.8})
     open_page(browser, tmp_path / "report")
     assert find(browser, ".card .run").text == hostile
     assert hostile in find(browser, ".card .about").text
@@ -513,7 +505,7 @@ def test_twelve_thousand_images_of_three_runs_open_in_two_seconds(browser, tmp_p
             os.link(first, first.with_name(f"{other}.jpg"))
         except OSError:
             shutil.copyfile(first, first.with_name(f"{other}.jpg"))
-    write_page(tmp_path, page.Content(EVALUATED, [report_samples.run(name, 0.8) for name in runs]))
+    write_page(tmp_path, dict.fromkeys(runs, 0.8))
 
     best = min(
         opening_seconds(browser, tmp_path) for _ in range(3)

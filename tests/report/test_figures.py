@@ -1,4 +1,4 @@
-"""The report's figures show the data they were given, look right on both pages, and are the same file every time."""
+"""The report's figures show their data, suit light and dark pages, and are reproducible."""
 
 import subprocess
 import sys
@@ -13,6 +13,7 @@ from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
 from pneumothorax.plotting import DARK, LIGHT, PICTURES
 from pneumothorax.report import figures, paper_figures
+from pneumothorax.report.learning import learning as learning_figure
 from pneumothorax.report.paper_figures import Compared, Radiograph
 from tests.helpers.figures import save
 from tests.helpers.images import disc, noise
@@ -47,14 +48,21 @@ def roc(style=LIGHT):
 
 def calibration(style=LIGHT):
     table = pd.DataFrame(
-        {"low": [0.0, 0.5], "high": [0.5, 1.0], "images": [30, 10], "p_positive": [0.2, 0.7],
-         "positive_share": [0.1, 0.8], "share_low": [0.05, 0.5], "share_high": [0.25, 0.95]}
-    )  # fmt: skip
+        {
+            "low": [0.0, 0.5],
+            "high": [0.5, 1.0],
+            "images": [30, 10],
+            "p_positive": [0.2, 0.7],
+            "positive_share": [0.1, 0.8],
+            "share_low": [0.05, 0.5],
+            "share_high": [0.25, 0.95],
+        }
+    )
     return figures.calibration({"ours": table}, {"ours": 0.1}, style)
 
 
 def surface():
-    """Dice 0.1 x top + area/1000 at bottom 0.2, half of that at 0.3; not tried where bottom is above top."""
+    """Dice 0.1 x top + area / 1000 at bottom 0.2, half of that at 0.3; tried for bottom <= top."""
     rows = []
     for top in (0.25, 0.5, 0.75):
         for area in (0, 100):
@@ -65,19 +73,23 @@ def surface():
 
 
 def threshold_surface(style=LIGHT):
-    return figures.threshold_surface(surface(), (0.75, 100, 0.2), style, run="ours", nothing=0.1)
+    return figures.threshold_surface(surface(), (0.75, 100, 0.2), style, run="ours", baseline=0.1)
 
 
 def folds(style=LIGHT):
     scores = pd.DataFrame(
         {"run": ["b", "b", "a", "a"], "fold": [0, 1, 0, 1], "value": [0.6, 0.8, 0.5, 0.5]}
     )
-    return figures.folds(scores, style, nothing=0.55)
+    return figures.folds(scores, style, baseline=0.55)
 
 
 def strata_table():
-    rows = [("mask size", "negative", 0, np.nan, np.nan, np.nan), ("mask size", "small", 7, 0.3, 0.1, 0.6),
-            ("sex", "F", 4, 0.5, 0.4, 0.7), ("sex", "M", 3, 0.2, 0.1, 0.3)]  # fmt: skip
+    rows = [
+        ("mask size", "negative", 0, np.nan, np.nan, np.nan),
+        ("mask size", "small", 7, 0.3, 0.1, 0.6),
+        ("sex", "F", 4, 0.5, 0.4, 0.7),
+        ("sex", "M", 3, 0.2, 0.1, 0.3),
+    ]
     columns = [
         "stratum",
         "level",
@@ -97,14 +109,19 @@ def strata(style=LIGHT):
 
 def history(shift=0.0):
     return pd.DataFrame(
-        {"epoch": [1, 2, 3], "learning_rate": [1e-4, 5e-5, 1e-6], "positives_per_negative": [2.0, 2.0, 1.0],
-         "train_loss": np.array([1.0, 0.5, 0.25]) + shift, "siim_dice": np.array([0.5, 0.6, 0.7]) + shift,
-         "all_empty": [0.75] * 3}
-    )  # fmt: skip
+        {
+            "epoch": [1, 2, 3],
+            "learning_rate": [1e-4, 5e-5, 1e-6],
+            "positives_per_negative": [2.0, 2.0, 1.0],
+            "train_loss": np.array([1.0, 0.5, 0.25]) + shift,
+            "siim_dice": np.array([0.5, 0.6, 0.7]) + shift,
+            "all_empty": [0.75] * 3,
+        }
+    )
 
 
 def learning(style=LIGHT):
-    return figures.learning(
+    return learning_figure(
         {"ours": [history(), history(0.1)], "theirs": [history()], "untrained": []}, style
     )
 
@@ -171,14 +188,25 @@ def test_calibration_shows_shares_with_their_intervals_and_the_number_of_images(
     intervals = [segment[:, 1] for segment in container.lines[2][0].get_segments()]
     np.testing.assert_allclose(intervals, [[0.05, 0.25], [0.5, 0.95]])
     assert [bar.get_height() for bar in lower.patches] == [30, 10]
-    assert all(low <= bar.get_x() and bar.get_x() + bar.get_width() <= low + 0.5 + 1e-9
-               for bar, low in zip(lower.patches, (0.0, 0.5), strict=True))  # fmt: skip
+    assert all(
+        low <= bar.get_x() and bar.get_x() + bar.get_width() <= low + 0.5 + 1e-9
+        for bar, low in zip(lower.patches, (0.0, 0.5), strict=True)
+    )
     assert legend(upper.get_legend()) == ["perfect", "ours: ECE 0.100"]
 
 
 def test_bars_of_several_runs_stand_side_by_side_within_a_bin():
-    table = pd.DataFrame({"low": [0.0], "high": [0.1], "images": [5], "p_positive": [0.05], "positive_share": [0.0],
-                          "share_low": [0.0], "share_high": [0.4]})  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "low": [0.0],
+            "high": [0.1],
+            "images": [5],
+            "p_positive": [0.05],
+            "positive_share": [0.0],
+            "share_low": [0.0],
+            "share_high": [0.4],
+        }
+    )
     lower = figures.calibration({"a": table, "b": table}, {"a": 0.05, "b": 0.05}, LIGHT).axes[1]
     first, second = lower.patches
     assert first.get_x() + first.get_width() == pytest.approx(second.get_x())
@@ -189,7 +217,7 @@ def test_the_threshold_surface_is_the_best_over_bottom_thresholds_and_marks_the_
     figure = threshold_surface()
     axes = figure.axes[0]
     values = axes.images[0].get_array()
-    # Bottom 0.2 is best everywhere: 0.1 * top + area / 1000, rows by area, columns by top threshold.
+    # Bottom 0.2 is best everywhere: 0.1 * top + area / 1000; rows are areas, columns tops.
     np.testing.assert_allclose(values, [[0.025, 0.05, 0.075], [0.125, 0.15, 0.175]])
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.25", "0.5", "0.75"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["0", "100"]
@@ -207,12 +235,12 @@ def test_a_flat_threshold_surface_and_one_of_a_single_triplet_are_drawn(scores, 
         for (t, a), s in zip(places, scores, strict=True)
     ]
     figure = figures.threshold_surface(
-        pd.DataFrame(rows), (0.5, 0, 0.2), LIGHT, run="ours", nothing=0.5
+        pd.DataFrame(rows), (0.5, 0, 0.2), LIGHT, run="ours", baseline=0.5
     )
     save(figure, tmp_path / "surface.svg")
 
 
-def test_folds_show_every_score_with_mean_and_standard_deviation_and_what_nothing_scores():
+def test_folds_show_every_score_with_mean_and_standard_deviation_and_the_all_empty_baseline():
     axes = folds().axes[0]
     dots = [sorted(line.get_ydata()) for line in axes.get_lines() if len(line.get_ydata()) == 2]
     assert [0.6, 0.8] in dots and [0.5, 0.5] in dots
@@ -252,23 +280,29 @@ def test_learning_curves_are_the_history_and_the_mean_over_folds():
     ]
     np.testing.assert_allclose(thin, [0.25, 0.35])
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        "learning rate", "training loss", "SIIM Dice, validation fold"]  # fmt: skip
+        "learning rate",
+        "training loss",
+        "SIIM Dice, validation fold",
+    ]
     assert legend(figure.legends[0]) == ["ours", "theirs", "all-empty baseline"]
 
 
-def test_a_run_has_one_colour_in_all_figures_also_where_a_blend_before_it_has_no_curve():
-    figure = figures.learning({"a blend": [], "ours": [history()]}, LIGHT)
+def test_a_run_keeps_its_colour_in_all_figures_even_after_a_blend_without_a_curve():
+    figure = learning_figure({"a blend": [], "ours": [history()]}, LIGHT)
     assert labelled(figure.axes[1])["ours"].get_color() == LIGHT.colour(1)
 
 
 def test_the_sampling_switch_is_marked_at_its_epoch_when_all_runs_share_it():
     def marks(figure):
-        return [line.get_xdata() for line in figure.axes[1].get_lines() if line.get_linestyle() == ":" and
-                list(line.get_ydata()) == [0, 1]]  # fmt: skip
+        return [
+            line.get_xdata()
+            for line in figure.axes[1].get_lines()
+            if line.get_linestyle() == ":" and list(line.get_ydata()) == [0, 1]
+        ]
 
     assert marks(learning()) == [[3, 3]]
     other = history().assign(positives_per_negative=[2.0, 1.0, 1.0])
-    assert marks(figures.learning({"ours": [history()], "theirs": [other]}, LIGHT)) == []
+    assert marks(learning_figure({"ours": [history()], "theirs": [other]}, LIGHT)) == []
 
 
 @pytest.mark.parametrize("make", CURVES)
@@ -410,17 +444,28 @@ def test_a_comparison_shows_every_runs_mask_with_its_dice_and_the_truth_outlined
 
 
 def test_a_sample_spreads_over_mask_sizes_and_ends_with_a_negative():
-    manifest = pd.DataFrame({"image_id": [f"p{n:02d}" for n in range(21)] + ["n1", "n0"],
-                             "positive": [1] * 21 + [0, 0], "mask_pixels": [*range(100, 121), 0, 0]})  # fmt: skip
+    manifest = pd.DataFrame(
+        {
+            "image_id": [f"p{n:02d}" for n in range(21)] + ["n1", "n0"],
+            "positive": [1] * 21 + [0, 0],
+            "mask_pixels": [*range(100, 121), 0, 0],
+        }
+    )
     # 10 %, 50 % and 90 % of 21 positives by mask size are places 2, 10 and 18.
     assert paper_figures.choose_sample(manifest, 4) == ["p02", "p10", "p18", "n0"]
 
 
-def test_compared_images_spread_over_mask_sizes_and_end_with_the_largest_false_alarm():
-    ours = pd.DataFrame({"image_id": [*"abcde", "x", "y", "only"], "true_px": [10, 20, 30, 40, 50, 0, 0, 99],
-                         "predicted_px": [0, 0, 0, 0, 0, 5, 0, 0]})  # fmt: skip
+def test_compared_images_spread_over_mask_sizes_and_end_with_the_largest_false_positive():
+    ours = pd.DataFrame(
+        {
+            "image_id": [*"abcde", "x", "y", "only"],
+            "true_px": [10, 20, 30, 40, 50, 0, 0, 99],
+            "predicted_px": [0, 0, 0, 0, 0, 5, 0, 0],
+        }
+    )
     theirs = ours.assign(predicted_px=[0, 0, 0, 0, 0, 0, 9, 0]).iloc[:-1]
-    # y is the largest false alarm of any run; "only" is not in both. 10 %, 50 %, 90 % of five: places 0, 2, 4.
+    # y is the largest false positive of any run; "only" is not in both.
+    # 10 %, 50 %, 90 % of five are places 0, 2, 4.
     assert paper_figures.choose_compared({"ours": ours, "theirs": theirs}, 4) == [
         "a",
         "c",
@@ -441,8 +486,10 @@ def test_strata_of_a_run_without_positives_say_so():
 
 def test_reading_takes_cached_images_masks_and_run_lengths(tmp_path):
     one = radiograph()
-    for path, data in ((tmp_path / artifacts.Cache(SIZE).image("a"), png.encode(one.image)),
-                       (tmp_path / artifacts.Cache(SIZE).mask("a"), png.encode_mask(one.truth))):  # fmt: skip
+    for path, data in (
+        (tmp_path / artifacts.Cache(SIZE).image("a"), png.encode(one.image)),
+        (tmp_path / artifacts.Cache(SIZE).mask("a"), png.encode_mask(one.truth)),
+    ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     larger = np.kron(one.truth, np.ones((2, 2), np.uint8))  # labels at twice the cache's size
@@ -456,10 +503,13 @@ def test_reading_takes_cached_images_masks_and_run_lengths(tmp_path):
         paper_figures.read(tmp_path, SIZE, "b")
 
 
-@pytest.mark.parametrize("text, lines", [
-    ("ica_resunet", ["ica_resunet"]),
-    ("ica_resunet_without_attention", ["ica_resunet_", "without_", "attention"]),
-    ("mask 1st quarter (0.005-0.39 %)", ["mask 1st", "quarter", "(0.005-0.39 %)"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ("ica_resunet", ["ica_resunet"]),
+        ("ica_resunet_without_attention", ["ica_resunet_", "without_", "attention"]),
+        ("mask 1st quarter (0.005-0.39 %)", ["mask 1st", "quarter", "(0.005-0.39 %)"]),
+    ],
+)
 def test_long_names_break_after_spaces_and_underscores(text, lines):
     assert figures.wrapped(text, 15) == "\n".join(lines).replace(" %", "\u00a0%")

@@ -1,4 +1,4 @@
-"""The gallery's files: outlines cover their masks, thumbnails show the images, columns say what the tables say."""
+"""The gallery's files: outlines cover their masks, thumbnails and columns match the data."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def read(folder):
 
 
 def draw(path, size=gallery.GRID):
-    """Fill an outline by the even-odd rule and stroke it one pixel wide, as the page does -> (size, size)."""
+    """Fill an outline by the even-odd rule and stroke it one pixel wide -> (size, size)."""
     parts = []
     for subpath in re.findall(r"M[^M]*z", path):
         start, *steps = re.match(r"M(.*?)(?:l(.*))?z", subpath).groups()
@@ -150,7 +150,7 @@ def test_the_larger_view_finds_the_cached_image(sample, written):
     assert large.resolve() == (sample.output / artifacts.Cache(SIZE).image(image_id(0))).resolve()
 
 
-def test_writing_again_gives_the_same_bytes_and_drops_images_that_are_no_more(sample, tmp_path):
+def test_writing_again_gives_the_same_bytes_and_drops_removed_images(sample, tmp_path):
     paths = write(sample, tmp_path)
     first = {path: (tmp_path / path).read_bytes() for path in paths}
     (tmp_path / "gallery" / "gone.jpg").write_bytes(b"old")
@@ -169,7 +169,7 @@ def test_test_images_are_not_in_the_gallery(sample, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource and hard links")
 def test_twelve_thousand_images_of_three_runs_are_written_within_two_gibibytes(tmp_path):
-    """In a process of its own; its largest worker is counted for each of the two."""
+    """In a separate process; its largest worker is counted for each of the two."""
     script = """
         import os, resource, sys, time
         from pathlib import Path
@@ -196,7 +196,8 @@ def test_twelve_thousand_images_of_three_runs_are_written_within_two_gibibytes(t
         shape = {"height": 1024, "width": 1024, "view": "PA", "sex": "F"}
         manifest = pd.DataFrame({"image_id": ids, "split": "train", **shape})
         positive = [number for number in range(n) if number % 4 == 0]
-        labels = pd.DataFrame({"image_id": [str(k) for k in positive], "rle": [texts[k % 40] for k in positive]})
+        rows = [texts[k % 40] for k in positive]
+        labels = pd.DataFrame({"image_id": [str(k) for k in positive], "rle": rows})
         artifacts.write_table(output, artifacts.LABELS, labels)
         frame = {"image_id": ids, "fold": [number % 5 for number in range(n)]}
         frame["true_px"] = [1000 * (number % 4 == 0) for number in range(n)]
@@ -208,8 +209,10 @@ def test_twelve_thousand_images_of_three_runs_are_written_within_two_gibibytes(t
         gallery.write(output, output / "report", runs, manifest, cache_size=512, workers=2)
         seconds = time.monotonic() - started
         get_reusable_executor().shutdown(wait=True)  # only ended processes are counted
-        own, worker = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        print(seconds, (own + 2 * worker) / 1024, (output / "report" / "gallery.js").stat().st_size)
+        main = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        worker = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        size = (output / "report" / "gallery.js").stat().st_size
+        print(seconds, (main + 2 * worker) / 1024, size)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],

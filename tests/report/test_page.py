@@ -1,7 +1,8 @@
-"""The report's page: every number it is given, named and in its place, and nothing from elsewhere."""
+"""The report's page: every number in its place, and nothing loaded from elsewhere."""
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas as pd
@@ -9,13 +10,15 @@ import pytest
 
 from pneumothorax import metrics
 from pneumothorax.pipeline import artifacts
-from pneumothorax.report import page
+from pneumothorax.report import page, wording
+from pneumothorax.report.runs import Cost
+from pneumothorax.report.statistics import Evaluated
 from tests.helpers import report_samples
 from tests.helpers.report_samples import EVALUATED
 
 
 class Tables(HTMLParser):
-    """The text of every table's cells, by the label of the region around it: {label: [[cell, ...], ...]}."""
+    """The cells of every table as text, by its region's label: {label: [[cell, ...], ...]}."""
 
     def __init__(self, text):
         super().__init__()
@@ -44,22 +47,27 @@ class Tables(HTMLParser):
             self.cell += data
 
 
-def content(**changes):
-    given = {
-        "evaluated": EVALUATED,
-        "runs": [
-            report_samples.run(
-                "ica", 0.8, cost=page.Cost(24436369, 31_200_000_000, 11520, 8090, "a card")
-            ),
-            report_samples.run("unet", 0.7),
-        ],
-        "differences": report_samples.differences("ica", "unet"),
-    }
-    return page.Content(**{**given, **changes})
+STARTS = {"ica": 0.8, "unet": 0.7}
+COST = Cost(24436369, 31_200_000_000, 11520, 8090, "a card")
+
+
+def sample_runs():
+    return [
+        report_samples.run("ica", STARTS["ica"], cost=COST),
+        report_samples.run("unet", STARTS["unet"]),
+    ]
+
+
+def rendered(*, evaluated=EVALUATED, runs=None, statistics=None, figures=None, has_gallery=True):
+    runs = runs or sample_runs()
+    statistics = statistics or report_samples.statistics(
+        {run.name: STARTS.get(run.name, 0.8) for run in runs}
+    )
+    return page.render(evaluated, runs, statistics, figures or {}, has_gallery=has_gallery)
 
 
 def tables(**changes):
-    return Tables(page.render(content(**changes))).found
+    return Tables(rendered(**changes)).found
 
 
 def row(table, name):
@@ -87,12 +95,12 @@ def test_table_1_has_each_runs_scores_of_all_images_in_percent_by_averaging():
     ]
 
 
-def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows():
+def test_table_1_begins_with_the_baseline_and_ends_with_the_papers_rows():
     table = tables()["Networks compared"]
     assert [cells[0] for cells in table[2:]] == [
         *("all-empty baseline", "ica", "unet"),
         *(
-            "reported in the paper, averaging not named",
+            "reported in the paper, averaging not stated",
             "U-Net",
             "CheXLocNet",
             "AlbuNet",
@@ -105,7 +113,7 @@ def test_table_1_begins_with_nothing_predicted_and_ends_with_the_papers_own_rows
     assert row(table, "ICA-ResUNet")[1:5] == ["85.67", "92.42", "87.25", "81.37"]
 
 
-def test_costs_are_given_in_units_and_missing_ones_as_a_dash():
+def test_costs_have_units_and_unknown_ones_are_a_dash():
     table = tables()["Networks compared"]
     assert row(table, "ica")[9:] == [
         "24.4 M",
@@ -116,7 +124,7 @@ def test_costs_are_given_in_units_and_missing_ones_as_a_dash():
     assert row(table, "unet")[9:] == ["–"] * 4
 
 
-def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_its_interval_in_this_order():
+def test_a_runs_table_has_baseline_folds_mean_deviation_all_images_and_interval_in_order():
     table = tables()["Cross-validation of ica"]
     assert [cells[0] for cells in table[1:]] == [
         *(
@@ -129,7 +137,7 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
         ),
         *("95 % interval", "thresholds for test images"),
     ]
-    # images, positives, SIIM Dice, nothing, naive
+    # images, positives, SIIM Dice, all empty, naive
     assert row(table, "fold 1")[1:6] == ["15", "6", "0.8001", "0.6008", "0.8201"]
     assert row(table, "all images")[1:6] == ["30", "12", "0.8004", "0.6006", "0.8204"]
     assert row(table, "95 % interval")[3] == "0.7500 to 0.8500"
@@ -145,14 +153,14 @@ def test_a_runs_table_has_nothing_predicted_folds_mean_deviation_all_images_and_
     assert len({len(cells) for cells in table}) == 1
 
 
-def test_nested_and_naive_thresholds_stand_side_by_side():
+def test_nested_and_naive_thresholds_are_side_by_side():
     assert tables()["Nested and naive thresholds"][1:] == [
         ["ica", "0.8004", "0.8204", "+0.0200"],
         ["unet", "0.7004", "0.7204", "+0.0200"],
     ]
 
 
-def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
+def test_a_blend_has_a_table_of_weights_and_a_single_run_has_none():
     weights = {"fold 0": {"ica": 0.25, "unet": 0.75}, artifacts.FINAL: {"ica": 1.0, "unet": 0.0}}
     found = tables(
         runs=[report_samples.run("mixed", 0.8, weights=weights), report_samples.run("unet", 0.7)]
@@ -163,14 +171,14 @@ def test_a_blends_weights_stand_below_its_scores_and_a_runs_own_nowhere():
     assert "Weights of unet" not in found
 
 
-def test_what_each_part_of_the_post_processing_adds_is_shown_by_run():
-    steps = [("threshold", 0.71, 0.72), ("triplet", 0.81234, 0.83)]
+def test_post_processing_steps_are_shown_by_run():
+    steps = [("one threshold", 0.71, 0.72), ("triplet", 0.81234, 0.83)]
     frame = pd.DataFrame(steps, columns=["step", "siim_dice", "naive_siim_dice"])
     found = tables(
         runs=[report_samples.run("ica", 0.8, steps=frame), report_samples.run("unet", 0.7)]
     )
     assert found["Post-processing, step by step"][1:] == [
-        *(["ica", "threshold", "0.7100", "0.7200"], ["triplet", "0.8123", "0.8300"]),
+        *(["ica", "one threshold", "0.7100", "0.7200"], ["triplet", "0.8123", "0.8300"]),
     ]
 
 
@@ -180,7 +188,7 @@ def test_differences_between_runs_have_their_interval_and_both_p_values():
     ]
 
 
-def test_a_levels_runs_stand_below_each_other():
+def test_each_level_has_a_row_per_run():
     found = tables()
     assert {"Scores by mask size", "Scores by view", "Scores by sex"} <= set(found)
     first, second = found["Scores by mask size"][1:3]
@@ -196,23 +204,20 @@ def test_a_levels_runs_stand_below_each_other():
     ]
 
 
-def test_what_was_evaluated_stands_at_the_top():
+def test_the_header_says_what_was_evaluated():
     caution = "Only 12 of 30 images are positive"
-    text = page.render(
-        content(evaluated=page.Evaluated(12047, 2669, 6171, 5, "patients from a file", (caution,)))
-    )
+    evaluated = Evaluated(12047, 2669, 6171, 5, "patients from a file", (caution,))
+    text = rendered(evaluated=evaluated)
     top = text[text.index("<header>") : text.index("</header>")]
     for part in ("12,047", "2,669", "22.2", "6,171", "patients from a file", caution):
         assert part in top
-    assert "drawn chests" not in top
-    assert "drawn chests" in page.render(
-        content(evaluated=page.Evaluated(6, 3, 3, 2, "by tag", drawn=True))
-    )
+    assert "phantoms" not in top
+    assert "phantoms" in rendered(evaluated=Evaluated(6, 3, 3, 2, "by tag", phantoms=True))
 
 
 def test_every_score_is_labelled_and_defined():
     assert set(page.LABELS) == set(metrics.DEFINITIONS) == set(artifacts.SCORE_COLUMNS)
-    text = page.render(content())
+    text = rendered()
     for definition in metrics.DEFINITIONS.values():
         assert f"<dd>{definition}</dd>" in text
 
@@ -220,11 +225,10 @@ def test_every_score_is_labelled_and_defined():
 def test_names_from_data_are_escaped():
     hostile = '<script>alert("1")</script>'
     runs = [report_samples.run(hostile, 0.8)]
-    differences = report_samples.differences(hostile, hostile)
-    figures = {
-        hostile: [page.Figure(hostile, hostile, f"{hostile}.png", hostile, f"{hostile}.png")]
-    }
-    text = page.render(content(runs=runs, differences=differences, figures=figures))
+    statistics = report_samples.statistics({hostile: 0.8})
+    statistics = replace(statistics, differences=report_samples.differences(hostile, hostile))
+    figure = page.Figure(hostile, hostile, f"{hostile}.png", hostile, f"{hostile}.png")
+    text = rendered(runs=runs, statistics=statistics, figures={hostile: [figure]})
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(&#34;1&#34;)" in text
 
@@ -239,7 +243,7 @@ def test_figures_have_a_picture_for_dark_screens_where_there_is_one():
         ],
         "None": [],
     }
-    text = page.render(content(figures=figures))
+    text = rendered(figures=figures)
     assert '<source srcset="figures/roc-dark.png" media="(prefers-color-scheme: dark)">' in text
     assert re.search(r'<img src="figures/roc.png" alt="rising"', text)
     assert re.search(r'<img src="figures/a%20b.png" alt="a radiograph"', text)
@@ -247,10 +251,8 @@ def test_figures_have_a_picture_for_dark_screens_where_there_is_one():
     assert "<h2>None</h2>" not in text
 
 
-def test_the_page_asks_for_nothing_outside_its_folder():
-    text = page.render(
-        content(figures={"Curves": [page.Figure("ROC", "", "figures/roc.png", "rising")]})
-    )
+def test_the_page_loads_nothing_from_outside_its_folder():
+    text = rendered(figures={"Curves": [page.Figure("ROC", "", "figures/roc.png", "rising")]})
     addresses = re.findall(r'(?:src|href|srcset)="([^"]*)"', text)
     assert "gallery.js" in addresses
     assert not [each for each in addresses if re.match(r"[a-z]+:|/", each) and each != "data:,"]
@@ -258,8 +260,9 @@ def test_the_page_asks_for_nothing_outside_its_folder():
 
 
 def test_parts_without_data_are_left_out():
-    runs = [page.Run("ica", report_samples.run("ica", 0.8).table)]
-    text = page.render(content(runs=runs, differences=pd.DataFrame(), has_gallery=False))
+    runs = [report_samples.run("ica", 0.8)]
+    statistics = report_samples.statistics({"ica": 0.8}, empty=True)
+    text = rendered(runs=runs, statistics=statistics, has_gallery=False)
     for part in (
         'id="differences"',
         'id="strata"',
@@ -277,24 +280,24 @@ def test_parts_without_data_are_left_out():
 @pytest.mark.parametrize(
     ("text", "value", "expected"),
     [
-        (page.score, 0.85673, "0.8567"),
-        (page.score, math.nan, "–"),
-        (page.percent, 0.85673, "85.67"),
-        (page.percent, None, "–"),
-        (page.signed, -0.01234, "−0.0123"),
-        (page.signed, 0.5, "+0.5000"),
-        (page.p_value, 0.0009, "< 0.001"),
-        (page.p_value, 0.0404, "0.040"),
-        (page.p_value, math.nan, "–"),
-        (page.scaled, 31_031_745, "31.0 M"),
-        (page.scaled, 870, "870"),
-        (page.scaled, 1.2e12, "1,200.0 G"),
-        (page.duration, 42.4, "42 s"),
-        (page.duration, 3599, "1 h 0 min"),
-        (page.duration, 150, "2 min"),
-        (page.memory, 780, "780 MiB"),
-        (page.memory, math.nan, "–"),
-        (page.count, 12047, "12,047"),
+        (wording.score, 0.85673, "0.8567"),
+        (wording.score, math.nan, "–"),
+        (wording.percent, 0.85673, "85.67"),
+        (wording.percent, None, "–"),
+        (wording.signed, -0.01234, "−0.0123"),
+        (wording.signed, 0.5, "+0.5000"),
+        (wording.p_value, 0.0009, "< 0.001"),
+        (wording.p_value, 0.0404, "0.040"),
+        (wording.p_value, math.nan, "–"),
+        (wording.scaled, 31_031_745, "31.0 M"),
+        (wording.scaled, 870, "870"),
+        (wording.scaled, 1.2e12, "1,200.0 G"),
+        (wording.duration, 42.4, "42 s"),
+        (wording.duration, 3599, "1 h 0 min"),
+        (wording.duration, 150, "2 min"),
+        (wording.memory, 780, "780 MiB"),
+        (wording.memory, math.nan, "–"),
+        (wording.count, 12047, "12,047"),
     ],
 )
 def test_numbers_are_written_for_reading(text, value, expected):

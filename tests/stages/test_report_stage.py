@@ -8,7 +8,7 @@ import pytest
 
 from pneumothorax.data import discovery
 from pneumothorax.pipeline import artifacts
-from pneumothorax.report import contents
+from pneumothorax.report import statistics
 from tests.helpers.stages import run_all, run_on, scores
 
 
@@ -54,7 +54,7 @@ def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
     text = (output / artifacts.REPORT_SUMMARY).read_text("utf-8")
     summary = json.loads(text, parse_constant=refuse)  # NaN and Infinity are not JSON
     assert summary["evaluated"]["images"] == 12
-    assert summary["evaluated"]["drawn"] is False
+    assert summary["evaluated"]["phantoms"] is False
     found = {row["score"]: row for row in summary["runs"]["tiny"]["intervals"]}
     assert set(found) == set(artifacts.SCORE_COLUMNS)
     assert found["siim_dice"]["low"] <= found["siim_dice"]["value"] <= found["siim_dice"]["high"]
@@ -67,7 +67,7 @@ def test_two_submissions_of_the_same_run_do_not_differ(copied):
     differences = json.loads((output / artifacts.REPORT_SUMMARY).read_text("utf-8"))["differences"]
     between = [row for row in differences if row["second"] == "tiny"]
     assert {(row["first"], row["difference"], row["p"]) for row in between} == {("again", 0.0, 1.0)}
-    assert {row["score"] for row in between} == set(contents.COMPARED)
+    assert {row["score"] for row in between} == set(statistics.COMPARED)
     against = {
         row["first"]: row["difference"]
         for row in differences
@@ -94,4 +94,4 @@ def test_the_report_says_that_the_demo_data_are_phantoms(copied, config, tmp_pat
     shutil.copytree(made.folder, tmp_path / "input")
     (tmp_path / "input" / discovery.PHANTOM_NOTE).touch()
     run_all(tmp_path / "input", output, config)
-    assert "drawn chests" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
+    assert "phantoms" in (output / artifacts.REPORT_PAGE).read_text("utf-8")

@@ -1,6 +1,6 @@
 "use strict";
 // The gallery: one page of cards at a time, chosen and sorted by the form, and a larger view of one image.
-// Everything shown comes from window.GALLERY (pneumothorax/gallery.py) and enters the page as text, never as HTML.
+// Everything shown comes from window.GALLERY (gallery.py) and enters the page as text, never as HTML.
 
 document.addEventListener("DOMContentLoaded", () => {
   const app = document.getElementById("gallery-app");
@@ -22,13 +22,13 @@ function startGallery(app, data) {
   const count = app.querySelector(".count");
   const pager = app.querySelector(".pager");
   const dialog = app.querySelector("dialog");
-  const REDRAWS_NOTHING = ["opacity", "truth", "prediction"];
+  const STYLE_ONLY = ["opacity", "truth", "prediction"];
 
   let order = []; // positions of the images that pass the filters, sorted
   let page = 0;
-  let upsampled = 0; // place in `order` of the image in the larger view
+  let enlarged = 0; // place in `order` of the image in the larger view
 
-  // ---- what there is to choose from
+  // ---- options of the form
 
   const values = (column) => [...new Set(column)].sort((a, b) => (a > b) - (a < b));
   const fill = (name, options) =>
@@ -37,8 +37,8 @@ function startGallery(app, data) {
   fill("b", runs.map((run) => [run.name, run.name]));
   fill("outcome", outcomes.map((name) => [name, name]));
   fill("fold", values(images.fold).map((fold) => [fold, `fold ${fold}`]));
-  fill("view", values(images.view).map((view) => [view || "?", view || "not given"]));
-  fill("sex", values(images.sex).map((sex) => [sex || "?", sex || "not given"]));
+  fill("view", values(images.view).map((view) => [view || "?", view || "unknown"]));
+  fill("sex", values(images.sex).map((sex) => [sex || "?", sex || "unknown"]));
   field.b.closest("label").hidden = runs.length < 2;
 
   const state = () => Object.fromEntries(new FormData(form));
@@ -81,7 +81,7 @@ function startGallery(app, data) {
     const sign = now.order === "descending" ? -1 : 1;
     const keyed = [];
     for (let at = 0; at < images.id.length; at++) if (passes(at)) keyed.push([key(at), at]);
-    // Equal ones stay in the manifest's order.
+    // Ties keep the manifest's order.
     keyed.sort(([left, leftAt], [right, rightAt]) => sign * ((left > right) - (left < right)) || leftAt - rightAt);
     order = keyed.map(([, at]) => at);
   }
@@ -104,7 +104,7 @@ function startGallery(app, data) {
     if (large) image.addEventListener("error", () => (image.src = thumbnail), { once: true });
     else image.loading = "lazy";
     const overlay = svg("svg", { viewBox: `0 0 ${data.grid} ${data.grid}`, "aria-hidden": "true", class: "overlay" });
-    // Outlines run through pixel centres; a stroke of one pixel covers the border pixels' outer halves.
+    // Outlines run through pixel centres; a stroke one pixel wide covers the outer half of each border pixel.
     if (run.outline[at]) overlay.append(svg("path", { d: run.outline[at], class: "prediction" }));
     if (images.truth[at]) overlay.append(svg("path", { d: images.truth[at], class: "truth" }));
     return element("span", { class: "picture" }, image, overlay);
@@ -125,8 +125,8 @@ function startGallery(app, data) {
   const about = (at) =>
     [
       `fold ${images.fold[at]}`,
-      images.view[at] || "view not given",
-      images.sex[at] || "sex not given",
+      images.view[at] || "view unknown",
+      images.sex[at] || "sex unknown",
       `true ${percent(images.true_px[at], at)}`,
     ].join(" · ");
 
@@ -134,7 +134,7 @@ function startGallery(app, data) {
     const shown = chosenRuns();
     const open = element("button", { type: "button", class: "pair", "aria-label": `Enlarge ${images.id[at]}` });
     open.append(...shown.map((run) => picture(run, at)));
-    open.addEventListener("click", () => upsample(place));
+    open.addEventListener("click", () => enlarge(place));
     return element(
       "li",
       { class: "card", "data-id": images.id[at] },
@@ -157,7 +157,7 @@ function startGallery(app, data) {
     const found = order.length.toLocaleString("en");
     count.textContent = order.length
       ? `${first + 1} to ${first + shown.length} of ${found} images` + (found === all ? "" : ` (of ${all})`)
-      : `No image of ${all} passes these filters.`;
+      : `None of ${all} images matches these filters.`;
     pager.querySelector(".number").textContent = `page ${page + 1} of ${pages}`;
     const [previous, next] = pager.querySelectorAll("button");
     previous.disabled = page === 0;
@@ -179,9 +179,9 @@ function startGallery(app, data) {
 
   // ---- the larger view
 
-  function upsample(place) {
-    upsampled = Math.min(Math.max(0, place), order.length - 1);
-    const at = order[upsampled];
+  function enlarge(place) {
+    enlarged = Math.min(Math.max(0, place), order.length - 1);
+    const at = order[enlarged];
     const shown = chosenRuns();
     dialog.querySelector("h3").textContent = images.id[at];
     dialog.querySelector(".about").textContent = about(at);
@@ -200,20 +200,20 @@ function startGallery(app, data) {
         element("td", {}, percent(run.predicted_px[at], at)),
       );
     dialog.querySelector("tbody").replaceChildren(...runs.map(row));
-    dialog.querySelector("[data-step='-1']").disabled = upsampled === 0;
-    dialog.querySelector("[data-step='1']").disabled = upsampled === order.length - 1;
+    dialog.querySelector("[data-step='-1']").disabled = enlarged === 0;
+    dialog.querySelector("[data-step='1']").disabled = enlarged === order.length - 1;
     if (!dialog.open) dialog.showModal();
   }
 
   dialog.addEventListener("click", (event) => {
     const step = event.target.dataset.step;
-    if (step) upsample(upsampled + Number(step));
+    if (step) enlarge(enlarged + Number(step));
     else if (event.target === dialog || event.target.dataset.close !== undefined) dialog.close();
   });
   dialog.addEventListener("keydown", (event) => {
-    if (event.target.type === "range") return; // there the arrows move the slider
-    if (event.key === "ArrowLeft") upsample(upsampled - 1);
-    if (event.key === "ArrowRight") upsample(upsampled + 1);
+    if (event.target.type === "range") return; // the arrow keys move the slider
+    if (event.key === "ArrowLeft") enlarge(enlarged - 1);
+    if (event.key === "ArrowRight") enlarge(enlarged + 1);
   });
   dialog.querySelector("input[type=range]").addEventListener("input", (event) => {
     field.opacity.value = event.target.value;
@@ -221,7 +221,7 @@ function startGallery(app, data) {
     remember();
   });
 
-  // ---- the address keeps what differs from the beginning, so that a view can be passed on
+  // ---- the address holds every setting that was changed, so that a view can be shared
 
   function remember() {
     const now = { ...state(), truth: String(field.truth.checked), prediction: String(field.prediction.checked) };
@@ -246,9 +246,9 @@ function startGallery(app, data) {
 
   form.addEventListener("submit", (event) => event.preventDefault());
   function changed(event) {
-    if ((event.type === "change") !== (event.target.tagName === "SELECT")) return; // once for each change
+    if ((event.type === "change") !== (event.target.tagName === "SELECT")) return; // one event per change
     restyle();
-    if (!REDRAWS_NOTHING.includes(event.target.name)) {
+    if (!STYLE_ONLY.includes(event.target.name)) {
       page = 0;
       update();
     }
