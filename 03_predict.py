@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 
 import models
-from pneumothorax.compute import checkpoint, distributed, precision, runtime
+from pneumothorax.compute import checkpoint, distributed, runtime
 from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
 from pneumothorax.inference import command
@@ -107,7 +107,7 @@ def main(argv=None):
 
         inputs = lineage.predict_inputs(args.output, args.run, folds, splits)
         bf16 = distributed.on_main(
-            precision.for_prediction, args.precision, device
+            runtime.predicts_in_bf16, args.precision, device
         )  # the same on all machines
         settings = {"splits": splits, "folds": folds, "bf16": bf16, "backend": args.backend}
         same = {"settings": settings, "inputs": inputs}

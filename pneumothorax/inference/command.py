@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pneumothorax.compute import precision
+from pneumothorax.compute import runtime
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.inference import dicom_seg, predicting, reading
 from pneumothorax.pipeline import artifacts, locks, stage
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, device: torch.device, load: Callable[[int], Pr
     with locks.lock(args.to, "03_predict-dicom"):
         if args.overwrite:
             predicting.forget(args.to)
-        bf16 = precision.for_prediction(args.precision, device)
+        bf16 = runtime.predicts_in_bf16(args.precision, device)
         task = predicting.Task(args.to, settled, args.dicom_seg, args.batch_size, device, bf16)
         frame = predicting.predict(listed, task, lambda: [load(fold) for fold in settled.folds])
         path = artifacts.write_table(args.to, artifacts.DICOM_PREDICTIONS, frame)

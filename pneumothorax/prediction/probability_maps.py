@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pneumothorax import png
-from pneumothorax.compute import distributed, precision
+from pneumothorax.compute import distributed, runtime
 from pneumothorax.compute.loading import start_worker
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
 from pneumothorax.errors import bad_list
@@ -237,7 +237,7 @@ def _maps(
     )
     with tqdm(total=len(rows), unit="image", desc=title, disable=not distributed.is_main()) as bar:
         for batch in loader:
-            with precision.autocast(source.device, enabled=source.bf16):
+            with runtime.autocast(source.device, enabled=source.bf16):
                 maps, classification = probabilities(
                     [one.network for one in networks], to_network(batch.image, source.device)
                 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pneumothorax import dicom, png, rle
-from pneumothorax.compute import precision
+from pneumothorax.compute import runtime
 from pneumothorax.data import discovery
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
@@ -32,7 +32,7 @@ from tests.stages.test_stages import run_all
 ODD_SHAPE = (90, 150)
 
 CPU = torch.device("cpu")
-BF16 = precision.computes_in_bf16(CPU)  # as stage 03 decides
+BF16 = runtime.computes_in_bf16(CPU)  # as stage 03 decides
 
 
 def resealed(body):

@@ -394,7 +394,7 @@ def test_a_killed_training_goes_on_after_the_last_finished_epoch_to_the_same_wei
     process.wait()
     assert history.exists(), "the first epoch never finished"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "going on after epoch" in done.stdout or "is finished" in done.stdout
+    assert "resuming after epoch" in done.stdout or "up to date" in done.stdout
     assert same_weights(output, whole)
     times = ["seconds", "images_per_second"]
     ours, theirs = (
@@ -416,7 +416,7 @@ def same_weights(output, other):
 
 def test_other_settings_under_the_same_run_are_refused_naming_the_difference(finished, config):
     made, output = finished
-    with pytest.raises(BadInput, match=r"learning_rate: 0.001 there, 0.002 now"):
+    with pytest.raises(BadInput, match=r"learning_rate: 0.001 before, 0.002 now"):
         run_all(made.folder, output, config, "--set", "learning_rate=0.002", stages=[2])
     one_fold = [
         "--set",
@@ -566,7 +566,7 @@ def test_a_damaged_best_checkpoint_is_noticed_and_its_fold_trained_again_on_requ
     )
     with pytest.raises(BadInput, match=r"best\.pt is not what 02_train\.py"):
         run_stage("03_predict.py", "--run", "tiny", "--output", output)
-    with pytest.raises(BadInput, match="--fold 0 --overwrite trains this fold anew"):
+    with pytest.raises(BadInput, match="--fold 0 --overwrite trains this fold from scratch"):
         run_all(made.folder, output, config, stages=[2])
     run_all(made.folder, output, config, "--fold", 0, "--overwrite", stages=[2])
     run_all(made.folder, output, config, stages=[3])
@@ -580,9 +580,9 @@ def test_a_damaged_last_checkpoint_is_replaced_by_the_one_before_it(copied, conf
     (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000])
     run_all(made.folder, output, config, stages=[2])
     printed = capsys.readouterr().out
-    assert "going on from" in printed
+    assert "resuming from" in printed
     assert "previous.pt" in printed
-    assert "going on after epoch 1" in printed
+    assert "resuming after epoch 1" in printed
     again = torch.load(folder / "last.pt", weights_only=True)["network"]
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
@@ -777,7 +777,7 @@ def test_a_finished_run_outlives_the_one_it_started_from(copied, config, capsys)
     second_part(output, config)
     shutil.rmtree(output / artifacts.Run("tiny").folder)
     second_part(output, config)
-    assert "fold 1 is finished" in capsys.readouterr().out
+    assert "fold 1 is up to date" in capsys.readouterr().out
     run_stage("03_predict.py", "--run", "second", "--output", output, "--workers", 0)
 
 
