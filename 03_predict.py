@@ -76,7 +76,7 @@ def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed, precision
+    from pneumothorax.compute import distributed, runtime
     from pneumothorax.prediction import splits
 
     with (
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         images = splits.rows(args.output, folds, args.split)
         inputs = lineage.predict_inputs(args.output, args.run, folds, list(images))
         # Settled by the main process: machines may differ in what they support
-        bf16 = distributed.on_main(precision.for_prediction, args.precision, device)
+        bf16 = distributed.on_main(runtime.predicts_in_bf16, args.precision, device)
         settings = {"splits": list(images), "folds": folds, "bf16": bf16, "backend": args.backend}
         made_from = {"settings": settings, "inputs": inputs}
         overwrite = args.overwrite and not distributed.is_restart()

@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     import models
-    from pneumothorax.compute import precision, runtime
+    from pneumothorax.compute import runtime
     from pneumothorax.inference import predicting, reading, results, settled
     from pneumothorax.prediction import probability_maps
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     results.check_places(args.path, args.to, raw=args.input, output=args.output)
     run = settled.read(args.output, args.run)
     listed = reading.search(args.path)
-    bf16 = precision.for_prediction(args.precision, device)
+    bf16 = runtime.predicts_in_bf16(args.precision, device)
     task = predicting.Task(args.to, run, args.dicom_seg, args.batch_size, device, bf16)
     load = functools.partial(
         probability_maps.load_folds,

@@ -15,7 +15,7 @@ import torch
 import models
 from benchmarks import timing
 from benchmarks.training_step import load, step
-from pneumothorax.compute import precision, runtime
+from pneumothorax.compute import runtime
 from pneumothorax.training import losses
 from pneumothorax.training.config import TrainConfig
 
@@ -75,7 +75,7 @@ def kept(chosen: TrainConfig, size: int, device: torch.device) -> int:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
-        precision.autocast(device, enabled=chosen.mixed_precision),
+        runtime.autocast(device, enabled=chosen.mixed_precision),
     ):
         loss = network.training_loss(images, masks, losses.CRITERIA[chosen.loss])["loss"]
     assert loss.requires_grad  # what the loss refers to lives until here

@@ -232,7 +232,8 @@ def epochs(cache, workers, n=2, seed=42):
         data, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0
     )
     result = []
-    for batches.epoch in range(n):
+    for epoch in range(n):
+        batches.set_epoch(epoch)
         result += [
             (b.position.tolist(), b.image.numpy().tobytes(), b.mask.numpy().tobytes())
             for b in loader

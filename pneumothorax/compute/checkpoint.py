@@ -1,4 +1,4 @@
-"""Checkpoints: plain types and tensors, written whole, loaded with weights_only and checked."""
+"""Checkpoints: plain types and tensors, written atomically, loaded with weights_only, checked."""
 
 import io
 import zipfile
@@ -14,19 +14,22 @@ FORMAT = 3
 
 
 def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write `state` (plain types and tensors) atomically; what was there before is kept as `keep`."""
-    whole = io.BytesIO()  # a signal during torch.save to a file ends in an error of its own
+    """Write `state` (plain types and tensors) atomically; the previous file is kept as `keep`."""
+    whole = io.BytesIO()  # a signal while torch.save writes to a file ends in an unrelated error
     torch.save({"format": FORMAT, **state}, whole)
     atomic.write(path, lambda file: file.write(whole.getbuffer()), keep=keep)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Nothing is unpickled but tensors and plain types. Raises BadInput for a missing, damaged or foreign file."""
+    """Load tensors and plain types; nothing else is ever unpickled.
+
+    Raises BadInput for a missing or damaged file and for one of another format.
+    """
     if not path.is_file():
         raise BadInput(f"{path} does not exist: run 02_train.py first")
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()  # torch does not notice flipped bytes
+            broken = archive.testzip()  # torch.load does not notice flipped bytes
         if broken is not None:
             raise BadInput(f"{path} is damaged (at {broken})")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -40,13 +43,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises BadInput as `check_weights` does."""
+    """Check the weights, then load them. Raises BadInput as `check_weights` does."""
     check_weights(network, state, path)
     network.load_state_dict(state)
 
 
 def check_weights(network: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Exact names and shapes and finite values only. Raises BadInput with the difference."""
+    """Raise BadInput unless names and shapes match exactly and all values are finite."""
     own = network.state_dict()
     wrong = sorted(set(own) ^ set(state)) or [
         name for name in own if own[name].shape != state[name].shape

@@ -1,7 +1,7 @@
-"""One process or many (torchrun): the same batches, one loss over all of them, one process that writes.
+"""One process or many (torchrun): the same batches, one loss over all, one process that writes.
 
-Everything here works unchanged in a single process. The engine is torch.distributed: gloo between CPUs, nccl between
-GPUs; numbers and objects always travel between CPUs.
+Everything here also works in a single process. torch.distributed does the work, with gloo
+between CPUs and nccl between GPUs. Numbers and objects always travel between CPUs.
 """
 
 import os
@@ -18,12 +18,12 @@ from pneumothorax.pipeline import locks
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, masks -> scalar
 
 
 @contextmanager
 def processes(device_name: str) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and give this one its device."""
+    """Join the processes that torchrun started, if any, and yield this process's device."""
     launched = dist.is_available() and dist.is_torchelastic_launched()
     device = runtime.device(
         device_name, local_rank=int(os.environ["LOCAL_RANK"]) if launched else None
@@ -33,14 +33,14 @@ def processes(device_name: str) -> Iterator[torch.device]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Processes started again find the addresses of the dead ones in torchrun's store, unless they look elsewhere.
+    # torchrun's store still holds the addresses of dead processes: use a prefix per restart.
     store, own_rank, n_processes = next(iter(dist.rendezvous("env://")))
     own_store = dist.PrefixStore(f"attempt {_restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=own_store, rank=own_rank, world_size=n_processes)
     try:
         yield device
-        dist.barrier()  # none tears its connections down while another still reads from them
+        dist.barrier()  # nobody closes a connection from which another process still reads
     finally:
         dist.destroy_process_group()
 
@@ -59,12 +59,12 @@ def is_main() -> bool:
 
 
 def is_restart() -> bool:
-    """Whether torchrun started the processes again after one of them died (--max-restarts)."""
+    """Whether torchrun restarted the processes after one of them died (--max-restarts)."""
     return _restarts() > 0
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, by rank."""
+    """The values of all processes, by rank."""
     if not _several():
         return [value]
     values: list[Any] = [None] * size()
@@ -82,35 +82,35 @@ def sums(values: Sequence[float]) -> list[float]:
 
 
 def on_main(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-    """What `function` returns on the main process; the others wait for it.
+    """Call `function` on the main process alone; every process waits for and gets its result.
 
-    An error ends the main process and so, by torchrun, all of them.
+    An error ends the main process, and torchrun then ends the others.
     """
     return gather(function(*arguments, **keywords) if is_main() else None)[0]  # type: ignore[return-value]
 
 
 @contextmanager
 def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[None]:
-    """stage.lock, held by the process that writes."""
+    """locks.lock, held by the main process."""
     with locks.lock(output, name, patience_s=patience_s) if is_main() else nullcontext():
         yield
 
 
 def say(line: str) -> None:
-    """Print it once, however many processes there are."""
+    """Print a line from the main process alone."""
     if is_main():
         print(line, flush=True)
 
 
 def take_buffers_of_main(network: torch.nn.Module) -> None:
-    """Statistics of batch norms are each process's own: use the main process's."""
+    """Copy the main process's batch norm statistics, which differ between processes."""
     if _several():
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)
 
 
 def average_buffers(network: torch.nn.Module) -> None:
-    """The mean over the processes of statistics that each took from as many batches of its own."""
+    """Average batch norm statistics, which every process took from equally many batches."""
     if _several():
         for buffer in network.buffers():
             if buffer.is_floating_point():
@@ -118,35 +118,32 @@ def average_buffers(network: torch.nn.Module) -> None:
                 buffer.div_(size())
 
 
-class OverAllProcesses:
-    """A criterion of the whole batch: the same number, and the same gradient, as in a single process.
+def over_all_processes(
+    criterion: Criterion, logits: torch.Tensor, masks: torch.Tensor, *, counts: Sequence[int]
+) -> torch.Tensor:
+    """The criterion of the whole batch: the same value and gradient as in one process.
 
-    A sum over the batch inside a ratio, as in Dice, is no mean of what the processes would find for their own shares.
-    `counts` says how many of each process's first images count. What a network adds by itself (a classification head's loss,
-    Mask R-CNN's) is a mean over the processes, in which images that fill up the last batch of an epoch count as well.
+    A ratio of sums over the batch, such as Dice, is not the mean of the ratios that the
+    processes would find for their shares. What a network adds itself (the loss of a
+    classification head or of Mask R-CNN) is a mean over the processes, and counts images
+    that only fill up the last batch of an epoch.
+
+    Args:
+        logits, masks: this process's share, (N, 1, H, W).
+        counts: for each process, how many of its first images count.
     """
-
-    def __init__(self, criterion: Criterion) -> None:
-        self.criterion = criterion
-        self.counts: list[int] = []
-
-    def __call__(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        if not _several():
-            return self.criterion(logits, masks)
-        everything: torch.Tensor = _AllLogits.apply(logits.float())
-        all_masks = [torch.empty_like(masks) for _ in range(size())]
-        dist.all_gather(all_masks, masks.contiguous())
-        n = len(logits)
-        kept = [
-            n * process + place
-            for process, count in enumerate(self.counts)
-            for place in range(count)
-        ]
-        return self.criterion(everything[kept], torch.cat(all_masks)[kept])
+    if not _several():
+        return criterion(logits, masks)
+    everything: torch.Tensor = _AllLogits.apply(logits.float())
+    all_masks = [torch.empty_like(masks) for _ in range(size())]
+    dist.all_gather(all_masks, masks.contiguous())
+    n = len(logits)
+    kept = [n * process + place for process, count in enumerate(counts) for place in range(count)]
+    return criterion(everything[kept], torch.cat(all_masks)[kept])
 
 
 class _AllLogits(torch.autograd.Function):
-    """The logits of all processes, of which the own ones carry a gradient."""
+    """The logits of all processes; gradients flow to this process's own."""
 
     @staticmethod
     def forward(ctx: Any, own: torch.Tensor) -> torch.Tensor:
@@ -160,7 +157,7 @@ class _AllLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         own = gradients[0][ctx.n * rank() : ctx.n * (rank() + 1)]
-        return own * size()  # DistributedDataParallel takes the mean of what we need the sum of
+        return own * size()  # we need the sum; DistributedDataParallel takes the mean
 
 
 def _restarts() -> int:

@@ -1,4 +1,4 @@
-"""Stopping a long stage between two steps: SIGTERM, Ctrl-C, or the end of the time it was given."""
+"""Stopping a long stage between two steps, on SIGTERM, Ctrl-C or --max-time."""
 
 import signal
 import sys
@@ -13,10 +13,10 @@ REPEATED_S = 3.0
 
 
 class StopRequest:
-    """with StopRequest(max_seconds) as stop: asks `stop.is_due()` between steps and calls `stop.leave()` after saving.
+    """with StopRequest(max_seconds) as stop: ask `is_due` between steps; save, then `leave`.
 
-    Another signal, REPEATED_S or more later, ends the process at once; sooner it is the same one: a launcher hands on
-    what the whole group has already got.
+    A second signal ends the process at once, unless it comes within REPEATED_S: launchers
+    such as torchrun pass on the signal that the whole process group already got.
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:
@@ -42,7 +42,7 @@ class StopRequest:
         return late or self.signal is not None
 
     def leave(self) -> NoReturn:
-        """Raises Stopped: with 0 when the time is up, 128 + the signal's number when there was one."""
+        """Raise Stopped, with exit code 0 when time is up or 128 + the signal's number."""
         raise Stopped(0 if self.signal is None else 128 + self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -52,7 +52,7 @@ class StopRequest:
             sys.exit(128 + number)
         self.signal, self.noted = number, time.monotonic()
         print(
-            f"\n{signal.Signals(number).name}: this step ends, then the state is saved",
+            f"\n{signal.Signals(number).name}: saving after this step",
             file=sys.stderr,
             flush=True,
         )

@@ -2,38 +2,84 @@
 
 import multiprocessing
 import signal
-from collections.abc import Collection
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 import cv2
 
-GRACE_S = 60
+PATIENCE_S = 300  # a worker that needs longer for one batch hangs
+GRACE_S = 60  # a training worker survives SIGTERM for this long
+
+
+class DeadWorker(RuntimeError):
+    """A DataLoader worker died, or was given up because it hangs (`hung`)."""
+
+    def __init__(self, message: str, *, hung: bool) -> None:
+        super().__init__(message)
+        self.hung = hung
+
+
+@contextmanager
+def worker_deaths() -> Iterator[None]:
+    """Turn PyTorch's RuntimeError for a dead or hung worker into a DeadWorker.
+
+    PyTorch raises it from a signal handler, that is, at any line of the main process.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise DeadWorker(str(error), hung="timed out" in str(error)) from error
+
+
+class Workers:
+    """with Workers() as workers: every child process started inside is dead afterwards.
+
+    A worker that hangs or outlives SIGTERM would otherwise keep the process from ending.
+    """
+
+    def __enter__(self) -> Self:
+        self._others = multiprocessing.active_children()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the child processes started inside, and wait for their end."""
+        # PyTorch's handler of SIGCHLD would report these deaths. Windows has no SIGCHLD.
+        child_died = getattr(signal, "SIGCHLD", None)
+        handler = None if child_died is None else signal.signal(child_died, signal.SIG_DFL)
+        for child in multiprocessing.active_children():
+            if child not in self._others:
+                child.kill()
+                child.join()
+        if child_died is not None:
+            signal.signal(child_died, handler)
 
 
 def start_worker(_: int) -> None:
-    """One thread per DataLoader worker: OpenCV would start one per core in each. Ctrl-C is for the main process."""
+    """worker_init_fn: one thread per worker, and Ctrl-C is left to the main process.
+
+    OpenCV would start one thread per core in each worker.
+    """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def start_training_worker(number: int) -> None:
-    """A worker that lives on for a while after SIGTERM, which a cluster sends to all processes at once.
+    """worker_init_fn: as `start_worker`, and SIGTERM ends the worker GRACE_S later.
 
-    The main process ends its step first, and needs the images of it.
+    A cluster sends SIGTERM to all processes at once. The main process then finishes its
+    step, for which it needs images from the workers.
     """
     start_worker(number)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))  # the alarm is the end
-
-
-def end_workers(*, others: Collection[BaseProcess]) -> None:
-    """Kill the child processes but `others`: one that hangs or outlasts SIGTERM would be waited for at the end."""
-    told = getattr(
-        signal, "SIGCHLD", None
-    )  # not on Windows; PyTorch would take it for another worker's death
-    handler = None if told is None else signal.signal(told, signal.SIG_DFL)
-    for child in multiprocessing.active_children():
-        if child not in others:
-            child.kill()
-            child.join()
-    if told is not None:
-        signal.signal(told, handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))  # SIGALRM ends the process

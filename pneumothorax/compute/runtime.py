@@ -1,4 +1,4 @@
-"""The process's own state: seeds, the device and its memory. Called by stages, never by the package."""
+"""What this process computes on and in: device, memory, random numbers, 16 or 32 bits."""
 
 import platform
 import sys
@@ -10,28 +10,36 @@ from pneumothorax.errors import BadConfig
 
 
 def seed_everything(seed: int) -> None:
-    """Weight initialisation draws from torch's global generator; everything else has a generator of its own."""
+    """Seed torch's global generator, from which weights are initialised.
+
+    Everything else has its own generator.
+    """
     torch.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Of torch's generators, which dropout and the sampling of instances draw from; nothing else global is used."""
+    """The state of torch's generators, from which dropout and detection networks draw.
+
+    No other global generator is used.
+    """
     cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on with the random numbers of `random_state`."""
+    """Restore what `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def device(name: str = "auto", *, local_rank: int | None = None) -> torch.device:
-    """`auto` takes a CUDA device where there is one. Raises BadConfig for an unknown or absent one.
+    """The device `name`; `auto` is a CUDA device if there is one, else the CPU.
+
+    Raises BadConfig for a device that is unknown or absent.
 
     Args:
-        local_rank: of several processes on this machine, to give each a GPU of its own.
+        local_rank: this process's number on this machine, to give each process its own GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,21 +49,20 @@ def device(name: str = "auto", *, local_rank: int | None = None) -> torch.device
         found = torch.device(name)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise BadConfig(
-            f"--device {name} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise BadConfig(f"--device {name} cannot be used here: {reason}") from error
     return found
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the kind of CPU and the threads computing on it."""
+    """The GPU's name, or the CPU's architecture and the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def peak_memory_mib(device: torch.device) -> float | None:
-    """The most memory used so far: a GPU's allocated tensors, or this whole process; None where unknown (Windows)."""
+    """Peak memory so far: of the GPU's tensors, or of this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
@@ -63,6 +70,38 @@ def peak_memory_mib(device: torch.device) -> float | None:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (
-        peak / 2**10 if sys.platform == "linux" else peak / 2**20
-    )  # Linux counts in KiB, macOS in bytes
+    # Linux counts in KiB, macOS in bytes.
+    return peak / 2**10 if sys.platform == "linux" else peak / 2**20
+
+
+def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
+    """A reusable context in which convolutions and matrix products run in 16 bits."""
+    return torch.autocast(device.type, dtype=half(device), enabled=enabled)
+
+
+def loss_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
+    """Scales losses in fp16, whose gradients would vanish. Does nothing in bf16 and fp32."""
+    return torch.amp.GradScaler(device.type, enabled=enabled and half(device) is torch.float16)
+
+
+def half(device: torch.device) -> torch.dtype:
+    """bf16 on CPUs and on CUDA devices that have it (Ampere and newer), else fp16."""
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device has units for bf16; others emulate it slowly.
+
+    GPUs have them from Ampere on, CPUs with AVX512-BF16 or AMX.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def predicts_in_bf16(precision: str, device: torch.device) -> bool:
+    """Whether `--precision` (auto, fp32 or bf16) means bf16 on this device."""
+    return precision == "bf16" or (precision == "auto" and computes_in_bf16(device))

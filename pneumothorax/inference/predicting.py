@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from pneumothorax import dicom, png, rle
-from pneumothorax.compute import precision
+from pneumothorax.compute import runtime
 from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.inference import dicom_seg, overlay, results
@@ -113,7 +113,7 @@ def stored_maps(
     size = networks[0].image_size
     seen = np.stack([png.downsample(png.downsample(image, cache_size), size) for image in images])
     batch = to_network(torch.from_numpy(seen).unsqueeze(1), device)
-    with precision.autocast(device, enabled=bf16):
+    with runtime.autocast(device, enabled=bf16):
         maps, classification = probability_maps.probabilities(
             [one.network for one in networks], batch
         )

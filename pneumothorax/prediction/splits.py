@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pneumothorax import png
-from pneumothorax.compute import distributed, precision
+from pneumothorax.compute import distributed, runtime
 from pneumothorax.compute.loading import start_worker
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
@@ -233,7 +233,7 @@ def _maps(group: Group, todo: pd.DataFrame, task: Task) -> Iterator[Map]:
     with tqdm(total=len(todo), unit="image", desc=title, disable=not distributed.is_main()) as bar:
         for batch in loader:
             pixels = to_network(batch.image, task.device)
-            with precision.autocast(task.device, enabled=task.bf16):
+            with runtime.autocast(task.device, enabled=task.bf16):
                 maps, classification = probability_maps.probabilities(networks, pixels)
             classifications = (
                 [None] * len(maps) if classification is None else classification.tolist()

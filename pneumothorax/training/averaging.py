@@ -1,51 +1,79 @@
-"""Averages of weights: over the steps of training, and over the best epochs."""
+"""The best epochs of a fold: their weights on disk, and the mean of several."""
 
-import copy
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import swa_utils
+from tqdm import tqdm
 
-from pneumothorax.compute import distributed
-
-State = dict[str, torch.Tensor]
-
-
-class MovingAverage:
-    """Exponential moving average of all weights and batch norm statistics, after every step.
-
-    The decay grows to its value as (1 + n) / (10 + n) with n steps done, as in TensorFlow's ExponentialMovingAverage:
-    a fixed one would keep the initial weights for hundreds of steps.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.steps = 0
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        self.steps += 1
-        new = network.state_dict()
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(new[name], 1 - decay)
-            else:
-                value.copy_(new[name])
-
-    def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "network": self.network.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        self.network.load_state_dict(state["network"])
+from pneumothorax.compute import checkpoint, distributed
+from pneumothorax.errors import BadInput
+from pneumothorax.training.fold_state import FoldState, Weights
 
 
-def mean(states: Sequence[State]) -> State:
-    """The mean of weights of the same network; counters come from the first."""
+class BestWeights:
+    """best.pt, and the weights of the `n_averaged` best epochs if that is more than 1."""
+
+    def __init__(self, state: FoldState, *, n_averaged: int) -> None:
+        self.state, self.n_averaged = state, n_averaged
+        self.files = state.checkpoints
+
+    def save_epoch(self, score: float) -> None:
+        """Save the epoch just finished: its weights if they are among the best, and the state.
+
+        The weights come first. A kill between the two repeats the epoch.
+        """
+        kept_before = self._kept_epochs()
+        weights = self.state.optimization.result.state_dict()
+        if not math.isnan(score) and checkpoint.is_finite(weights):
+            self._keep(weights, score)
+        self.state.save()
+        if distributed.is_main():
+            # The state before this one is the fallback: what it names stays for now.
+            self.files.drop_kept(needed=kept_before | self._kept_epochs())
+
+    def load_kept(self) -> dict[int, Weights]:
+        """{epoch: weights} of the best epochs, by epoch; unusable ones are left out."""
+        weights = {}
+        for epoch in sorted(self._kept_epochs()):
+            try:
+                weights[epoch] = self.files.load_weights(self.files.kept(epoch))
+            except BadInput as error:
+                tqdm.write(f"warning: {error}; the mean leaves it out")
+        return weights
+
+    def save_average(self, weights: Weights, score: float, epochs: list[int]) -> None:
+        """Make the mean of several epochs the best weights."""
+        progress = self.state.progress
+        if distributed.is_main():
+            self.files.save_weights(
+                self.files.best, weights, epoch=progress.epoch, averaged=epochs, score=score
+            )
+        progress.set_averaged(score)
+
+    def _keep(self, weights: Weights, score: float) -> None:
+        """Of equally good epochs the last is best: there are many if all masks are empty."""
+        progress = self.state.progress
+        facts = {"epoch": progress.epoch, "score": score}
+        if (
+            self.n_averaged > 1
+            and progress.keep(score, n=self.n_averaged)
+            and distributed.is_main()
+        ):
+            self.files.save_weights(self.files.kept(progress.epoch), weights, **facts)
+        if score >= progress.best_score:
+            progress.set_best(score)
+            if distributed.is_main():
+                self.files.save_weights(self.files.best, weights, **facts)
+
+    def _kept_epochs(self) -> set[int]:
+        return {epoch for _, epoch in self.state.progress.kept}
+
+
+def mean(states: Sequence[Weights]) -> Weights:
+    """The mean of several weights of one network; integers come from the first."""
     return {
         name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
         if value.is_floating_point()
@@ -55,6 +83,9 @@ def mean(states: Sequence[State]) -> State:
 
 
 def estimate_batch_norms(network: nn.Module, images: Iterable[torch.Tensor]) -> None:
-    """Statistics anew, the mean over the batches: those of averaged weights are no average of statistics."""
+    """Estimate batch norm statistics from scratch, as the mean over batches of images.
+
+    Averaged weights need them: their statistics are not the average of statistics.
+    """
     swa_utils.update_bn(images, network)
     distributed.average_buffers(network)

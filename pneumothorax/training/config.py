@@ -1,6 +1,7 @@
-"""One experiment: every setting that defines it, with the paper's values as defaults where it gives any.
+"""One experiment: every setting that defines it. Defaults follow the paper where it speaks.
 
-A YAML file holds only what differs; `--set key=value` overrides it; the resolved whole is saved with the run.
+A YAML file holds only what differs; its key `base` names a file whose settings come first.
+`--set key=value` overrides both. The resolved settings are saved with the run.
 """
 
 import re
@@ -9,125 +10,156 @@ from typing import Any, Literal, Self
 
 import pydantic
 import yaml
+from pydantic import Field
 
 from pneumothorax.errors import BadConfig
 from pneumothorax.pipeline import atomic
-from pneumothorax.training import schedules
+from pneumothorax.training.sampling import Steps
 
 Setting = bool | int | float | str | list[int] | None
 
+BASE = "base"  # a key of the file, not a setting: the path of another file, relative to this one
+RENAMED = {"model_settings.presence_weight": "model_settings.classification_weight"}
+
 
 class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
-    """One experiment. "Paper": Yao Zhang, Segmentation of Pneumothorax Disease based on Deep Learning, section 3.1."""
+    """One experiment.
+
+    "Paper" is Yao Zhang, Segmentation of Pneumothorax Disease based on Deep Learning,
+    section 3.1.
+    """
 
     model: str = "ica_resunet"
-    model_settings: dict[str, Setting] = {}  # handed to models.build
-    image_size: int = pydantic.Field(512, ge=32, multiple_of=32)  # pixels, square; the paper's 512
-    epochs: int = pydantic.Field(
-        40, ge=1
-    )  # an epoch holds every positive once; the paper gives no number
-    batch_size: int = pydantic.Field(
-        16, ge=2
-    )  # images per step of the optimizer, over all processes
-    accumulation_steps: int = pydantic.Field(
-        1, ge=1
-    )  # parts in which a batch is computed one by one, to save memory
-    learning_rate: float = pydantic.Field(
-        1e-4, gt=0, allow_inf_nan=False
-    )  # Adam's, at the start; not in the paper
-    final_learning_rate: float = pydantic.Field(
-        1e-6, ge=0, allow_inf_nan=False
-    )  # CosineAnnealingLR's eta_min
-    weight_decay: float = pydantic.Field(0.0, ge=0)
-    clip_gradient_norm: float | None = pydantic.Field(None, gt=0, allow_inf_nan=False)
-    mixed_precision: bool = False  # bf16 where the device has it, else fp16 with loss scaling
-    compile: bool = False  # torch.compile, of the training step
-    batch_norm: Literal["trained", "frozen", "synchronised"] = (
-        "trained"  # synchronised: over processes, on GPUs alone
-    )
-    loss: Literal["bce_dice", "combo", "focal", "lovasz"] = "bce_dice"  # the paper names none
-    # A name of schedules.py, or steps (share of training done, positives per negative).
-    sampling: schedules.Steps | Literal["paper", "steps", "linear", "natural"] = "paper"
-    positive_repeat: int = pydantic.Field(
-        1, ge=1
-    )  # copies of every positive in an epoch, each augmented differently
-    # Chance of each augmentation on a negative and on a positive image: the paper distorts positives more often.
-    augment_negative: float = pydantic.Field(0.3, ge=0, le=1)
-    augment_positive: float = pydantic.Field(0.5, ge=0, le=1)
-    init_from: str | None = None  # "runs/<run>": start from the weights of that run's same fold
-    frozen_encoder_epochs: int = pydantic.Field(
-        0, ge=0
-    )  # in the first ones the encoder's weights stay as they are
-    ema_decay: float | None = pydantic.Field(
-        None, gt=0, lt=1
-    )  # validate and keep an exponential average of weights
-    average_best: int = pydantic.Field(
-        1, ge=1
-    )  # best.pt is the mean weights of so many best epochs
-    patience: int | None = pydantic.Field(
-        None, ge=1
-    )  # validations without a better score before training ends
-    validate_every: int = pydantic.Field(1, ge=1)  # epochs; the last one is always validated
-    seed: int = pydantic.Field(42, ge=0, lt=2**32)
+    # Arguments of models.build.
+    model_settings: dict[str, Setting] = {}
+    # Pixels, square; the paper's 512.
+    image_size: int = Field(512, ge=32, multiple_of=32)
+    # An epoch holds every positive once. The paper gives no number of epochs.
+    epochs: int = Field(40, ge=1)
+    # Images per step of the optimizer, over all processes.
+    batch_size: int = Field(16, ge=2)
+    # Parts of a batch that are computed one after the other, to save memory.
+    accumulation_steps: int = Field(1, ge=1)
+    # Adam's, at the start; not in the paper.
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    # CosineAnnealingLR's eta_min.
+    final_learning_rate: float = Field(1e-6, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_gradient_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    # bf16 if the device has it, else fp16 with loss scaling.
+    mixed_precision: bool = False
+    # torch.compile the training step.
+    compile: bool = False
+    # synchronised: over processes, on GPUs only.
+    batch_norm: Literal["trained", "frozen", "synchronised"] = "trained"
+    # The paper names none.
+    loss: Literal["bce_dice", "combo", "focal", "lovasz"] = "bce_dice"
+    # A name (see sampling.py), or steps: (share of training done, positives per negative).
+    sampling: Steps | Literal["paper", "steps", "linear", "natural"] = "paper"
+    # Copies of every positive in an epoch, each augmented differently.
+    positive_repeat: int = Field(1, ge=1)
+    # Probability of each augmentation. The paper distorts positives more often.
+    augment_negative: float = Field(0.3, ge=0, le=1)
+    augment_positive: float = Field(0.5, ge=0, le=1)
+    # "runs/<run>": start from the weights of the same fold of that run.
+    init_from: str | None = None
+    # The encoder's weights stay fixed in the first epochs.
+    frozen_encoder_epochs: int = Field(0, ge=0)
+    # Validate and keep an exponential moving average of the weights.
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    # best.pt is the mean of the weights of this number of best epochs.
+    average_best: int = Field(1, ge=1)
+    # Validations without a better score before training ends.
+    patience: int | None = Field(None, ge=1)
+    # Epochs; the last one is always validated.
+    validate_every: int = Field(1, ge=1)
+    seed: int = Field(42, ge=0, lt=2**32)
 
     @pydantic.field_validator("sampling")
     @classmethod
-    def _schedule(cls, steps: schedules.Steps | str) -> schedules.Steps | str:
+    def _rising_steps(cls, steps: Steps | str) -> Steps | str:
         if isinstance(steps, str):
             return steps
         shares = [share for share, _ in steps]
-        if (
-            not steps
-            or shares[0] != 0
-            or shares != sorted(set(shares))
-            or not all(0 <= share < 1 for share in shares)
-        ):
-            raise ValueError("the shares of training done begin at 0, rise, and stay below 1")
+        rising = shares == sorted(set(shares))
+        if not steps or shares[0] != 0 or not rising or not all(0 <= share < 1 for share in shares):
+            raise ValueError("the shares of training done must begin at 0, rise, and stay below 1")
         if not all(ratio > 0 for _, ratio in steps):
             raise ValueError("positives per negative must be above 0")
         return steps
 
     @pydantic.field_validator("init_from")
     @classmethod
-    def _run(cls, name: str | None) -> str | None:
+    def _name_of_run(cls, name: str | None) -> str | None:
         if name is not None and not re.fullmatch(r"runs/[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise ValueError("runs/<name of a run>")
+            raise ValueError("must be runs/<name of a run>")
         return name
 
     @pydantic.model_validator(mode="after")
-    def _parts(self) -> Self:
+    def _equal_parts(self) -> Self:
         part, rest = divmod(self.batch_size, self.accumulation_steps)
         if rest or part < 2:
             raise ValueError(
-                "batch_size is a multiple of accumulation_steps, with at least two images in each part"
+                "batch_size must be a multiple of accumulation_steps, with two images or more each"
             )
         return self
 
 
 def load(path: Path, overrides: list[str], **fixed: Any) -> TrainConfig:
-    """The YAML file, then `key=value` overrides, then `fixed` values that are not None. Raises BadConfig."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise BadConfig(f"{path} must hold `key: value` lines")
+    """The file on top of its bases, then `key=value` overrides, then `fixed` if not None.
+
+    Raises BadConfig.
+    """
+    values = read(path)
     for text in overrides:
         _override(values, text)
     values.update({key: value for key, value in fixed.items() if value is not None})
+    source = f"{path}, with what --set and --seed change"
+    _refuse_renamed(values, source)
     try:
         return TrainConfig(**values)
     except pydantic.ValidationError as error:
         named = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
-        wrong = "\n  ".join(
-            f"{name}: {text}" if name else text for name, text in named
-        )  # "": several settings
+        # An error about several settings has no name.
+        wrong = "\n  ".join(f"{name}: {text}" if name else text for name, text in named)
         known = ", ".join(TrainConfig.model_fields)
-        raise BadConfig(
-            f"{path}, with what --set and --seed change:\n  {wrong}\nknown settings: {known}"
-        ) from error
+        raise BadConfig(f"{source}:\n  {wrong}\nknown settings: {known}") from error
     except TypeError as error:
         raise BadConfig(f"{path}: {error}") from error
+
+
+def read(path: Path, named_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's settings on top of those of its base, and of the base's base, unchecked.
+
+    `model_settings` are merged key by key. Raises BadConfig for a file that cannot be read
+    and for bases that form a loop.
+
+    Args:
+        named_by: the files that led here through `base`.
+    """
+    chain = " -> ".join(map(str, (*named_by, path)))
+    if path.resolve() in [one.resolve() for one in named_by]:
+        raise BadConfig(f"base: these configs form a loop: {chain}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadConfig(f"{chain} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise BadConfig(f"{chain} must hold `key: value` lines")
+    if BASE not in values:
+        return values
+    base = values.pop(BASE)
+    if not isinstance(base, str) or not base:
+        raise BadConfig(f"{chain}: base must be the path of another config, got {base!r}")
+    return _merged(read(path.parent / base, (*named_by, path)), values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = {**below, **above}
+    first, last = below.get("model_settings"), above.get("model_settings")
+    if isinstance(first, dict) and isinstance(last, dict):
+        merged["model_settings"] = {**first, **last}
+    return merged
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -145,12 +177,21 @@ def _override(values: dict[str, Any], text: str) -> None:
         return
     nested = values.setdefault(outer, {})
     if not isinstance(nested, dict):
-        raise BadConfig(f"--set {text}: {outer} holds no settings of its own")
+        raise BadConfig(f"--set {text}: {outer} is a single value")
     nested[inner] = parsed
 
 
+def _refuse_renamed(values: dict[str, Any], source: str) -> None:
+    nested = values.get("model_settings")
+    inner = nested if isinstance(nested, dict) else {}
+    names = {*values, *(f"model_settings.{key}" for key in inner)}
+    renamed = [f"{old} is now {new}" for old, new in RENAMED.items() if old in names]
+    if renamed:
+        raise BadConfig("\n  ".join([f"{source}:", *renamed]))
+
+
 def as_dict(config: TrainConfig) -> dict[str, Any]:
-    """Plain types only: what goes into checkpoints, records and YAML."""
+    """Plain types only, for checkpoints, records and YAML."""
     return config.model_dump(mode="json")
 
 
@@ -159,7 +200,7 @@ def save(path: Path, config: TrainConfig) -> None:
 
 
 def saved(path: Path) -> dict[str, Any]:
-    """The settings saved with a run. Raises BadConfig when the file is damaged."""
+    """The settings saved with a run. Raises BadConfig if the file is damaged."""
     return as_dict(load(path, []))
 
 
@@ -167,7 +208,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """One line per setting that differs."""
     keys = [*new, *(key for key in old if key not in new)]
     return [
-        f"{key}: {old.get(key)} there, {new.get(key)} now"
+        f"{key}: {old.get(key)} before, {new.get(key)} now"
         for key in keys
         if old.get(key) != new.get(key)
     ]

@@ -1,4 +1,4 @@
-"""The history of a fold's training: history.csv, the source of truth, and what is drawn from it."""
+"""The history of a fold's training: history.csv, the source of truth, and its pictures."""
 
 import csv
 import io
@@ -12,18 +12,18 @@ from tqdm import tqdm
 
 from pneumothorax.compute import distributed
 from pneumothorax.pipeline import artifacts, atomic
+from pneumothorax.training import drawing
 from pneumothorax.training.validation import Example
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # artifacts.HISTORY_COLUMNS
 
 
 class Log:
-    """with Log(folder, ...) as log: one row, one picture and one line on the terminal per epoch, by the main process.
+    """with Log(...) as log: log.epoch(...) after every epoch; the main process alone writes.
 
     Args:
-        folder: the fold's.
+        files: where the fold's files are, below `output`.
         epochs: of the whole training.
-        title: of the picture.
     """
 
     def __init__(self, output: Path, files: artifacts.Fold, *, epochs: int) -> None:
@@ -31,32 +31,25 @@ class Log:
         self.finished_epochs = 0
 
     def rewrite(self, rows: Sequence[Row]) -> None:
-        """Go on after these rows: an epoch may be in the file that the state to go on from does not have."""
+        """Resume after these rows: the file may have an epoch that the checkpoint lacks."""
         self.finished_epochs = len(rows)
         if distributed.is_main():
             self._write(rows)
 
     def __enter__(self) -> Self:
         if distributed.is_main():
-            from pneumothorax.training.tensorboard_log import TensorBoardLog
-
             folder = self.output / self.files.tensorboard
-            self.tensorboard = TensorBoardLog(folder, finished_epochs=self.finished_epochs)
+            self.tensorboard = drawing.TensorBoardLog(folder, finished_epochs=self.finished_epochs)
         return self
 
     def epoch(self, rows: Sequence[Row], examples: Sequence[Example], line: str) -> None:
-        """Log the last of all rows so far."""
+        """Write the last of all rows so far, and print the line."""
         if not distributed.is_main():
             return
-        from pneumothorax.training import progress
-
         self._write(rows)
-        progress.draw(
-            self.output / self.files.progress,
-            rows,
-            epochs=self.epochs,
-            title=f"{self.files.run}, fold {self.files.number}",
-        )
+        title = f"{self.files.run}, fold {self.files.number}"
+        path = self.output / self.files.progress
+        drawing.write_progress(path, rows, epochs=self.epochs, title=title)
         self.tensorboard.scalars(rows[-1])
         if examples:
             images, masks, maps = zip(*examples, strict=True)
@@ -81,7 +74,7 @@ class Log:
 
 
 def has_stalled(rows: Sequence[Row], *, patience: int | None) -> bool:
-    """Whether the best score is at least `patience` validations old; one that is only equalled is not renewed."""
+    """Whether the first best score is at least `patience` validations old."""
     scores = [row["siim_dice"] for row in rows if not math.isnan(row["siim_dice"])]
     return (
         patience is not None

@@ -1,15 +1,14 @@
 """What training minimises: functions of logits and masks of 0 and 1, both (N, 1, H, W) -> scalar.
 
-Sums over pixels are made in fp32, whatever the logits come in. The focal and the Lovasz loss are those of
-segmentation_models_pytorch (a test compares them), whose import needs more than the package has.
+Sums over pixels are computed in fp32, also of 16-bit logits. The focal and the Lovasz loss
+equal those of segmentation_models_pytorch, as a test shows; importing that library would
+need packages that training does not.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from pneumothorax.compute.distributed import Criterion
 
 
 def soft_dice_loss(
@@ -17,7 +16,7 @@ def soft_dice_loss(
 ) -> torch.Tensor:
     """1 - Dice of probabilities and masks, summed over the batch (Milletari 2016, V-Net, section 3).
 
-    `smooth` pixels on both sides keep a gradient in batches without any positive pixel, where the loss pushes
+    `smooth` keeps a gradient in batches without a positive pixel, where the loss pushes
     false positives down. (The Dice loss of segmentation_models_pytorch is zero there.)
     """
     probabilities = logits.float().sigmoid()
@@ -31,12 +30,12 @@ def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def bce_dice(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy plus soft Dice loss, in equal parts."""
+    """Cross-entropy plus soft Dice loss, with equal weights."""
     return bce(logits, masks) + soft_dice_loss(logits, masks)
 
 
 def focal(logits: torch.Tensor, masks: torch.Tensor, *, gamma: float = 2.0) -> torch.Tensor:
-    """Mean cross-entropy of pixels, each times (1 - probability of its true class) ** gamma.
+    """Mean over pixels of cross-entropy times (1 - probability of the true class) ** gamma.
 
     Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002, equation 4.
     """
@@ -45,10 +44,10 @@ def focal(logits: torch.Tensor, masks: torch.Tensor, *, gamma: float = 2.0) -> t
 
 
 def lovasz(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Lovasz hinge: a convex surrogate of 1 - intersection over union of each image, averaged over the images.
+    """Lovasz hinge: a convex surrogate of 1 - intersection over union, averaged over images.
 
-    Berman, Triki, Blaschko 2018, The Lovasz-Softmax loss, arXiv:1705.08790, section 3 and algorithm 1. An image
-    without positives contributes the hinge of its worst pixel.
+    Berman, Triki, Blaschko 2018, The Lovasz-Softmax loss, arXiv:1705.08790, section 3 and
+    algorithm 1. An image without positives contributes the hinge of its worst pixel.
     """
     losses = []
     for image, mask in zip(logits.float().flatten(1), masks.float().flatten(1), strict=True):
@@ -58,17 +57,16 @@ def lovasz(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
         union = truth.sum() + (1 - truth).cumsum(0)
         jaccard = 1 - intersection / union
         steps = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
-        losses.append(
-            (functional.relu(errors) * steps).sum()
-        )  # autocast would make a matrix product in 16 bits
+        # Not torch.dot, which autocast would compute in 16 bits.
+        losses.append((functional.relu(errors) * steps).sum())
     return torch.stack(losses).mean()
 
 
 def combo(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """3 x cross-entropy + soft Dice loss + 4 x focal loss: the weights of the first place of SIIM-ACR.
+    """3 x cross-entropy + soft Dice loss + 4 x focal loss: the weights of SIIM-ACR's first place.
 
-    As in its code (ComboLoss of sneddy/pneumothorax-segmentation) gamma is 2, no class is weighted, and Dice is that
-    of the batch. Departure: there `smooth` is 1e-5.
+    As in its code (ComboLoss of sneddy/pneumothorax-segmentation), gamma is 2, no class is
+    weighted, and Dice is that of the batch. Departure: its `smooth` is 1e-5.
     """
     return 3 * bce(logits, masks) + soft_dice_loss(logits, masks) + 4 * focal(logits, masks)
 

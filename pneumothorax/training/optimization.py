@@ -1,5 +1,7 @@
 """One step of the optimizer: gradients of a batch, in parts and over processes, in 16 or 32 bits."""
 
+import copy
+import functools
 import math
 import warnings
 from collections.abc import Iterable
@@ -10,20 +12,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pneumothorax.compute import distributed, precision
-from pneumothorax.training.averaging import MovingAverage
+from pneumothorax.compute import distributed, runtime
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.losses import CRITERIA
 
-Part = tuple[torch.Tensor, torch.Tensor, list[int]]  # images, masks, how many count on each process
+# Images, masks, and how many images of each process count.
+Part = tuple[torch.Tensor, torch.Tensor, list[int]]
 
 
 class Optimization:
-    """The optimizer, its schedule, loss scaling and moving average of a network that is on its device."""
+    """Optimizer, schedule, loss scaling and moving average of a network on its device."""
 
     def __init__(self, network: Any, config: TrainConfig, device: torch.device) -> None:
         self.network, self.config = network, config
-        self.criterion = distributed.OverAllProcesses(CRITERIA[config.loss])
         self.optimizer = torch.optim.Adam(
             network.parameters(),
             lr=config.learning_rate,
@@ -33,8 +34,8 @@ class Optimization:
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, T_max=config.epochs, eta_min=config.final_learning_rate
         )
-        self.autocast = precision.autocast(device, enabled=config.mixed_precision)
-        self.scaler = precision.scaler(device, enabled=config.mixed_precision)
+        self.autocast = runtime.autocast(device, enabled=config.mixed_precision)
+        self.scaler = runtime.loss_scaler(device, enabled=config.mixed_precision)
         self.average = (
             None if config.ema_decay is None else MovingAverage(network, config.ema_decay)
         )
@@ -45,11 +46,15 @@ class Optimization:
 
     @property
     def result(self) -> nn.Module:
-        """The network to validate and to keep: the moving average where there is one."""
+        """The network to validate and keep: the moving average, if there is one."""
         return self.network if self.average is None else self.average.network
 
+    @property
+    def learning_rate(self) -> float:
+        return float(self.scheduler.get_last_lr()[0])
+
     def start_epoch(self, epoch: int) -> None:
-        """Training mode, and the encoder frozen or not, for an epoch counted from 0."""
+        """Set training mode, and freeze or release the encoder, for an epoch (from 0)."""
         self.network.train()
         if self.config.batch_norm == "frozen":
             for module in self.network.modules():
@@ -63,27 +68,26 @@ class Optimization:
                 parameter.requires_grad_(not frozen)
                 parameter.grad = None
             self.frozen = frozen
-            self.compute = self._shared()  # which gradients travel is settled when it is made
+            # DistributedDataParallel decides when it is made which gradients it exchanges.
+            self.compute = self._shared()
 
     def step(self, parts: Iterable[Part], n_parts: int, n_images: int) -> tuple[float, bool]:
         """Train on one batch -> (its loss, whether the step was taken).
 
-        It is not where the loss or the gradients are not finite: weights and statistics stay as they were.
+        If the loss or the gradients are not finite, weights and statistics stay unchanged.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        for before, buffer in zip(self.buffers_before, self.buffers, strict=True):
-            before.copy_(buffer)
+        self._copy_buffers(self.buffers_before, self.buffers)
         value = 0.0
         for number, (images, masks, counts) in enumerate(parts, start=1):
-            self.criterion.counts = counts
             last = number == n_parts
             with nullcontext() if last or distributed.size() == 1 else self.compute.no_sync():  # type: ignore[operator]
                 with self.autocast:
-                    loss = self.compute(images, masks) * (sum(counts) / n_images)
+                    loss = self.compute(images, masks, counts) * (sum(counts) / n_images)
                 self.scaler.scale(loss).backward()
             value += float(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        # Every process needs the same answer, or they would part ways.
+        # Every process must come to the same decision.
         value, broken = distributed.sums(
             [value / distributed.size(), float(not self._is_finite(value))]
         )
@@ -91,36 +95,22 @@ class Optimization:
         if not broken:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        if broken or self.scaler.get_scale() < scale:  # fp16: the optimizer's step was left out
-            for before, buffer in zip(self.buffers_before, self.buffers, strict=True):
-                buffer.copy_(before)  # statistics of a forward pass that came to no good
+        if broken or self.scaler.get_scale() < scale:  # fp16: the scaler left the step out
+            self._copy_buffers(self.buffers, self.buffers_before)
             return value, False
         if self.average is not None:
             self.average.update(self.network)
         return value, True
 
     def end_epoch(self) -> None:
-        """The learning rate of the next epoch."""
-        with (
-            warnings.catch_warnings()
-        ):  # that no step was taken before, in this process: true after a resume
+        """Set the learning rate of the next epoch."""
+        with warnings.catch_warnings():
+            # After a resume this process may not have taken a step yet; the warning is wrong.
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step()
 
-    def _is_finite(self, loss: float) -> bool:
-        """Of the loss and of the gradients' norm, which is limited here. Loss scaling looks at gradients itself."""
-        gradients = [
-            parameter.grad for parameter in self.network.parameters() if parameter.grad is not None
-        ]
-        norm = nn.utils.get_total_norm(gradients)
-        if self.config.clip_gradient_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self.network.parameters(), self.config.clip_gradient_norm, norm
-            )
-        return math.isfinite(loss) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
-
     def state(self) -> dict[str, Any]:
-        """Plain types and tensors: all but the network's own weights."""
+        """Everything but the network's weights, in plain types and tensors."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -131,16 +121,35 @@ class Optimization:
     def load(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if (
-            state["scaler"] and self.scaler.is_enabled()
-        ):  # a night begun in bf16 may go on on a card with fp16 alone
+        # A run begun in bf16 may be resumed on a GPU that has fp16 alone, and the reverse.
+        if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load(state["average"])
 
+    def _is_finite(self, loss: float) -> bool:
+        """Clip the gradients; whether their norm and the loss are finite.
+
+        Loss scaling checks gradients itself.
+        """
+        gradients = [
+            parameter.grad for parameter in self.network.parameters() if parameter.grad is not None
+        ]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.config.clip_gradient_norm is not None:
+            nn.utils.clip_grads_with_norm_(
+                self.network.parameters(), self.config.clip_gradient_norm, norm
+            )
+        return math.isfinite(loss) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
+
+    def _copy_buffers(self, to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
+        """Batch norm statistics, put aside before a step and restored if it is left out."""
+        for target, buffer in zip(to, source, strict=True):
+            target.copy_(buffer)
+
     def _shared(self) -> nn.Module:
-        """images, masks -> loss; with several processes, the backward pass averages the gradients over them."""
-        loss = TrainingLoss(self.network, self.criterion)
+        """The training loss, whose backward pass averages gradients over the processes."""
+        loss = TrainingLoss(self.network, CRITERIA[self.config.loss])
         if self.config.compile:
             loss.compile()
         if distributed.size() == 1:
@@ -151,12 +160,47 @@ class Optimization:
 
 
 class TrainingLoss(nn.Module):
-    """images (N, 1, H, W) in [0, 1], masks (N, 1, H, W) of 0 and 1 -> the loss to minimise."""
+    """images (N, 1, H, W) in [0, 1], masks (N, 1, H, W) of 0 and 1 -> the loss to minimise.
 
-    def __init__(self, network: Any, criterion: distributed.OverAllProcesses) -> None:
+    `counts` says how many images of each process count.
+    """
+
+    def __init__(self, network: Any, criterion: distributed.Criterion) -> None:
         super().__init__()
         self.network = network
         self.criterion = criterion
 
-    def forward(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return self.network.training_loss(images, masks, self.criterion)["loss"]
+    def forward(self, images: torch.Tensor, masks: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        criterion = functools.partial(distributed.over_all_processes, self.criterion, counts=counts)
+        return self.network.training_loss(images, masks, criterion)["loss"]
+
+
+class MovingAverage:
+    """Exponential moving average of all weights and batch norm statistics, step by step.
+
+    The decay after n steps is (1 + n) / (10 + n), up to `decay`, as in TensorFlow's
+    ExponentialMovingAverage: a fixed decay would keep initial weights for hundreds of steps.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        new = network.state_dict()
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(new[name], 1 - decay)
+            else:
+                value.copy_(new[name])
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "network": self.network.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self.network.load_state_dict(state["network"])

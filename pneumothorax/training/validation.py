@@ -1,4 +1,4 @@
-"""How good a network is on the fold it was not trained on, at label resolution: to choose an epoch by."""
+"""Scores of a network on its held-out fold, at label resolution, to choose an epoch by."""
 
 import math
 from collections.abc import Iterable
@@ -22,9 +22,11 @@ MAX_EXAMPLES = 4
 
 
 class Scores(NamedTuple):
-    """siim_dice at the best thresholds of SELECTION_GRID; positive_dice at 0.5; what an empty prediction scores.
+    """Scores of an epoch, in [0, 1]; all NaN without validation or with maps that are not finite.
 
-    All NaN where nothing was validated or a map was not finite.
+    siim_dice: at the best thresholds of SELECTION_GRID.
+    positive_dice: of positive images, at 0.5.
+    all_empty: SIIM Dice of the all-empty baseline.
     """
 
     siim_dice: float = math.nan
@@ -33,7 +35,7 @@ class Scores(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One validation image with its mask (S, S) uint8 and its probabilities (S, S) float32."""
+    """One validation image with its mask (S, S) uint8 and its probability map (S, S) float32."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -51,57 +53,65 @@ def validate(
     device: torch.device,
     stop: StopRequest,
 ) -> tuple[Scores, list[Example]] | None:
-    """Scores over all processes, and this one's first positive images; None when asked to stop.
+    """Scores over all processes, and this process's first positive images; None if stopped.
 
-    SIIM Dice is that of the best thresholds for this fold: thresholds fixed beforehand would prefer the epochs in which
-    a network predicts nothing yet. It is too high as a score; stage 04 scores with thresholds of the other folds.
+    SIIM Dice is that of the best thresholds for this fold: fixed thresholds would prefer
+    epochs in which the network still leaves every mask empty. As a score it is too high;
+    stage 04 scores with thresholds of the other folds.
 
     Args:
         rows: manifest rows of the fold, by the samples' position.
-        labels: mask rows by image id.
+        labels: run-length masks by image id.
     """
     network.eval()
     distributed.take_buffers_of_main(network)
-    image_ids, shapes = (
-        rows["image_id"].tolist(),
-        list(zip(rows["height"], rows["width"], strict=True)),
-    )
-    profiles: dict[int, Profile] = {}
-    examples: list[Example] = []
+    seen = _Seen(rows, labels)
     finite = True
     for batch in batches:
         if stop.is_due():
             break
         with autocast:
             logits = network(to_network(batch.image, device))
-        maps = logits.float().sigmoid().cpu().numpy()[:, 0]
-        finite = finite and bool(np.isfinite(maps).all())
+        maps = logits.float().sigmoid().cpu().numpy()[:, 0]  # (N, S, S)
+        finite = bool(np.isfinite(maps).all())
         if not finite:
             break
-        for place, position in enumerate(batch.position.tolist()):  # type: ignore[attr-defined]
-            truth = rle.union(labels.get(image_ids[position], ()), shapes[position])
-            profiles[position] = thresholds.profile(
-                postprocess.quantise(maps[place]), truth, SELECTION_GRID
-            )
-            if len(examples) < MAX_EXAMPLES and labels.get(image_ids[position]):
-                examples.append(
-                    Example(
-                        batch.image[place, 0].numpy(), batch.mask[place, 0].numpy(), maps[place]
-                    )
-                )
+        seen.add(batch, maps)
 
-    everyones = distributed.gather((stop.is_due(), finite, profiles))
+    everyones = distributed.gather((stop.is_due(), finite, seen.profiles))
     if any(stopped for stopped, _, _ in everyones):
         return None
     if not all(finite for _, finite, _ in everyones):
         return Scores(), []
-    for _, _, others in everyones:
-        profiles.update(others)
-    return scores([profiles[position] for position in range(len(rows))]), examples
+    profiles = {position: one for _, _, found in everyones for position, one in found.items()}
+    return scores([profiles[position] for position in range(len(rows))]), seen.examples
+
+
+class _Seen:
+    """The profiles of the validation images seen so far, by position, and a few examples."""
+
+    def __init__(self, rows: pd.DataFrame, labels: dict[str, tuple[str, ...]]) -> None:
+        self.image_ids: list[str] = rows["image_id"].tolist()
+        self.shapes = list(zip(rows["height"], rows["width"], strict=True))
+        self.labels = labels
+        self.profiles: dict[int, Profile] = {}
+        self.examples: list[Example] = []
+
+    def add(self, batch: Sample, maps: np.ndarray) -> None:
+        """A batch of samples and its probability maps, (N, S, S)."""
+        for place, position in enumerate(batch.position.tolist()):  # type: ignore[attr-defined]
+            runs = self.labels.get(self.image_ids[position], ())
+            truth = rle.union(runs, self.shapes[position])
+            self.profiles[position] = thresholds.profile(
+                postprocess.quantise(maps[place]), truth, SELECTION_GRID
+            )
+            if runs and len(self.examples) < MAX_EXAMPLES:
+                image, mask = batch.image[place, 0].numpy(), batch.mask[place, 0].numpy()
+                self.examples.append(Example(image, mask, maps[place]))
 
 
 def scores(profiles: list[Profile]) -> Scores:
-    """Of the images' profiles on SELECTION_GRID."""
+    """Scores of all images, from their profiles on SELECTION_GRID."""
     search = thresholds.Search(profiles, SELECTION_GRID)
     negative = search.empty_dice == 1
     at_half = SELECTION_GRID.bottoms.index(0.5)

@@ -142,7 +142,7 @@ def test_a_killed_process_is_started_again_and_the_history_is_complete(prepared)
         time.sleep(0.02)
     os.kill(process_of_rank(process.pid, 1), signal.SIGKILL)
     printed = finish(process)
-    assert "going on after epoch" in printed
+    assert "resuming after epoch" in printed
     assert history(output, "killed")["epoch"].tolist() == list(range(1, 16))
     assert (
         history(output, "killed")["train_loss"].iloc[-1]

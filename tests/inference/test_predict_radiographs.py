@@ -14,7 +14,7 @@ import torch
 
 import models
 from pneumothorax import dicom, png, rle
-from pneumothorax.compute import precision
+from pneumothorax.compute import runtime
 from pneumothorax.data import discovery
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
@@ -30,7 +30,7 @@ from tests.helpers.stages import TINY, run_stage, tiny_input
 ODD_SHAPE = (90, 150)
 
 CPU = torch.device("cpu")
-BF16 = precision.computes_in_bf16(CPU)  # as stage 03 decides
+BF16 = runtime.computes_in_bf16(CPU)  # as stage 03 decides
 
 
 def resealed(body):

@@ -128,7 +128,7 @@ def test_a_finished_run_outlives_the_one_it_started_from(copied, config, capsys)
     train_from_tiny(output, config)
     shutil.rmtree(output / RUN.folder)
     train_from_tiny(output, config)
-    assert "fold 1 is finished" in capsys.readouterr().out
+    assert "fold 1 is up to date" in capsys.readouterr().out
     run_on(output, "03_predict.py", "--run", "second")
 
 

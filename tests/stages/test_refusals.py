@@ -43,7 +43,7 @@ def test_the_second_process_of_any_stage_is_refused_and_changes_nothing(
 
 def test_other_settings_under_the_same_run_are_refused_naming_the_difference(finished, config):
     made, output = finished
-    with pytest.raises(BadInput, match=r"learning_rate: 0.001 there, 0.002 now"):
+    with pytest.raises(BadInput, match=r"learning_rate: 0.001 before, 0.002 now"):
         run_all(made.folder, output, config, "--set", "learning_rate=0.002", stages=[2])
     # The other fold would keep its settings.
     one_fold = ["--set", "learning_rate=0.002", "--overwrite", "--fold", 0]
@@ -70,7 +70,7 @@ def test_a_damaged_best_checkpoint_is_noticed_and_its_fold_trained_again_on_requ
     path.write_bytes(good[:middle] + bytes([good[middle] ^ 0xFF]) + good[middle + 1 :])
     with pytest.raises(BadInput, match=r"best\.pt is not what 02_train\.py"):
         run_on(output, "03_predict.py", "--run", "tiny")
-    with pytest.raises(BadInput, match="--fold 0 --overwrite trains this fold anew"):
+    with pytest.raises(BadInput, match="--fold 0 --overwrite trains this fold from scratch"):
         run_all(made.folder, output, config, stages=[2])
     run_all(made.folder, output, config, "--fold", 0, "--overwrite", stages=[2])
     run_all(made.folder, output, config, stages=[3])

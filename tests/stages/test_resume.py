@@ -52,7 +52,7 @@ def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the
     process.wait()
     assert history.exists(), "the first epoch never finished"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "going on after epoch" in done.stdout or "is finished" in done.stdout
+    assert "resuming after epoch" in done.stdout or "up to date" in done.stdout
     assert same_weights(output, whole)
     times = ["seconds", "images_per_second"]
     ours, theirs = (pd.read_csv(place / RUN.fold(0).history.path) for place in (output, whole))
@@ -84,9 +84,9 @@ def test_training_resumes_from_the_previous_checkpoint_if_the_last_one_is_damage
     (folder / "last.pt").write_bytes((folder / "last.pt").read_bytes()[:-1000])
     run_all(made.folder, output, config, stages=[2])
     printed = capsys.readouterr().out
-    assert "going on from" in printed
+    assert "resuming from" in printed
     assert "previous.pt" in printed
-    assert "going on after epoch 1" in printed
+    assert "resuming after epoch 1" in printed
     again = torch.load(folder / "last.pt", weights_only=True)["network"]
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from pneumothorax.errors import BadConfig
-from pneumothorax.training import config, schedules
+from pneumothorax.training import config, sampling
 from tests.helpers.stages import ROOT
 
 
@@ -25,7 +25,7 @@ def test_an_empty_file_is_the_papers_experiment(tmp_path):
     assert (found.model, found.image_size) == ("ica_resunet", 512)
     assert found.sampling == "paper"
     # positives to negatives 2:1 early, 1:1 in the middle and late stages
-    assert [ratio for _, ratio in schedules.STEPS["paper"]] == [2, 1]
+    assert [ratio for _, ratio in sampling.NAMED_STEPS["paper"]] == [2, 1]
     assert found.augment_positive > found.augment_negative  # "more of them for positives"
 
 
@@ -123,7 +123,7 @@ def test_the_saved_config_alone_repeats_the_experiment(tmp_path):
 
 
 def test_every_named_schedule_can_be_asked_for(tmp_path):
-    for name in schedules.NAMES:
+    for name in sampling.SCHEDULES:
         assert loaded(tmp_path, f"sampling: {name}\n").sampling == name
 
 
@@ -132,11 +132,11 @@ def test_differences_are_listed_one_by_one(tmp_path):
         config.as_dict(loaded(tmp_path)),
         config.as_dict(loaded(tmp_path, "epochs: 3\nseed: 1\n")),
     )
-    assert config.differences(old, new) == ["epochs: 40 there, 3 now", "seed: 42 there, 1 now"]
+    assert config.differences(old, new) == ["epochs: 40 before, 3 now", "seed: 42 before, 1 now"]
     assert config.differences(old, old) == []
     assert config.differences({"gone": 1, "a": 2}, {"a": 2, "new": 3}) == [
-        "new: None there, 3 now",
-        "gone: 1 there, None now",
+        "new: None before, 3 now",
+        "gone: 1 before, None now",
     ]
 
 
@@ -148,13 +148,86 @@ def test_a_config_cannot_be_changed_afterwards(tmp_path):
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
+def test_the_repository_has_configs_in_every_folder():
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in CONFIGS}
+    assert folders == {"configs", "configs/demo", "configs/ablation", "configs/recipes"}
+    assert len(CONFIGS) >= 29
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_config_of_the_repository_holds_only_what_differs(path):
+def test_every_config_of_the_repository_holds_only_what_differs_from_its_base(path):
     config.load(path, [])
     written = yaml.safe_load(path.read_text("utf-8"))
-    defaults = config.as_dict(config.TrainConfig())
-    same = [key for key, value in written.items() if key != "model" and defaults[key] == value]
+    below = config.as_dict(config.TrainConfig())
+    base = written.pop("base", None)
+    if base is not None:
+        below = config.as_dict(config.load(path.parent / base, []))
+        inner = written.get("model_settings", {})
+        assert [key for key in inner if below["model_settings"].get(key) == inner[key]] == []
+    same = [key for key, value in written.items() if key != "model" and below[key] == value]
     assert same == []
+
+
+def configs(tmp_path, **texts):
+    """Write several files; the path of the first."""
+    for name, text in texts.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path / f"{next(iter(texts))}.yaml"
+
+
+def test_a_config_comes_on_top_of_its_base_and_that_of_its_base(tmp_path):
+    (tmp_path / "inner").mkdir()
+    lowest = "model: unet\nepochs: 3\nbatch_size: 4\nmodel_settings: {a: 1, b: 2, c: 3}\n"
+    (tmp_path / "lowest.yaml").write_text(lowest)
+    middle = "base: ../lowest.yaml\nbatch_size: 8\nmodel_settings: {b: 20, d: 40}\n"
+    (tmp_path / "inner" / "middle.yaml").write_text(middle)
+    text = "base: inner/middle.yaml\nseed: 5\nmodel_settings: {c: 300}\n"
+    found = loaded(tmp_path, text, "model_settings.d=4000")
+    assert (found.model, found.epochs, found.batch_size, found.seed) == ("unet", 3, 8, 5)
+    assert found.model_settings == {"a": 1, "b": 20, "c": 300, "d": 4000}
+    assert "base" not in config.as_dict(found)
+
+
+def test_bases_that_form_a_loop_are_refused_with_the_chain(tmp_path):
+    first = configs(tmp_path, a="base: b.yaml\n", b="base: ./c.yaml\n", c="base: b.yaml\n")
+    with pytest.raises(
+        BadConfig, match=r"loop: \S+a\.yaml -> \S+b\.yaml -> \S+c\.yaml -> \S+b\.yaml"
+    ):
+        config.load(first, [])
+    with pytest.raises(BadConfig, match=r"loop: \S+own\.yaml -> \S+own\.yaml"):
+        config.load(configs(tmp_path, own="base: own.yaml\n"), [])
+
+
+@pytest.mark.parametrize(
+    ("texts", "match"),
+    [
+        ({"a": "base: none.yaml\n"}, r"a\.yaml -> \S+none\.yaml cannot be read"),
+        ({"a": "base: b.yaml\n", "b": "- 1\n"}, r"a\.yaml -> \S+b\.yaml must hold"),
+        ({"a": "base: [b.yaml]\n"}, "base must be the path of another config"),
+        ({"a": "base:\n"}, "base must be the path of another config"),
+    ],
+)
+def test_a_base_that_is_not_a_config_is_named_with_the_file_that_names_it(tmp_path, texts, match):
+    with pytest.raises(BadConfig, match=match):
+        config.load(configs(tmp_path, **texts), [])
+
+
+def test_a_base_cannot_be_set_on_the_command_line(tmp_path):
+    assert "base" in refusal(tmp_path, "", "base=other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("model_settings: {presence_weight: 0.5}\n", []),
+        ("", ["model_settings.presence_weight=0.5"]),
+    ],
+)
+def test_the_old_name_of_a_setting_is_refused_with_the_new_one(tmp_path, text, overrides):
+    message = refusal(tmp_path, text, *overrides)
+    assert "model_settings.presence_weight is now model_settings.classification_weight" in message
 
 
 def test_the_paper_networks_have_a_full_config_and_a_small_twin_of_the_same_network():

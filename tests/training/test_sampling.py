@@ -118,7 +118,7 @@ def test_without_negatives_or_positives_an_epoch_holds_the_others():
 )
 def test_batches_hold_every_image_but_a_last_one_alone(positives, size, sizes):
     batches = EpochBatches(sampling([(0, 1)], positives=range(positives), negatives=[]), size)
-    batches.epoch = 3
+    batches.set_epoch(3)
     found = list(batches)
     assert [len(batch) for batch in found] == sizes
     assert len(batches) == len(sizes)
@@ -126,11 +126,11 @@ def test_batches_hold_every_image_but_a_last_one_alone(positives, size, sizes):
     assert [item for batch in found for item in batch] == batches.sampling.items(3)[: sum(sizes)]
 
 
-def test_the_batches_follow_the_epoch_that_is_set():
+def test_the_batches_are_those_of_the_epoch_that_is_set():
     batches = EpochBatches(sampling(epochs=3), 8)
     lengths = []
     for epoch in range(3):
-        batches.epoch = epoch
+        batches.set_epoch(epoch)
         assert len(list(batches)) == len(batches)
         lengths.append(len(batches))
     assert lengths == [6, 8, 8]  # 45 images in batches of 8, then 60
@@ -193,25 +193,26 @@ def test_processes_share_the_single_process_batches_and_count_every_image_once(s
             for item in items[: whole_count(size, part, rank)]
         ]
         assert sorted(counted) == sorted(part)
-    assert [len(part) for part in alone] == [len(part) for step in whole.steps() for part in step]
+    assert [len(part) for part in alone] == [
+        len(part) for batch in whole.batches() for part in batch
+    ]
 
 
 def whole_count(size, part, rank):
     return EpochBatches(sampling(), 6, rank=rank, size=size).real(part, rank)
 
 
-def test_the_rest_of_an_epoch_is_what_the_whole_epoch_has_after_its_first_parts():
+def test_the_rest_of_an_epoch_is_the_whole_epoch_without_its_first_batches():
     batches = EpochBatches(sampling(epochs=3), 8, parts=2)
     whole = list(batches)
-    batches.first_part = 5
-    assert list(batches) == whole[5:]
-    assert len(batches) == len(whole) - 5
+    batches.set_epoch(0, done=3)
+    assert list(batches) == whole[6:]
+    assert len(batches) == len(whole) - 6
 
 
 def test_a_batch_in_parts_holds_the_images_of_the_batch():
-    in_parts = EpochBatches(sampling(epochs=3), 8, parts=4).steps()
-    whole = EpochBatches(sampling(epochs=3), 8).steps()
-    assert [[item for part in step for item in part] for step in in_parts][:-1] == [
-        step[0] for step in whole
-    ][:-1]
-    assert {len(part) for step in in_parts[:-1] for part in step} == {2}
+    in_parts = EpochBatches(sampling(epochs=3), 8, parts=4).batches()
+    whole = EpochBatches(sampling(epochs=3), 8).batches()
+    together = [[item for part in batch for item in part] for batch in in_parts]
+    assert together[:-1] == [parts[0] for parts in whole[:-1]]
+    assert {len(part) for batch in in_parts[:-1] for part in batch} == {2}

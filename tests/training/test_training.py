@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pneumothorax.compute import checkpoint, precision
+from pneumothorax.compute import checkpoint, runtime
 from pneumothorax.errors import BadInput
 from pneumothorax.prediction import probability_maps
 
@@ -14,15 +14,15 @@ from pneumothorax.prediction import probability_maps
 def test_on_a_cpu_mixed_precision_is_bf16_without_loss_scaling():
     cpu = torch.device("cpu")
     for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        with precision.autocast(cpu, enabled=enabled):
+        with runtime.autocast(cpu, enabled=enabled):
             assert torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 8, 8)).dtype == dtype
-        assert not precision.scaler(cpu, enabled=enabled).is_enabled()
+        assert not runtime.loss_scaler(cpu, enabled=enabled).is_enabled()
 
 
 @pytest.mark.parametrize("has_bf16, dtype", [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_without_bf16_gets_fp16(monkeypatch, has_bf16, dtype):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert precision.half(torch.device("cuda")) is dtype
+    assert runtime.half(torch.device("cuda")) is dtype
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_a_gpu_without_bf16_gets_fp16(monkeypatch, has_bf16, dtype):
 )
 def test_a_cpu_computes_in_bf16_where_it_has_units_for_that(monkeypatch, units, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **units})
-    assert precision.computes_in_bf16(torch.device("cpu")) is expected
+    assert runtime.computes_in_bf16(torch.device("cpu")) is expected
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 import models
-from pneumothorax.compute import interruption, precision
+from pneumothorax.compute import interruption, loading, runtime
 from pneumothorax.compute.interruption import StopRequest
+from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts
-from pneumothorax.training import averaging, history, loop, validation
+from pneumothorax.training import averaging, history, loaders, loop, optimization, validation
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loop import MAX_BAD_STEPS
 from pneumothorax.training.validation import Scores
@@ -71,7 +72,7 @@ def fold_training(
     output, *, network=None, stop=None, save_seconds=math.inf, workers=0, fold=0, **settings
 ):
     rows = artifacts.training_rows(output)
-    data = loop.FoldData(
+    data = loaders.FoldData(
         output,
         64,
         rows[rows["fold"] != fold].reset_index(drop=True),
@@ -106,7 +107,9 @@ def same(first, second):
         first.optimization.result.state_dict(),
         second.optimization.result.state_dict(),
     )
-    histories = [pd.DataFrame(one.progress.history).drop(columns=TIMES) for one in (first, second)]
+    histories = [
+        pd.DataFrame(one.state.progress.history).drop(columns=TIMES) for one in (first, second)
+    ]
     pd.testing.assert_frame_equal(*histories)
     return all(torch.equal(weights[name], others[name]) for name in weights)
 
@@ -180,7 +183,7 @@ def test_killed_within_an_epoch_it_goes_on_from_the_last_step_saved(output, mome
         fold_training(output, stop=KillAfter(moment), save_seconds=0).run()
     disturbed = fold_training(output)
     disturbed.resume()
-    assert disturbed.progress.step + disturbed.progress.epoch > 0
+    assert disturbed.state.progress.step + disturbed.state.progress.epoch > 0
     disturbed.run()
     assert same(disturbed, undisturbed)
 
@@ -201,7 +204,7 @@ def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(output):
     loop = fold_training(output)
     found = validation.validate(
         Bright(),
-        loop._loaders()[1],
+        loop.loaders().validation,
         loop.data.validation,
         loop.data.labels,
         autocast=loop.optimization.autocast,
@@ -219,8 +222,8 @@ def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(output):
 
 
 def epoch_with(loop, score):
-    loop.progress.step, loop.progress.losses, loop.progress.images = 1, 0.5, 4
-    loop._finish_epoch(Scores(score, 0.1, 0.5), 1.0)
+    loop.state.progress.add_step(0.5, taken=True, n_images=4)
+    loop.finish_epoch(Scores(score, 0.1, 0.5), 1.0)
 
 
 def test_of_equally_good_epochs_the_last_one_is_kept(output):
@@ -244,14 +247,14 @@ def test_the_best_epochs_are_kept_to_be_averaged_and_others_deleted_only_once_no
         )
     # The state before the last one may be all that is left: what it names stays for one epoch more.
     assert found == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 4], [2, 4]]
-    assert [epoch for _, epoch in loop.progress.kept] == [4, 2]
+    assert [epoch for _, epoch in loop.state.progress.kept] == [4, 2]
 
 
 def test_an_epoch_without_a_score_is_none_of_the_best(output):
     loop = fold_training(output, epochs=6, average_best=2)
     for score in (0.1, math.nan, 0.3):
         epoch_with(loop, score)
-    assert loop.progress.kept == [(0.3, 3), (0.1, 1)]
+    assert loop.state.progress.kept == [(0.3, 3), (0.1, 1)]
 
 
 def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_own(output):
@@ -262,19 +265,19 @@ def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_o
         for epoch in best["averaged"]
     ]
     assert len(states) == 2
-    assert best["averaged"] == sorted(epoch for _, epoch in loop.progress.kept)
+    assert best["averaged"] == sorted(epoch for _, epoch in loop.state.progress.kept)
     for name in ("first.0.weight", "last.bias"):
         torch.testing.assert_close(best["network"][name], (states[0][name] + states[1][name]) / 2)
     mean_of_statistics = (states[0]["first.1.running_mean"] + states[1]["first.1.running_mean"]) / 2
     assert not torch.allclose(
         best["network"]["first.1.running_mean"], mean_of_statistics, rtol=1e-3
     )
-    assert best["score"] == loop.progress.best_score
+    assert best["score"] == loop.state.progress.best_score
 
 
 def test_a_damaged_copy_of_one_of_the_best_epochs_is_left_out_of_the_mean(output, capsys):
     loop = trained(output, average_best=2, epochs=4)
-    first, second = (epoch for _, epoch in loop.progress.kept)
+    first, second = (epoch for _, epoch in loop.state.progress.kept)
     loop.checkpoints.kept(first).write_bytes(b"damaged")
     again = trained(output, average_best=2, epochs=4)
     assert torch.load(again.checkpoints.best, weights_only=True)["averaged"] == [second]
@@ -315,7 +318,7 @@ def test_batch_norm_statistics_are_estimated_from_the_images_alone():
 def test_the_moving_average_by_hand():
     network = nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(0.0)
-    average = averaging.MovingAverage(network, 0.15)
+    average = optimization.MovingAverage(network, 0.15)
     network.weight.data.fill_(1.0)
     average.update(network)  # decay 1/10: 0.1 * 0 + 0.9 * 1
     assert average.network.weight.item() == pytest.approx(0.9)
@@ -372,8 +375,8 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(output):
     )
     parts = trained(output, network=WithoutNorm(), accumulation_steps=3, **settings)
     torch.testing.assert_close(parts.network.weight, whole.network.weight, rtol=1e-4, atol=1e-5)
-    assert parts.progress.history[0]["train_loss"] == pytest.approx(
-        whole.progress.history[0]["train_loss"], rel=1e-4
+    assert parts.state.progress.history[0]["train_loss"] == pytest.approx(
+        whole.state.progress.history[0]["train_loss"], rel=1e-4
     )
 
 
@@ -412,10 +415,10 @@ class Broken(Small):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(output, value):
     loop = trained(output, network=Broken({1, 3, 4}, value), epochs=2)
-    steps = [row["skipped_steps"] for row in loop.progress.history]
+    steps = [row["skipped_steps"] for row in loop.state.progress.history]
     assert sum(steps) == 3
     assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
-    assert all(math.isfinite(row["train_loss"]) for row in loop.progress.history)
+    assert all(math.isfinite(row["train_loss"]) for row in loop.state.progress.history)
 
 
 class Overflowing(Small):
@@ -434,22 +437,22 @@ class Overflowing(Small):
 
 def test_a_skipped_step_leaves_no_trace_in_batch_norm_statistics(output):
     loop = trained(output, network=Overflowing())
-    assert sum(row["skipped_steps"] for row in loop.progress.history) == 1
+    assert sum(row["skipped_steps"] for row in loop.state.progress.history) == 1
     assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
-    assert all(math.isfinite(row["siim_dice"]) for row in loop.progress.history)
+    assert all(math.isfinite(row["siim_dice"]) for row in loop.state.progress.history)
 
 
 @pytest.fixture
 def fp16(monkeypatch):
     """As on a GPU without bf16: fp16 with loss scaling."""
-    monkeypatch.setattr(precision, "half", lambda device: torch.float16)
+    monkeypatch.setattr(runtime, "half", lambda device: torch.float16)
 
 
 def test_with_loss_scaling_too_a_broken_step_is_skipped_and_training_goes_on(output, fp16):
     loop = trained(output, network=Broken({1}), mixed_precision=True)
     assert loop.optimization.scaler.is_enabled()
-    assert sum(row["skipped_steps"] for row in loop.progress.history) >= 1
-    assert len(loop.progress.history) == 3
+    assert sum(row["skipped_steps"] for row in loop.state.progress.history) >= 1
+    assert len(loop.state.progress.history) == 3
 
 
 class BrokenGradients(Small):
@@ -476,19 +479,19 @@ def test_a_night_begun_without_loss_scaling_goes_on_with_it_and_back(output, mon
     with pytest.raises(Stopped):
         fold_training(output, stop=StopAfter(3), mixed_precision=True).run()
     with monkeypatch.context() as patch:
-        patch.setattr(precision, "half", lambda device: torch.float16)
+        patch.setattr(runtime, "half", lambda device: torch.float16)
         again = fold_training(output, stop=StopAfter(5), mixed_precision=True)
         again.resume()
         with pytest.raises(Stopped):
             again.run()
-    assert len(trained(output, mixed_precision=True).progress.history) == 3
+    assert len(trained(output, mixed_precision=True).state.progress.history) == 3
 
 
 def test_weights_that_diverged_are_not_saved_over_those_that_did_not(output):
     loop = fold_training(output)
-    loop._save()
+    loop.state.save()
     loop.network.last.weight.data.fill_(math.nan)
-    loop._save()
+    loop.state.save()
     assert torch.isfinite(
         torch.load(loop.checkpoints.last, weights_only=True)["network"]["last.weight"]
     ).all()
@@ -502,7 +505,7 @@ def test_ten_broken_steps_in_a_row_stop_the_run(output):
 
 def test_broken_steps_with_good_ones_in_between_do_not_stop_the_run(output):
     loop = trained(output, network=Broken(set(range(0, 100, 2))), epochs=8, validate_every=8)
-    assert sum(row["skipped_steps"] for row in loop.progress.history) > MAX_BAD_STEPS
+    assert sum(row["skipped_steps"] for row in loop.state.progress.history) > MAX_BAD_STEPS
 
 
 def test_best_weights_are_never_other_than_finite_whatever_their_score(output):
@@ -523,7 +526,7 @@ def test_maps_that_are_not_finite_give_no_score(output):
     loop = fold_training(output)
     how = {"autocast": loop.optimization.autocast, "device": loop.device, "stop": StopAfter()}
     found = validation.validate(
-        Wild(), loop._loaders()[1], loop.data.validation, loop.data.labels, **how
+        Wild(), loop.loaders().validation, loop.data.validation, loop.data.labels, **how
     )
     assert found is not None
     assert math.isnan(found[0].siim_dice)
@@ -537,13 +540,13 @@ def test_a_last_state_that_is_not_finite_is_left_for_the_one_before_it(output, c
     torch.save(state, loop.checkpoints.last)
     again = fold_training(output, epochs=2)
     again.resume()
-    assert again.progress.epoch == 1
-    assert "last.pt holds weights that are not finite; going on from" in capsys.readouterr().out
+    assert again.state.progress.epoch == 1
+    assert "last.pt holds weights that are not finite; resuming from" in capsys.readouterr().out
 
 
 def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_difference(output):
     trained(output, epochs=1)
-    with pytest.raises(BadInput, match=r"learning_rate: 0\.01 there, 0\.02 now"):
+    with pytest.raises(BadInput, match=r"learning_rate: 0\.01 before, 0\.02 now"):
         fold_training(output, epochs=1, learning_rate=0.02).resume()
     other = fold_training(output, epochs=1)
     other.checkpoints.identity["inputs"] = {"folds": "others"}
@@ -553,7 +556,7 @@ def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_diffe
         output / artifacts.Run("small").fold(0).folder,
         output / artifacts.Run("small").fold(1).folder,
     )
-    with pytest.raises(BadInput, match="fold: 0 there, 1 now"):
+    with pytest.raises(BadInput, match="fold: 0 before, 1 now"):
         fold_training(output, epochs=1, fold=1).resume()
     larger = Small()
     larger.more = nn.Conv2d(4, 4, 1)
@@ -587,17 +590,17 @@ def test_training_ends_early_when_nothing_gets_better():
 
 def test_a_fold_that_stopped_early_is_finished(output):
     loop = trained(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
-    assert len(loop.progress.history) < 30
+    assert len(loop.state.progress.history) < 30
     again = fold_training(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
     again.resume()
     again.run()
-    assert len(again.progress.history) == len(loop.progress.history)
+    assert len(again.state.progress.history) == len(loop.state.progress.history)
 
 
 def let_workers_die(monkeypatch, marker, *, times):
     """The first `times` workers that read position 3 die there; each leaves a file in `marker`."""
     marker.mkdir()
-    dataset = loop.RadiographDataset
+    dataset = RadiographDataset
     read = dataset.read
 
     def dying(self, position):
@@ -616,7 +619,7 @@ def test_a_worker_that_dies_is_replaced_once_and_changes_nothing(
     alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
     let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
     assert same(trained(output, workers=1), alone)
-    assert "tried once more" in capsys.readouterr().out
+    assert "trying once more" in capsys.readouterr().out
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(output, monkeypatch):
@@ -643,9 +646,11 @@ def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(
     let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
     again = fold_training(output, workers=1)
     again.resume()
-    finished = again.progress.epoch
+    finished = again.state.progress.epoch
     epochs = []
-    monkeypatch.setattr(again, "_line", lambda row: epochs.append(row["epoch"]) or "")
+    monkeypatch.setattr(
+        again.log, "epoch", lambda rows, examples, line: epochs.append(rows[-1]["epoch"])
+    )
     again.run()
     assert epochs == list(range(finished + 1, 4))
     assert finished > 0
@@ -662,8 +667,8 @@ def is_alive(process):
 
 def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch):
     alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
-    monkeypatch.setattr(loop, "WORKER_PATIENCE", 3)
-    marker, read = tmp_path / "hung", loop.RadiographDataset.read
+    monkeypatch.setattr(loading, "PATIENCE_S", 3)
+    marker, read = tmp_path / "hung", RadiographDataset.read
 
     def hanging(self, position):
         if position == 3 and not marker.exists():
@@ -673,7 +678,7 @@ def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch
             (tmp_path / "beside-it").touch()
         return read(self, position)
 
-    monkeypatch.setattr(loop.RadiographDataset, "read", hanging)
+    monkeypatch.setattr(RadiographDataset, "read", hanging)
     assert same(trained(output, workers=1), alone)
     assert not is_alive(int(marker.read_text()))
     assert not (tmp_path / "beside-it").exists()

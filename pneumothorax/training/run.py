@@ -1,0 +1,232 @@
+"""A training run on disk: who may write it, what it is made from, and training one fold of it."""
+
+import math
+import shutil
+import time
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pneumothorax.compute import checkpoint, distributed, network_cost, runtime
+from pneumothorax.data import cache
+from pneumothorax.errors import BadConfig, BadInput
+from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records
+from pneumothorax.training import config
+from pneumothorax.training.config import TrainConfig
+from pneumothorax.training.loaders import FoldData
+from pneumothorax.training.loop import Training
+
+RUN_PATIENCE_S = 60  # another process may be claiming or describing the run
+FOLD_PATIENCE_S = 1  # another process may be checking whether the fold is being trained
+
+
+class TrainingRun:
+    """The run `name` with these settings, below `output`.
+
+    Of several processes each has this object and calls every method; the main one writes.
+    Raises BadInput unless there are folds and an image cache of sufficient size.
+    """
+
+    def __init__(self, output: Path, name: str, settings: TrainConfig) -> None:
+        self.output, self.name, self.settings = output, name, settings
+        self.files = artifacts.Run(name)
+        self.cache_size = cache.size(output, settings.image_size)
+        self.inputs = lineage.train_inputs(output)
+        self.rows = artifacts.training_rows(output)
+        self.n_folds = int(self.rows["fold"].max()) + 1
+        self._cache_verified = False
+
+    def claim(self, folds: list[int], *, overwrite: bool) -> None:
+        """Save the settings with the run, or check that it was made with the same ones.
+
+        With `overwrite`, `folds` start from scratch. Raises BadInput for other settings.
+        """
+        distributed.on_main(self._claim, folds, overwrite=overwrite)
+        # Processes that torchrun restarts resume their folds instead.
+        if overwrite and not distributed.is_restart():
+            distributed.on_main(self._clear, folds)
+
+    def lock(self, fold: int) -> AbstractContextManager[None]:
+        """Hold a fold while it is trained. Raises OutputLocked if another process holds it."""
+        return distributed.lock(self.output, self._lock_name(fold), patience_s=FOLD_PATIENCE_S)
+
+    def is_finished(self, fold: int) -> bool:
+        """Whether the fold was trained to its end with these settings and today's inputs."""
+        record = self.files.fold(fold).trained
+        return distributed.on_main(records.is_current, self.output, record, **self._made_from(fold))
+
+    def prepare(self, network: Any, *, workers: int) -> None:
+        """Verify the cached images, the first time, and describe the network for the report.
+
+        Raises BadInput that lists damaged images.
+        """
+        if not self._cache_verified:
+            distributed.on_main(
+                cache.verify, self.output, self.cache_size, self.rows, workers=workers
+            )
+            self._cache_verified = True
+        distributed.on_main(self._describe, network)
+
+    def fold_data(self, fold: int) -> FoldData:
+        """Train on all folds but one, validate on that one."""
+        held_out = self.rows["fold"] == fold
+        return FoldData(
+            output=self.output,
+            cache_size=self.cache_size,
+            train=self.rows[~held_out].reset_index(drop=True),
+            validation=self.rows[held_out].reset_index(drop=True),
+            labels=artifacts.label_rows(self.output),
+            inputs=self._made_from(fold)["inputs"],
+            fold=fold,
+        )
+
+    def load_start(self, network: torch.nn.Module, fold: int) -> None:
+        """Load the weights that `init_from` names: those of another run's same fold."""
+        if self.settings.init_from is not None:
+            path = self.output / self._start_run().fold(fold).best_weights
+            checkpoint.load_weights(network, checkpoint.load(path)["network"], path)
+
+    def seal(self, fold: int, facts: dict[str, Any]) -> None:
+        """Record that the fold is finished, with the hashes of its files and some facts."""
+        files = self.files.fold(fold)
+        outputs = [files.best_weights, files.history.path, self.files.network_facts]
+        made_from = self._made_from(fold)
+        distributed.on_main(
+            records.write, self.output, files.trained, **made_from, outputs=outputs, **facts
+        )
+
+    def _claim(self, folds: list[int], *, overwrite: bool) -> None:
+        folder, path = self.output / self.files.folder, self.output / self.files.config
+        with self._lock():
+            started = any(folder.glob("fold*/last.pt"))
+            busy = any(
+                locks.is_held(self.output, self._lock_name(fold)) for fold in range(self.n_folds)
+            )
+            # Before the first save no settings are binding.
+            if started or (busy and path.exists()):
+                current = config.as_dict(self.settings)
+                differences = config.differences(config.saved(path), current)
+                if not differences:
+                    return
+                self._refuse(differences, folds, overwrite=overwrite)
+                with ExitStack() as held:  # wait until nobody trains a fold of it
+                    for fold in range(self.n_folds):
+                        held.enter_context(locks.lock(self.output, self._lock_name(fold)))
+                    print(f"starting {folder} from scratch: its settings change")
+                    shutil.rmtree(folder)
+            config.save(path, self.settings)
+
+    def _refuse(self, differences: list[str], folds: list[int], *, overwrite: bool) -> None:
+        """Raises unless all folds are to be overwritten."""
+        if not overwrite:
+            headline = (
+                f"run {self.name} has other settings "
+                "(choose another --run; --overwrite starts from scratch):"
+            )
+            raise BadInput("\n  ".join([headline, *differences]))
+        if len(folds) < self.n_folds:
+            raise BadConfig(
+                "other settings start every fold of the run from scratch: "
+                "use --overwrite with --fold all"
+            )
+
+    def _clear(self, folds: list[int]) -> None:
+        for fold in folds:
+            with locks.lock(self.output, self._lock_name(fold)):
+                folder = self.output / self.files.fold(fold).folder
+                if folder.exists():
+                    shutil.rmtree(folder)
+
+    def _describe(self, network: Any) -> None:
+        """Every fold writes the same bytes."""
+        path = self.output / self.files.network_facts
+        with self._lock():
+            atomic.write_json(path, network_cost.trace(network, self.settings.image_size))
+
+    def _made_from(self, fold: int) -> dict[str, Any]:
+        return {
+            "settings": config.as_dict(self.settings),
+            "inputs": {**self.inputs, **self._start_inputs(fold)},
+        }
+
+    def _start_inputs(self, fold: int) -> dict[str, str]:
+        """The hash of the weights that the fold starts from, if the config names a run."""
+        if self.settings.init_from is None:
+            return {}
+        start = self._start_run()
+        if start == self.files:
+            raise BadConfig(f"init_from: run {self.name} cannot start from itself")
+        path = start.fold(fold).best_weights
+        record = self.files.fold(fold).trained
+        if not (self.output / path).is_file() and (self.output / record.path).is_file():
+            # A finished fold outlives the run that it started from.
+            known = records.read(self.output, record)["inputs"]
+            return {path: known[path]} if path in known else {}
+        return {path: lineage.trained(self.output, start.name, fold)["outputs"][path]}
+
+    def _start_run(self) -> artifacts.Run:
+        assert self.settings.init_from is not None
+        return artifacts.Run(self.settings.init_from.removeprefix("runs/"))
+
+    def _lock(self) -> AbstractContextManager[Path]:
+        """On what the run's folds share; several machines may start them at the same time."""
+        return locks.lock(self.output, f"02_train-{self.name}", patience_s=RUN_PATIENCE_S)
+
+    def _lock_name(self, fold: int) -> str:
+        return f"02_train-{self.name}-fold{fold}"
+
+
+def finish(training: Training) -> dict[str, Any]:
+    """Train to the last epoch from where the fold stands -> facts for its record.
+
+    Raises Stopped when asked to stop, with everything saved; BadInput for what the user can
+    repair, such as too little memory or disk.
+    """
+    started, fold = time.perf_counter(), training.data.fold
+    locks.check_room(training.data.output, training.bytes_needed())
+    training.resume()
+    progress = training.state.progress
+    if progress.epoch or progress.step:
+        batches = f" and {progress.step} batches" if progress.step else ""
+        distributed.say(f"fold {fold}: resuming after epoch {progress.epoch}{batches}")
+    try:
+        training.run()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise out_of_memory(training.config) from error
+        raise
+    progress = training.state.progress
+    if not math.isfinite(progress.best_score):
+        raise BadInput(f"fold {fold}: no epoch gave finite weights and scores: lower learning_rate")
+    minutes = (time.perf_counter() - started) / 60
+    best = f"best SIIM Dice {progress.best_score:.4f}, epoch {progress.best_epoch}"
+    distributed.say(f"fold {fold}: {best}, in {minutes:.1f} minutes")
+    return {
+        "best_score": progress.best_score,
+        "seconds": sum(row["seconds"] for row in progress.history),
+        "device": runtime.device_name(training.device),
+        "processes": distributed.size(),
+        "peak_memory_mib": runtime.peak_memory_mib(training.device),
+    }
+
+
+def out_of_memory(settings: TrainConfig) -> BadInput:
+    """The error with the settings that would save memory."""
+    batch, parts, size = settings.batch_size, settings.accumulation_steps, settings.image_size
+    advice = []
+    smaller = [more for more in range(parts + 1, batch // 2 + 1) if batch % more == 0]
+    if smaller:
+        advice.append(f"--set accumulation_steps={smaller[0]} (the same batch in smaller parts)")
+    else:
+        advice.append(f"--set image_size with less than {size}")
+    if batch // parts > 2:
+        advice.append(f"--set batch_size={parts * (batch // parts // 2)}")
+    if not settings.mixed_precision:
+        advice.append("--set mixed_precision=true")
+    return BadInput(
+        f"out of memory with {batch // parts} images at a time at {size} x {size}; everything "
+        "saved so far is intact. Try one of these, under another --run or with --overwrite: "
+        f"{', '.join(advice)}"
+    )
