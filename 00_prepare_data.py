@@ -28,7 +28,7 @@ from pneumothorax.pipeline.engine import Engine
 from pneumothorax.submission import writing
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     found = "(default: found by name below --input)"
@@ -53,7 +53,7 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     found = discovery.search(args.input, follow_symlinks=args.follow_symlinks, skip=args.output)
     job = jobs.plan(

@@ -25,7 +25,7 @@ from pneumothorax.data import folds, labels
 from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
 
 
-def parse_args(argv=None):
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     flag("--folds", type=int, default=5, help="number of folds (default: %(default)s)")
@@ -37,7 +37,7 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with locks.lock(args.output, "01_make_folds"):
         patients = read_patients(args)
