@@ -18,7 +18,7 @@ from pneumothorax.pipeline import lineage, locks, stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__)
+    parser = stage.parser(__doc__, ("--output", "--overwrite"))
     flag = parser.add_argument
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     flag("--fold", default="all", metavar="K|all", help="whose networks to export (default: all)")

@@ -26,7 +26,7 @@ NOTICE = "research software, not a medical device: nothing here is a diagnosis"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__)
+    parser = stage.parser(__doc__, ("--input", "--output", "--overwrite"))
     flag = parser.add_argument
     flag("path", type=stage.place, metavar="PATH", help="a DICOM file, or a folder of them")
     flag("--to", type=stage.place, metavar="FOLDER", required=True, help="where the results go")

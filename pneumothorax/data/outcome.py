@@ -1,12 +1,13 @@
 """What became of all files of a run of stage 00, and the tables that hold it."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from pneumothorax.data import discovery
 from pneumothorax.data.jobs import Job
 from pneumothorax.data.one_image import UNLABELLED, Entry, digest
 from pneumothorax.pipeline import artifacts, records
@@ -60,20 +61,19 @@ def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Ou
         else:
             rejected.append({"source": source, "code": entry["code"], "message": entry["message"]})
             label_errors += [entry["message"]] if entry.get("label_error") else []
-    spellings = Counter(image_id.casefold() for image_id in by_id)
+    clashes = discovery.clashes(
+        by_id,
+        are_copies=lambda twins: same_contents([path_of[twin["row"]["source"]] for twin in twins]),
+    )
     for image_id, twins in by_id.items():
-        sources = [twin["row"]["source"] for twin in twins]
-        if spellings[image_id.casefold()] > 1:
-            code = "BAD_ID"
-            message = f"{image_id} differs from another id only in case: some disks confuse them"
-        elif len(twins) == 1 or same_contents([path_of[source] for source in sources]):
+        if image_id not in clashes:
             used.append(twins[0])
             continue
-        else:
-            ambiguous.append(image_id)
-            code = "DUPLICATE_ID"
-            message = f"{len(twins)} files with different contents are named {image_id}"
-        rejected += [{"source": source, "code": code, "message": message} for source in sources]
+        code, message = clashes[image_id]
+        ambiguous += [image_id] if code == "DUPLICATE_ID" else []
+        rejected += [
+            {"source": twin["row"]["source"], "code": code, "message": message} for twin in twins
+        ]
     already_listed = {Path(entry["source"]).stem for entry in rejected}
     return Outcome(
         rows=[entry["row"] for entry in used],

@@ -7,12 +7,13 @@ small connected components. Areas are in pixels of the competition's 1024 x 1024
 scale with the image's own size.
 """
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-REFERENCE_PX = 1024 * 1024
+from pneumothorax.rle import KAGGLE_SHAPE
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def mask(
 
 def scaled(area: float, shape: tuple[int, int]) -> float:
     """An area in pixels of 1024 x 1024 -> the same area in pixels of `shape`."""
-    return area * shape[0] * shape[1] / REFERENCE_PX
+    return area * math.prod(shape) / math.prod(KAGGLE_SHAPE)
 
 
 def upsample(stored: np.ndarray, shape: tuple[int, int], *, above: int) -> Window | None:

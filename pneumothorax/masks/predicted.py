@@ -76,8 +76,7 @@ class Predicted(NamedTuple):
 def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
     """All images of a split. Raises BadInput if the runs differ in images or in their folds."""
     manifest = artifacts.read_table(output, artifacts.MANIFEST)
-    shapes = zip(manifest["height"].tolist(), manifest["width"].tolist(), strict=True)
-    shape_of = dict(zip(manifest["image_id"], shapes, strict=True))
+    shape_of = artifacts.image_shapes(manifest)
     rows_of = artifacts.label_rows(output) if split == artifacts.OOF else {}
     tables = [_table(output, run, split, shape_of) for run in runs]
     for run, table in zip(runs[1:], tables[1:], strict=True):

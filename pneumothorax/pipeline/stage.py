@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 from pneumothorax.pipeline import cluster
 
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
+
+COMMON_FLAGS = ("--input", "--output", "--workers", "--seed", "--overwrite")
 
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -37,38 +39,39 @@ def manual(docstring: str | None) -> argparse.ArgumentParser:
     )
 
 
-def parser(docstring: str | None) -> argparse.ArgumentParser:
-    """A parser with the flags of every stage whose --help is the script's docstring."""
+def parser(docstring: str | None, flags: Sequence[str] = COMMON_FLAGS) -> argparse.ArgumentParser:
+    """A parser with the common flags named, whose --help is the script's docstring."""
     made = manual(docstring)
-    made.add_argument(
-        "--input",
-        type=place,
-        default=KAGGLE_INPUT if KAGGLE_INPUT.is_dir() else Path("input"),
-        metavar="DIR",
-        help="folder with the raw data, only read (default: %(default)s)",
-    )
-    made.add_argument(
-        "--output",
-        type=place,
-        default=default_output(),
-        metavar="DIR",
-        help="folder that all stages share (default: %(default)s)",
-    )
-    made.add_argument(
-        "--workers",
-        type=count,
-        default=joblib.cpu_count(),
-        metavar="N",
-        help="processes to use (default: %(default)s, the cores this process may use)",
-    )
-    made.add_argument(
-        "--seed", type=count, help="seed of every random choice (default: 42, or the config's)"
-    )
-    made.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="start this stage from scratch instead of resuming or reusing its files",
-    )
+    known: dict[str, dict[str, Any]] = {
+        "--input": {
+            "type": place,
+            "default": KAGGLE_INPUT if KAGGLE_INPUT.is_dir() else Path("input"),
+            "metavar": "DIR",
+            "help": "folder with the raw data, only read (default: %(default)s)",
+        },
+        "--output": {
+            "type": place,
+            "default": default_output(),
+            "metavar": "DIR",
+            "help": "folder that all stages share (default: %(default)s)",
+        },
+        "--workers": {
+            "type": count,
+            "default": joblib.cpu_count(),
+            "metavar": "N",
+            "help": "processes to use (default: %(default)s, the cores this process may use)",
+        },
+        "--seed": {
+            "type": count,
+            "help": "seed of every random choice (default: 42, or the config's)",
+        },
+        "--overwrite": {
+            "action": "store_true",
+            "help": "start from scratch instead of resuming or reusing files",
+        },
+    }
+    for flag in flags:
+        made.add_argument(flag, **known[flag])
     return made
 
 

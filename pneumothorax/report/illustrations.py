@@ -210,8 +210,7 @@ def comparison(
 ) -> page.Figure:
     """The paper's figure 7."""
     images = {run.name: run.images for run in runs}
-    sizes = zip(train["height"].tolist(), train["width"].tolist(), strict=True)
-    shape_of = dict(zip(train["image_id"], sizes, strict=True))
+    shape_of = artifacts.image_shapes(train)
     compared = [
         paper_figures.read_compared(output, cache_size, image_id, shape_of[image_id], images)
         for image_id in paper_figures.choose_compared(images)
