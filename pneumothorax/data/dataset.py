@@ -83,11 +83,26 @@ class InOrder:
     """A batch sampler: `n` items once, in order.
 
     Several processes take batches in turn.
+
+    Args:
+        needed: positions; batches without any of them are left out. The others are the
+            same as without `needed`, and so are the rounding errors of what is computed
+            from them.
     """
 
-    def __init__(self, n: int, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
-        starts = range(0, n, batch_size)
-        self.batches = [range(start, min(start + batch_size, n)) for start in starts][rank::size]
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        *,
+        needed: frozenset[int] | None = None,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+        if needed is not None:
+            batches = [batch for batch in batches if not needed.isdisjoint(batch)]
+        self.batches = batches[rank::size]
 
     def __iter__(self) -> Iterator[list[Item]]:
         for batch in self.batches:

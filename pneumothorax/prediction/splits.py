@@ -183,10 +183,14 @@ def _predict(group: Group, task: Task, known: Entries, own: Journal) -> None:
     """
     folder = task.map_path(group.split, "x").parent
     distributed.on_main(_clear, folder)
-    todo = [not _is_done(known, group, row, task) for row in group.rows.itertuples()]
+    missing = frozenset(
+        position
+        for position, row in enumerate(group.rows.itertuples())
+        if not _is_done(known, group, row, task)
+    )
     made: Entries = {}
     broken = []
-    for found in _maps(group, group.rows[todo].reset_index(drop=True), task):
+    for found in _maps(group, missing, task):
         if not np.isfinite(found.probabilities).all():
             broken.append(found.image_id)
             continue
@@ -211,26 +215,34 @@ def _predict(group: Group, task: Task, known: Entries, own: Journal) -> None:
         )
 
 
-def _maps(group: Group, todo: pd.DataFrame, task: Task) -> Iterator[Map]:
-    """The maps of this process's share of the manifest rows `todo`."""
-    if todo.empty:
-        return
-    image_ids, digests = todo["image_id"].tolist(), todo["sha256"].tolist()
+def _maps(group: Group, missing: frozenset[int], task: Task) -> Iterator[Map]:
+    """The maps of this process's share of the rows at the positions `missing`.
+
+    Batches are cut from all rows, not from the missing ones: a resumed run rounds as an
+    undisturbed one does.
+    """
+    image_ids, digests = group.rows["image_id"].tolist(), group.rows["sha256"].tolist()
     images = RadiographDataset(
         task.output,
-        todo.assign(positive=0),
+        group.rows.assign(positive=0),
         cache_size=task.cache_size,
         image_size=group.networks[0].image_size,
     )
     batches = InOrder(
-        len(images), task.batch_size, rank=distributed.rank(), size=distributed.size()
+        len(images),
+        task.batch_size,
+        needed=missing,
+        rank=distributed.rank(),
+        size=distributed.size(),
     )
     loader = DataLoader(
         images, batch_sampler=batches, num_workers=task.workers, worker_init_fn=start_worker
     )
     networks = [one.network for one in group.networks]
     title = group.split if group.fold is None else f"fold {group.fold}"
-    with tqdm(total=len(todo), unit="image", desc=title, disable=not distributed.is_main()) as bar:
+    with tqdm(
+        total=len(missing), unit="image", desc=title, disable=not distributed.is_main()
+    ) as bar:
         for batch in loader:
             pixels = to_network(batch.image, task.device)
             with runtime.autocast(task.device, enabled=task.bf16):
@@ -241,8 +253,9 @@ def _maps(group: Group, todo: pd.DataFrame, task: Task) -> Iterator[Map]:
             for position, one, p_classification in zip(
                 batch.position.tolist(), maps[:, 0].cpu().numpy(), classifications, strict=True
             ):
-                yield Map(image_ids[position], digests[position], one, p_classification)
-            bar.update(min(len(maps) * distributed.size(), len(todo) - bar.n))
+                if position in missing:
+                    yield Map(image_ids[position], digests[position], one, p_classification)
+            bar.update(min(len(maps) * distributed.size(), len(missing) - bar.n))
 
 
 def _is_done(known: Entries, group: Group, row: Any, task: Task) -> bool:
