@@ -1,1 +1,1 @@
-"""What the process runs on: device, several processes, interruption, loader workers, checkpoints."""
+"""What the process runs on: device, several processes, interruption, workers, checkpoints."""

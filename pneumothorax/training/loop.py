@@ -244,7 +244,13 @@ class Training:
             scores, examples = found
         progress.add_seconds(watch.lap())
         self.finish_epoch(scores, images_per_second)
-        self.log.epoch(progress.history, examples, self._line(progress.history[-1]))
+        line = epoch_line(
+            progress.history[-1],
+            fold=self.data.fold,
+            epochs=self.config.epochs,
+            memory_mib=runtime.peak_memory_mib(self.device),
+        )
+        self.log.epoch(progress.history, examples, line)
 
     def _average(self, loaders: Loaders) -> None:
         """Make best.pt the mean of the best epochs' weights, scored like an epoch."""
@@ -286,19 +292,15 @@ class Training:
             stop=self.stop,
         )
 
-    def _line(self, row: dict[str, Any]) -> str:
-        """The epoch for the terminal."""
-        words = [
-            f"fold {self.data.fold}",
-            f"epoch {row['epoch']}/{self.config.epochs}",
-            f"loss {row['train_loss']:.4f}",
-        ]
-        if not math.isnan(row["siim_dice"]):
-            words.append(f"SIIM Dice {row['siim_dice']:.4f} (all-empty {row['all_empty']:.4f})")
-            words.append(f"positives {row['positive_dice']:.4f}")
-        words.append(f"{row['images_per_second']:.0f} img/s")
-        memory_mib = runtime.peak_memory_mib(self.device)
-        if memory_mib is not None:
-            words.append(f"{memory_mib / 1024:.1f} GiB")
-        minutes = row["seconds"] * (self.config.epochs - row["epoch"]) / 60
-        return "  ".join([*words, f"{minutes:.1f} min left"])
+
+def epoch_line(row: dict[str, Any], *, fold: int, epochs: int, memory_mib: float | None) -> str:
+    """The history's row of an epoch for the terminal."""
+    words = [f"fold {fold}", f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
+    if not math.isnan(row["siim_dice"]):
+        words.append(f"SIIM Dice {row['siim_dice']:.4f} (all-empty {row['all_empty']:.4f})")
+        words.append(f"positives {row['positive_dice']:.4f}")
+    words.append(f"{row['images_per_second']:.0f} img/s")
+    if memory_mib is not None:
+        words.append(f"{memory_mib / 1024:.1f} GiB")
+    minutes = row["seconds"] * (epochs - row["epoch"]) / 60
+    return "  ".join([*words, f"{minutes:.1f} min left"])

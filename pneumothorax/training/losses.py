@@ -14,7 +14,7 @@ from pneumothorax.compute.distributed import Criterion
 def soft_dice_loss(
     logits: torch.Tensor, masks: torch.Tensor, *, smooth: float = 1.0
 ) -> torch.Tensor:
-    """1 - Dice of probabilities and masks, summed over the batch (Milletari 2016, V-Net, section 3).
+    """1 - Dice, with sums over the batch (Milletari 2016, V-Net, section 3).
 
     `smooth` keeps a gradient in batches without a positive pixel, where the loss pushes
     false positives down. (The Dice loss of segmentation_models_pytorch is zero there.)

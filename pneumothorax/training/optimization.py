@@ -1,4 +1,4 @@
-"""One step of the optimizer: gradients of a batch, in parts and over processes, in 16 or 32 bits."""
+"""One step of the optimizer: a batch in parts and over processes, in 16 or 32 bits."""
 
 import copy
 import functools

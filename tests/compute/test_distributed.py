@@ -1,4 +1,4 @@
-"""Stages 02 and 03 under torchrun: what one process does, done by two on gloo."""
+"""Stages 02 and 03 under torchrun: two processes on gloo do what one does."""
 
 import os
 import re
@@ -14,6 +14,8 @@ import pytest
 from pneumothorax.pipeline import artifacts, records
 from tests.helpers.stages import ROOT
 
+# Adam turns rounding into a direction where gradients are tiny: losses of one and two processes
+# would part sooner at ten times the default learning rate.
 CONFIG = """
 model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}
 image_size: 64
@@ -21,7 +23,7 @@ epochs: 10
 batch_size: 12
 sampling: [[0, 1]]
 batch_norm: frozen
-"""  # Adam takes rounding for a direction where gradients are tiny: at ten times the default rate losses part sooner
+"""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -62,7 +64,7 @@ def finish(process):
 
 @pytest.fixture(scope="module")
 def alone(prepared):
-    """The output after one process trained both folds, predicted and wrote its maps."""
+    """The output after one process trained both folds and wrote probability maps."""
     output, _ = prepared
     finish(train(prepared, "alone"))
     predict(output, [sys.executable])
@@ -70,7 +72,7 @@ def alone(prepared):
 
 
 def predict(output, launcher):
-    """Stage 03 in batches of 4, one thread per process as torchrun has it: rounding depends on both."""
+    """Stage 03, whose rounding depends on batch size and threads: 4 images, 1 thread."""
     command = [
         *launcher,
         "03_predict.py",
@@ -93,7 +95,7 @@ def predict(output, launcher):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("next: python 04_submit.py") == 1  # however many processes there are
+    assert done.stdout.count("next: python 04_submit.py") == 1  # for any number of processes
 
 
 def history(output, run):
@@ -101,7 +103,7 @@ def history(output, run):
 
 
 def test_two_processes_take_the_steps_of_one(prepared, alone):
-    """One batch of 12 images per epoch, batch norm frozen: ten steps. In parts too, of which the last is uneven."""
+    """One batch of 12 images per epoch, batch norm frozen: ten steps."""
     printed = finish(train(prepared, "two", "--fold", "0", several=True))
     ours, theirs = history(alone, "two"), history(alone, "alone")
     assert len(ours) == 10
@@ -131,7 +133,7 @@ def test_a_batch_that_does_not_divide_counts_every_image_once(prepared, alone):
     assert (ours["train_loss"] - theirs["train_loss"]).abs().max() <= 1e-4
 
 
-def test_a_killed_process_is_started_again_and_the_history_is_complete(prepared):
+def test_a_killed_process_is_restarted_and_the_history_is_complete(prepared):
     output, _ = prepared
     process = train(
         prepared, "killed", "--fold", "0", "--set", "epochs=15", several=True, restarts=1
@@ -151,7 +153,7 @@ def test_a_killed_process_is_started_again_and_the_history_is_complete(prepared)
 
 
 def process_of_rank(launcher, rank):
-    """Process number of torchrun's child of this rank."""
+    """Process id of torchrun's child of this rank."""
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         if f"\0RANK={rank}\0".encode() in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
             return int(child)

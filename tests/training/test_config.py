@@ -1,4 +1,4 @@
-"""Experiments: the paper's values by default, strict about everything else."""
+"""Configs: the paper's values by default, bases, overrides, and strict checks."""
 
 import pytest
 import yaml
@@ -94,11 +94,11 @@ def test_unknown_keys_and_impossible_values_are_refused_and_the_known_keys_liste
         ("", ["=3"]),
     ],
 )
-def test_what_is_no_list_of_settings_is_refused_without_running_it(tmp_path, text, overrides):
+def test_text_that_is_not_settings_is_refused(tmp_path, text, overrides):
     assert refusal(tmp_path, text, *overrides)
 
 
-def test_no_setting_is_run_as_code(tmp_path):
+def test_settings_are_never_executed(tmp_path):
     code = f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"
     for text, overrides in ((f"model: {code}\n", []), ("", [f"model={code}"])):
         assert refusal(tmp_path, text, *overrides)
@@ -113,7 +113,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_the_saved_config_alone_repeats_the_experiment(tmp_path):
     found = loaded(
         tmp_path,
-        "epochs: 5\nmodel_settings: {widths: [8, 16], deep: true, weights: null}\nfinal_learning_rate: 1.0e-7\n",
+        "epochs: 5\nfinal_learning_rate: 1.0e-7\n"
+        "model_settings: {widths: [8, 16], deep: true, weights: null}\n",
     )
     config.save(tmp_path / "saved.yaml", found)
     assert config.load(tmp_path / "saved.yaml", []) == found
@@ -122,7 +123,7 @@ def test_the_saved_config_alone_repeats_the_experiment(tmp_path):
     )
 
 
-def test_every_named_schedule_can_be_asked_for(tmp_path):
+def test_every_named_schedule_is_a_valid_setting(tmp_path):
     for name in sampling.SCHEDULES:
         assert loaded(tmp_path, f"sampling: {name}\n").sampling == name
 
@@ -239,7 +240,7 @@ def test_the_paper_networks_have_a_full_config_and_a_small_twin_of_the_same_netw
         assert (full.image_size, small.image_size < 512) == (512, True)
 
 
-def test_the_ablation_differs_from_the_full_block_in_its_switches_alone():
+def test_the_ablations_differ_from_the_full_block_only_in_its_switches():
     full = config.as_dict(config.load(ROOT / "configs" / "demo" / "ica_resunet.yaml", []))
     switches = {"attention", "pooling", "merge", "residual", "placement"}
     found = []

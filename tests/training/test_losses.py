@@ -1,4 +1,4 @@
-"""Losses: against hand-computed cases and the losses of segmentation_models_pytorch."""
+"""Losses, compared with hand-computed values and with segmentation_models_pytorch."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_a_batch_without_positives_still_pushes_false_alarms_down():
     assert (logits.grad > 0).all()
 
 
-def test_bce_dice_is_the_sum_of_its_parts():
+def test_bce_dice_is_the_sum_of_its_two_terms():
     logits, masks = torch.randn(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()
     p = logits.sigmoid()
     bce = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean()
@@ -76,7 +76,8 @@ def test_lovasz_by_hand():
 
 
 def test_lovasz_of_an_image_without_positives_is_the_hinge_of_its_worst_pixel():
-    # Errors 1 + logit: 1.5, 3 and -1 count as 3; the second image, surely empty, as 0. The mean of the two: 1.5.
+    # Errors 1 + logit: the worst of 1.5, 3 and -1 is 3; the second image, surely empty, gives 0.
+    # The mean of the two is 1.5.
     logits = torch.tensor([[[[0.5, 2.0, -2.0]]], [[[-2.0, -3.0, -4.0]]]], requires_grad=True)
     loss = losses.lovasz(logits, torch.zeros(2, 1, 1, 3))
     loss.backward()
@@ -94,7 +95,7 @@ def test_focal_and_lovasz_are_those_of_the_library(share):
     assert losses.lovasz(logits, masks).item() == pytest.approx(theirs, rel=1e-5)
 
 
-def test_combo_weighs_its_parts_as_the_first_place_did():
+def test_combo_weights_its_terms_as_the_first_place_did():
     logits, masks = sample()
     p = logits.sigmoid()
     bce = -(masks * p.log() + (1 - masks) * (1 - p).log()).mean()

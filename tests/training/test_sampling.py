@@ -1,4 +1,4 @@
-"""Sliding sampling: what each epoch holds follows from the schedule, the seed and the epoch alone."""
+"""Sliding sampling: schedule, seed and epoch alone decide what an epoch holds."""
 
 import pytest
 
@@ -46,7 +46,7 @@ def test_the_papers_schedule_is_two_to_one_at_first_and_one_to_one_from_a_third_
     [
         ([(0, 1)], [30] * 4),
         ([(0, 0.5), (0.5, 3)], [60, 60, 10, 10]),
-        ([(0, 0.25)], [120] * 4),  # more than there are: some twice
+        ([(0, 0.25)], [120] * 4),  # more than exist: some are repeated
         (
             [(0, 4), (0.25, 2), (0.5, 1), (0.75, 0.5)],
             [8, 15, 30, 60],
@@ -62,13 +62,13 @@ def test_every_epoch_has_the_ratio_of_the_schedule(schedule, counts):
     ]
 
 
-def test_every_positive_comes_once_per_epoch():
+def test_every_positive_is_used_once_per_epoch():
     for epoch in range(12):
         assert sorted(split(sampling().items(epoch))[0]) == list(POSITIVES)
 
 
 @pytest.mark.parametrize("schedule", [PAPER, [(0, 0.7)], [(0, 0.2), (0.5, 3)]])
-def test_no_negative_comes_twice_before_all_came_once(schedule):
+def test_no_negative_is_repeated_before_all_have_been_used(schedule):
     drawn = sampling(schedule, epochs=40)
     stream = []
     for epoch in range(40):
@@ -82,7 +82,7 @@ def test_no_negative_comes_twice_before_all_came_once(schedule):
     assert min(counts.values()) >= 3
 
 
-def test_an_epoch_is_the_same_whenever_and_however_often_it_is_asked_for():
+def test_an_epoch_is_the_same_in_any_order_and_at_any_repeat():
     forward = [sampling().items(epoch) for epoch in range(12)]
     drawn = sampling()
     backward = [drawn.items(epoch) for epoch in reversed(range(12))]
@@ -116,7 +116,7 @@ def test_without_negatives_or_positives_an_epoch_holds_the_others():
         (1, 4, [1]),  # nothing else to train on
     ],
 )
-def test_batches_hold_every_image_but_a_last_one_alone(positives, size, sizes):
+def test_batches_hold_every_image_except_a_single_last_one(positives, size, sizes):
     batches = EpochBatches(sampling([(0, 1)], positives=range(positives), negatives=[]), size)
     batches.set_epoch(3)
     found = list(batches)
@@ -137,7 +137,8 @@ def test_the_batches_are_those_of_the_epoch_that_is_set():
 
 
 def test_named_schedules_by_hand():
-    # 4 epochs. linear: shares of positives 0.8, 0.6067, 0.4133, 0.22. steps: 0.8, 0.8, 0.6, 0.4 (at 0, 1/4, 1/2, 3/4).
+    # 4 epochs. Shares of positives: linear 0.8, 0.6067, 0.4133, 0.22;
+    # steps 0.8, 0.8, 0.6, 0.4 (at 0, 1/4, 1/2, 3/4).
     def ratios(name):
         drawn = sampling(name, epochs=4)
         return [drawn.ratio(epoch) for epoch in range(4)]
@@ -153,7 +154,7 @@ def test_named_schedules_by_hand():
     )  # every negative once
 
 
-def test_the_share_of_positives_is_the_schedules_whatever_the_repeat():
+def test_repeated_positives_keep_the_ratio_of_the_schedule():
     drawn = sampling([(0, 2)], positive_repeat=3)
     items = drawn.items(0)
     positives, negatives = split(items)
@@ -210,7 +211,7 @@ def test_the_rest_of_an_epoch_is_the_whole_epoch_without_its_first_batches():
     assert len(batches) == len(whole) - 6
 
 
-def test_a_batch_in_parts_holds_the_images_of_the_batch():
+def test_a_batch_in_parts_holds_the_same_images():
     in_parts = EpochBatches(sampling(epochs=3), 8, parts=4).batches()
     whole = EpochBatches(sampling(epochs=3), 8).batches()
     together = [[item for part in batch for item in part] for batch in in_parts]

@@ -1,4 +1,4 @@
-"""Precision, checkpoints and predictions: the parts of stages 02 and 03 that can be tested by themselves."""
+"""Precision, checkpoints and predictions, tested without running stages 02 and 03."""
 
 import pickle
 
@@ -28,7 +28,7 @@ def test_a_gpu_without_bf16_gets_fp16(monkeypatch, has_bf16, dtype):
 @pytest.mark.parametrize(
     "units, expected", [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
 )
-def test_a_cpu_computes_in_bf16_where_it_has_units_for_that(monkeypatch, units, expected):
+def test_a_cpu_computes_in_bf16_if_it_has_units_for_it(monkeypatch, units, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **units})
     assert runtime.computes_in_bf16(torch.device("cpu")) is expected
 
@@ -52,7 +52,7 @@ def test_flipped_bytes_in_a_checkpoint_are_noticed(tmp_path, where):
         checkpoint.load(path)
 
 
-def test_a_cut_checkpoint_is_noticed(tmp_path):
+def test_a_truncated_checkpoint_is_noticed(tmp_path):
     path = tmp_path / "a.pt"
     checkpoint.save(path, {"network": {"weight": torch.randn(64, 64)}})
     path.write_bytes(path.read_bytes()[:-100])
@@ -60,7 +60,7 @@ def test_a_cut_checkpoint_is_noticed(tmp_path):
         checkpoint.load(path)
 
 
-def test_a_file_that_is_no_checkpoint_of_this_format_is_refused(tmp_path):
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     for state in ({"network": {}}, {"format": checkpoint.FORMAT - 1, "network": {}}, [1, 2]):
         torch.save(state, tmp_path / "a.pt")
         with pytest.raises(
@@ -100,7 +100,7 @@ def test_weights_of_another_network_or_not_finite_are_refused(tmp_path):
 
 
 class Brightness(torch.nn.Module):
-    """Logits that depend on the place: the left half sees the image, the right half zero."""
+    """Logits that depend on position: image values on the left, zero on the right."""
 
     def forward(self, images):
         logits = torch.zeros_like(images)

@@ -1,4 +1,4 @@
-"""Training one fold: exact resuming wherever it stops, what is skipped, averaged, frozen and kept."""
+"""Training one fold: exact resuming, and what is skipped, averaged, frozen and kept."""
 
 import math
 import os
@@ -34,7 +34,7 @@ def output(folded, tmp_path):
 
 
 class Small(nn.Module):
-    """Two convolutions with batch norm and dropout: the parts of a network whose state is easily forgotten."""
+    """Two convolutions with batch norm and dropout, whose state is easily forgotten."""
 
     def __init__(self):
         super().__init__()
@@ -55,7 +55,7 @@ class Small(nn.Module):
 
 
 class StopAfter:
-    """A StopRequest that is due when it has been asked `n` times."""
+    """A StopRequest that is due after `n` questions."""
 
     def __init__(self, n=math.inf):
         self.left = n
@@ -78,7 +78,7 @@ def fold_training(
         rows[rows["fold"] != fold].reset_index(drop=True),
         rows[rows["fold"] == fold].reset_index(drop=True),
         artifacts.label_rows(output),
-        {"folds": "as they are"},
+        {"folds": "unchanged"},
         fold,
     )
     return loop.Training(
@@ -131,10 +131,10 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("every", [8, 9, 11])
-def test_stopped_again_and_again_a_training_ends_in_the_weights_of_an_undisturbed_one(
+def test_a_training_stopped_many_times_ends_in_the_weights_of_an_undisturbed_one(
     output, every, settings
 ):
-    """Stopped after `every` questions: between steps, before and within validation (which asks up to seven)."""
+    """Stopped after `every` questions: between steps, and in validation, which asks up to 7."""
     undisturbed = trained(
         Path(shutil.copytree(output, output.with_name("undisturbed"))), **settings
     )
@@ -156,7 +156,7 @@ def test_stopped_again_and_again_a_training_ends_in_the_weights_of_an_undisturbe
     )
 
 
-def test_when_asked_to_stop_it_saves_the_steps_of_the_epoch_under_way(output):
+def test_a_stop_saves_the_steps_of_the_epoch_under_way(output):
     with pytest.raises(Stopped):
         fold_training(output, stop=StopAfter(0)).run()
     saved = torch.load(
@@ -166,7 +166,7 @@ def test_when_asked_to_stop_it_saves_the_steps_of_the_epoch_under_way(output):
 
 
 class Killed(Exception):
-    """Stands for SIGKILL: nothing is saved on the way out."""
+    """Like SIGKILL: nothing is saved on the way out."""
 
 
 class KillAfter(StopAfter):
@@ -177,7 +177,7 @@ class KillAfter(StopAfter):
 
 
 @pytest.mark.parametrize("moment", [1, 2, 5, 8])
-def test_killed_within_an_epoch_it_goes_on_from_the_last_step_saved(output, moment):
+def test_a_training_killed_within_an_epoch_resumes_from_the_last_saved_step(output, moment):
     undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
     with pytest.raises(Killed):
         fold_training(output, stop=KillAfter(moment), save_seconds=0).run()
@@ -194,13 +194,13 @@ def test_the_number_of_workers_changes_nothing(output):
 
 
 class Bright(nn.Module):
-    """Finds what is brighter than grey 217, at probability 0.55, below the usual thresholds."""
+    """Gives pixels above grey 217 probability 0.55, below the usual thresholds."""
 
     def forward(self, images):
         return torch.where(images > 0.85, 0.2, -9.0)
 
 
-def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(output):
+def test_an_epoch_is_scored_with_its_best_thresholds(output):
     loop = fold_training(output)
     found = validation.validate(
         Bright(),
@@ -213,7 +213,7 @@ def test_an_epoch_is_scored_with_the_thresholds_that_suit_it(output):
     )
     scores, examples = found
     assert scores.all_empty == 0.5
-    assert scores.siim_dice > 0.8  # with a top threshold of 0.6 nothing would be found: 0.5
+    assert scores.siim_dice > 0.8  # a top threshold of 0.6 would leave every mask empty: 0.5
     assert len(examples) == validation.MAX_EXAMPLES
     assert all(
         one.mask.any() and one.image.shape == one.probabilities.shape == (64, 64)
@@ -235,7 +235,7 @@ def test_of_equally_good_epochs_the_last_one_is_kept(output):
     assert kept == [1, 2, 2, 2, 5]
 
 
-def test_the_best_epochs_are_kept_to_be_averaged_and_others_deleted_only_once_no_state_needs_them(
+def test_kept_epochs_are_deleted_once_neither_saved_state_names_them(
     output,
 ):
     loop = fold_training(output, epochs=6, average_best=2)
@@ -245,19 +245,19 @@ def test_the_best_epochs_are_kept_to_be_averaged_and_others_deleted_only_once_no
         found.append(
             sorted(int(path.stem[-4:]) for path in loop.checkpoints.kept(0).parent.iterdir())
         )
-    # The state before the last one may be all that is left: what it names stays for one epoch more.
+    # The state before the last one is the fallback: what it names stays for one more epoch.
     assert found == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 4], [2, 4]]
     assert [epoch for _, epoch in loop.state.progress.kept] == [4, 2]
 
 
-def test_an_epoch_without_a_score_is_none_of_the_best(output):
+def test_an_epoch_without_a_score_is_never_among_the_best(output):
     loop = fold_training(output, epochs=6, average_best=2)
     for score in (0.1, math.nan, 0.3):
         epoch_with(loop, score)
     assert loop.state.progress.kept == [(0.3, 3), (0.1, 1)]
 
 
-def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_own(output):
+def test_best_weights_are_the_mean_of_the_best_epochs_with_newly_estimated_statistics(output):
     loop = trained(output, average_best=2, epochs=4)
     best = torch.load(loop.checkpoints.best, weights_only=True)
     states = [
@@ -275,7 +275,7 @@ def test_best_weights_are_the_mean_of_the_best_epochs_with_statistics_of_their_o
     assert best["score"] == loop.state.progress.best_score
 
 
-def test_a_damaged_copy_of_one_of_the_best_epochs_is_left_out_of_the_mean(output, capsys):
+def test_a_damaged_kept_epoch_is_left_out_of_the_mean(output, capsys):
     loop = trained(output, average_best=2, epochs=4)
     first, second = (epoch for _, epoch in loop.state.progress.kept)
     loop.checkpoints.kept(first).write_bytes(b"damaged")
@@ -368,7 +368,7 @@ class WithoutNorm(nn.Conv2d):
 
 
 def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(output):
-    """For a loss that is a mean over images, in a network without batch norm: the same but for rounding."""
+    """Up to rounding, for a loss that is a mean over images and a network without batch norm."""
     settings = {"loss": "focal", "epochs": 1, "batch_size": 6, "sampling": "natural"}
     whole = trained(
         Path(shutil.copytree(output, output.with_name("whole"))), network=WithoutNorm(), **settings
@@ -381,7 +381,7 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(output):
 
 
 def test_clipping_limits_the_step(output):
-    """SGD would show it in the step itself; Adam shows it in the first moment, which is 0.1 x the gradient."""
+    """Seen in Adam's first moment, which is 0.1 x the gradient after one step."""
     loop = fold_training(output, network=WithoutNorm(), clip_gradient_norm=1e-3, stop=StopAfter(0))
     with pytest.raises(Stopped):
         loop.run()
@@ -395,7 +395,7 @@ def test_clipping_limits_the_step(output):
 
 
 class Broken(Small):
-    """Its loss is not a number in the steps listed, nor are its gradients; or infinite, with gradients as usual."""
+    """Loss and gradients are NaN in the steps `broken`; or the loss alone is infinite."""
 
     def __init__(self, broken, value=math.nan):
         super().__init__()
@@ -448,7 +448,7 @@ def fp16(monkeypatch):
     monkeypatch.setattr(runtime, "half", lambda device: torch.float16)
 
 
-def test_with_loss_scaling_too_a_broken_step_is_skipped_and_training_goes_on(output, fp16):
+def test_with_loss_scaling_a_broken_step_is_skipped_and_training_continues(output, fp16):
     loop = trained(output, network=Broken({1}), mixed_precision=True)
     assert loop.optimization.scaler.is_enabled()
     assert sum(row["skipped_steps"] for row in loop.state.progress.history) >= 1
@@ -475,7 +475,7 @@ def test_gradients_that_are_never_finite_stop_the_run(output, fp16, mixed):
     assert loop.optimization.average.steps == 0
 
 
-def test_a_night_begun_without_loss_scaling_goes_on_with_it_and_back(output, monkeypatch):
+def test_a_run_begun_without_loss_scaling_resumes_with_it_and_back(output, monkeypatch):
     with pytest.raises(Stopped):
         fold_training(output, stop=StopAfter(3), mixed_precision=True).run()
     with monkeypatch.context() as patch:
@@ -508,7 +508,7 @@ def test_broken_steps_with_good_ones_in_between_do_not_stop_the_run(output):
     assert sum(row["skipped_steps"] for row in loop.state.progress.history) > MAX_BAD_STEPS
 
 
-def test_best_weights_are_never_other_than_finite_whatever_their_score(output):
+def test_best_weights_are_always_finite(output):
     loop = fold_training(output)
     epoch_with(loop, 0.5)
     loop.network.last.weight.data.fill_(math.nan)
@@ -518,7 +518,7 @@ def test_best_weights_are_never_other_than_finite_whatever_their_score(output):
     assert torch.isfinite(best["network"]["last.weight"]).all()
 
 
-def test_maps_that_are_not_finite_give_no_score(output):
+def test_probability_maps_that_are_not_finite_give_no_score(output):
     class Wild(nn.Module):
         def forward(self, images):
             return images * math.nan
@@ -533,7 +533,7 @@ def test_maps_that_are_not_finite_give_no_score(output):
     assert found[1] == []
 
 
-def test_a_last_state_that_is_not_finite_is_left_for_the_one_before_it(output, capsys):
+def test_training_resumes_from_the_state_before_one_that_is_not_finite(output, capsys):
     loop = trained(output, epochs=2)
     state = torch.load(loop.checkpoints.last, weights_only=True)
     state["network"]["last.weight"].fill_(math.nan)
@@ -564,7 +564,7 @@ def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_diffe
         fold_training(output, epochs=1, network=larger).resume()
 
 
-def test_images_without_a_positive_are_no_training_set(output):
+def test_a_training_set_without_positives_is_refused(output):
     rows = artifacts.training_rows(output)
     (output / "folds.csv").write_text(
         rows.assign(fold=1 - rows["positive"], stratum="")[
@@ -575,7 +575,7 @@ def test_images_without_a_positive_are_no_training_set(output):
         fold_training(output)
 
 
-def test_training_ends_early_when_nothing_gets_better():
+def test_training_ends_early_when_the_score_stops_rising():
     def rows(*scores):
         return [{"siim_dice": score} for score in scores]
 
@@ -637,7 +637,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(output, 
     assert same(trained(output), alone)
 
 
-def test_after_a_worker_died_a_resumed_training_goes_on_from_what_was_saved(
+def test_after_the_death_of_a_worker_a_resumed_training_continues_from_the_last_save(
     output, tmp_path, monkeypatch
 ):
     undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
@@ -675,22 +675,22 @@ def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch
             marker.write_text(str(os.getpid()))
             time.sleep(1000)
         if position == 3 and is_alive(int(marker.read_text())):
-            (tmp_path / "beside-it").touch()
+            (tmp_path / "next-to-it").touch()
         return read(self, position)
 
     monkeypatch.setattr(RadiographDataset, "read", hanging)
     assert same(trained(output, workers=1), alone)
     assert not is_alive(int(marker.read_text()))
-    assert not (tmp_path / "beside-it").exists()
+    assert not (tmp_path / "next-to-it").exists()
 
 
-def test_workers_that_die_twice_end_the_run_with_what_to_do(output, tmp_path, monkeypatch):
+def test_workers_that_die_twice_end_the_run_with_advice(output, tmp_path, monkeypatch):
     let_workers_die(monkeypatch, tmp_path / "deaths", times=99)
     with pytest.raises(BadInput, match=r"failed twice .*fewer --workers"):
         trained(output, workers=1)
 
 
-def test_a_signal_is_noted_and_a_second_one_ends_the_process():
+def test_a_signal_is_noted_and_a_later_one_ends_the_process():
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         assert not stop.is_due()
@@ -699,14 +699,14 @@ def test_a_signal_is_noted_and_a_second_one_ends_the_process():
         with pytest.raises(Stopped) as stopped:
             stop.leave()
         assert stopped.value.code == 128 + signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGTERM)  # a launcher hands on what the group has got already
+        os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes on what the group already got
         stop.noted -= interruption.REPEATED_S
         with pytest.raises(SystemExit):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_end_of_the_time_is_a_reason_to_stop_with_exit_code_0():
+def test_running_out_of_time_stops_with_exit_code_0():
     with StopRequest(max_seconds=0) as stop:
         assert stop.is_due()
         with pytest.raises(Stopped) as stopped:
