@@ -39,7 +39,7 @@ def draw(seed: int, *, pneumothorax: bool, size: int = 1024, patient: int | None
 
     Args:
         seed: decides on pose, exposure, tubes and pneumothorax.
-        pneumothorax: whether there is one.
+        pneumothorax: whether one is drawn.
         size: side of the radiograph in pixels, a multiple of 2.
         patient: decides on the anatomy. By default every seed is another patient.
     """

@@ -140,7 +140,7 @@ def test_outlines_in_the_data_are_those_of_truth_and_prediction(sample, written)
         drawn = [columns["images"]["truth"][n], *(run["outline"][n] for run in columns["runs"])]
         for name, path in zip(("truth", "steady", "other"), drawn, strict=True):
             mask = np.kron(sample.masks[image_id(n), name], np.ones((scale, scale), dtype=np.uint8))
-            # A small mask is upsampled bilinearly: its rim may move by half of its own pixels.
+            # A small mask is upsampled bilinearly: its edge may move by half of its pixels.
             assert (draw(path) != mask).sum() <= 0.06 * mask.sum()
 
 

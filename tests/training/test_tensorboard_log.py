@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pneumothorax.pipeline import artifacts
 from pneumothorax.plotting import PREDICTION_RGB, TRUTH_RGB
-from pneumothorax.training.drawing import GROUPS, TensorBoardLog, overlay
+from pneumothorax.training.history import GROUPS, TensorBoardLog, overlay
 from tests.helpers.images import disc
 
 SIZE = 32

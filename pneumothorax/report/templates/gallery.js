@@ -26,7 +26,7 @@ function startGallery(app, data) {
 
   let order = []; // positions of the images that pass the filters, sorted
   let page = 0;
-  let enlarged = 0; // place in `order` of the image in the larger view
+  let zoomed = 0; // place in `order` of the image in the larger view
 
   // ---- options of the form
 
@@ -134,7 +134,7 @@ function startGallery(app, data) {
     const shown = chosenRuns();
     const open = element("button", { type: "button", class: "pair", "aria-label": `Enlarge ${images.id[at]}` });
     open.append(...shown.map((run) => picture(run, at)));
-    open.addEventListener("click", () => enlarge(place));
+    open.addEventListener("click", () => zoomTo(place));
     return element(
       "li",
       { class: "card", "data-id": images.id[at] },
@@ -179,9 +179,9 @@ function startGallery(app, data) {
 
   // ---- the larger view
 
-  function enlarge(place) {
-    enlarged = Math.min(Math.max(0, place), order.length - 1);
-    const at = order[enlarged];
+  function zoomTo(place) {
+    zoomed = Math.min(Math.max(0, place), order.length - 1);
+    const at = order[zoomed];
     const shown = chosenRuns();
     dialog.querySelector("h3").textContent = images.id[at];
     dialog.querySelector(".about").textContent = about(at);
@@ -200,20 +200,20 @@ function startGallery(app, data) {
         element("td", {}, percent(run.predicted_px[at], at)),
       );
     dialog.querySelector("tbody").replaceChildren(...runs.map(row));
-    dialog.querySelector("[data-step='-1']").disabled = enlarged === 0;
-    dialog.querySelector("[data-step='1']").disabled = enlarged === order.length - 1;
+    dialog.querySelector("[data-step='-1']").disabled = zoomed === 0;
+    dialog.querySelector("[data-step='1']").disabled = zoomed === order.length - 1;
     if (!dialog.open) dialog.showModal();
   }
 
   dialog.addEventListener("click", (event) => {
     const step = event.target.dataset.step;
-    if (step) enlarge(enlarged + Number(step));
+    if (step) zoomTo(zoomed + Number(step));
     else if (event.target === dialog || event.target.dataset.close !== undefined) dialog.close();
   });
   dialog.addEventListener("keydown", (event) => {
     if (event.target.type === "range") return; // the arrow keys move the slider
-    if (event.key === "ArrowLeft") enlarge(enlarged - 1);
-    if (event.key === "ArrowRight") enlarge(enlarged + 1);
+    if (event.key === "ArrowLeft") zoomTo(zoomed - 1);
+    if (event.key === "ArrowRight") zoomTo(zoomed + 1);
   });
   dialog.querySelector("input[type=range]").addEventListener("input", (event) => {
     field.opacity.value = event.target.value;

@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pneumothorax.training import drawing
+from pneumothorax.training import history
 
 
 def row(epoch, **changed):
@@ -31,7 +31,7 @@ def row(epoch, **changed):
 
 
 def panels(rows):
-    loss, scores, rate, ratio = drawing.progress_figure(rows, epochs=10, title="run, fold 0").axes
+    loss, scores, rate, ratio = history.progress_figure(rows, epochs=10, title="run, fold 0").axes
     return {"loss": loss, "scores": scores, "rate": rate, "ratio": ratio}
 
 
@@ -78,11 +78,11 @@ def test_a_panel_without_numbers_says_so_instead_of_making_up_a_scale():
     "rows", [[row(1)], [row(1, siim_dice=math.nan, train_loss=math.nan)], [row(1, later=1.0)]]
 )
 def test_one_epoch_one_without_numbers_and_one_with_more_columns_can_be_drawn(rows, tmp_path):
-    drawing.write_progress(tmp_path / "progress.png", rows, epochs=1, title="run, fold 0")
+    history.write_progress(tmp_path / "progress.png", rows, epochs=1, title="run, fold 0")
     assert cv2.imread(str(tmp_path / "progress.png")).shape == (550, 900, 3)
 
 
 def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
     before = dict(matplotlib.rcParams)
-    drawing.write_progress(tmp_path / "progress.png", [row(1)], epochs=1, title="run, fold 0")
+    history.write_progress(tmp_path / "progress.png", [row(1)], epochs=1, title="run, fold 0")
     assert dict(matplotlib.rcParams) == before
