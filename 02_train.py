@@ -43,7 +43,7 @@ DEFAULT_CONFIG = Path("configs/ica_resunet.yaml")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__ or "")
+    parser = stage.parser(__doc__)
     flag = parser.add_argument
     config_help = f"experiment (default: the one saved with --run, else {DEFAULT_CONFIG})"
     flag("--config", type=Path, metavar="YAML", help=config_help)

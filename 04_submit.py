@@ -107,7 +107,7 @@ def hash_inputs(output: Path, chosen: Settings) -> lineage.Hashes:
     return hashes
 
 
-def read_sample(output: Path, chosen: Settings) -> labels.Sample:
+def read_sample(output: Path, chosen: Settings) -> labels.SampleSubmission:
     return labels.read_sample(
         Path(chosen.sample_submission or output / artifacts.SAMPLE_SUBMISSION)
     )

@@ -25,7 +25,6 @@ from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, st
 from pneumothorax.report import gallery, illustrations, page, runs, statistics, summary
 
 DEFAULT_SEED = 42
-CACHE_SIZE_MULTIPLE = 32
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -82,7 +81,7 @@ def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataF
     output = args.output
     found = statistics.compute(compared, seed=args.seed)
     about = statistics.evaluated(compared, lineage.prepared(output), lineage.folded(output))
-    cache_size = cache.size(output, CACHE_SIZE_MULTIPLE)
+    cache_size = cache.size(output)
     train = manifest[manifest["split"] == artifacts.TRAIN]
     cache.verify(output, cache_size, train, workers=args.workers)
 

@@ -64,7 +64,7 @@ def prediction(output: Path) -> bytes:
     manifest = artifacts.read_table(output, artifacts.MANIFEST).set_index("image_id")
     shape = int(manifest.at[image_id, "height"]), int(manifest.at[image_id, "width"])
     compared = paper_figures.read_compared(
-        output, cache.size(output, 32), image_id, shape, {"prediction": table}
+        output, cache.size(output), image_id, shape, {"prediction": table}
     )
     return plotting.rendered(paper_figures.comparison([compared]), "png", dpi=120)
 

@@ -9,14 +9,14 @@ from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, lineage, records
 
 
-def size(output: Path, image_size: int) -> int:
-    """Height and width of the cached images.
+def size(output: Path, *, at_least: int = 0) -> int:
+    """Height and width of the cached images, in pixels.
 
-    Raises BadInput when smaller than `image_size`.
+    Raises BadInput when smaller than `at_least`.
     """
     found = int(lineage.prepared(output)["settings"]["size"])
-    if found < image_size:
-        needed = f"{image_size} are needed: run 00_prepare_data.py --size {image_size}"
+    if found < at_least:
+        needed = f"{at_least} are needed: run 00_prepare_data.py --size {at_least}"
         raise BadInput(f"the cache holds {found} x {found} images, {needed}")
     return found
 

@@ -104,6 +104,26 @@ def holds_phantoms(folder: Path) -> bool:
     return (folder / PHANTOM_NOTE).is_file()
 
 
+def clashes(
+    by_id: Mapping[str, Sequence[File]], *, are_copies: Callable[[Sequence[File]], bool]
+) -> dict[str, tuple[str, str]]:
+    """The ids that do not name one image, each with a rejection's code and message.
+
+    Copies of one file may share an id. Ids that differ only in case would share a file
+    name on some disks.
+    """
+    spellings = Counter(image_id.casefold() for image_id in by_id)
+    found = {}
+    for image_id, files in by_id.items():
+        if spellings[image_id.casefold()] > 1:
+            message = f"{image_id} differs from another id only in case: some disks ignore case"
+            found[image_id] = "BAD_ID", message
+        elif len(files) > 1 and not are_copies(files):
+            message = f"{len(files)} files with different contents have the id {image_id}"
+            found[image_id] = "DUPLICATE_ID", message
+    return found
+
+
 def _walk(
     folder: Path, unreadable: list[Path], *, follow_symlinks: bool, skip: Path | None
 ) -> Iterator[os.DirEntry[str]]:
@@ -139,23 +159,3 @@ def _given_or_only(
         listed = ", ".join(map(str, paths))
         raise BadInput(f"found several of {' and '.join(names)}: {listed}; choose with {flag}")
     return paths[0] if paths else None
-
-
-def clashes(
-    by_id: Mapping[str, Sequence[File]], *, are_copies: Callable[[Sequence[File]], bool]
-) -> dict[str, tuple[str, str]]:
-    """The ids that do not name one image, each with a rejection's code and message.
-
-    Copies of one file may share an id. Ids that differ only in case would share a file
-    name on some disks.
-    """
-    spellings = Counter(image_id.casefold() for image_id in by_id)
-    found = {}
-    for image_id, files in by_id.items():
-        if spellings[image_id.casefold()] > 1:
-            message = f"{image_id} differs from another id only in case: some disks ignore case"
-            found[image_id] = "BAD_ID", message
-        elif len(files) > 1 and not are_copies(files):
-            message = f"{len(files)} files with different contents have the id {image_id}"
-            found[image_id] = "DUPLICATE_ID", message
-    return found

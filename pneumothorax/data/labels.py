@@ -39,8 +39,8 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A sample submission: its column names, and its ids in order, each once."""
+class SampleSubmission:
+    """Its column names, and its ids in order, each once."""
 
     columns: tuple[str, str]
     image_ids: tuple[str, ...]
@@ -77,7 +77,7 @@ def read(path: Path) -> Labels:
     return Labels({image_id: tuple(rows) for image_id, rows in masks.items()}, repeated)
 
 
-def read_sample(path: Path) -> Sample:
+def read_sample(path: Path) -> SampleSubmission:
     """Read a sample submission; repeated ids (of positives, in stage 1) count once."""
     rows = list(_table(path, SUBMISSION_COLUMNS))
     problems = [
@@ -90,7 +90,7 @@ def read_sample(path: Path) -> Sample:
     if not rows:
         raise BadInput(f"{path} has no rows")
     _, header = next(records(path))
-    return Sample((header[0], header[1]), tuple(dict.fromkeys(row[0] for _, row in rows)))
+    return SampleSubmission((header[0], header[1]), tuple(dict.fromkeys(row[0] for _, row in rows)))
 
 
 def read_patients(path: Path) -> dict[str, str]:

@@ -3,8 +3,9 @@
 import cv2
 import numpy as np
 
-# The report's colour of predictions: visible on grey with any colour vision
-COLOUR_BGR = (0, 176, 255)
+from pneumothorax.plotting import PREDICTION_RGB
+
+COLOUR_BGR = PREDICTION_RGB[::-1]
 OPACITY = 0.25  # of the fill: the texture of the radiograph must stay visible
 OUTLINES_PER_WIDTH = 512  # an outline is a 512th of the image wide, to be visible at any size
 

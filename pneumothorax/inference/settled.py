@@ -1,9 +1,10 @@
-"""What stages 00 to 04 settled for a run and other radiographs are predicted with."""
+"""What stages 00 to 04 settled for a run: its folds, thresholds, calibration and image size."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
 from pneumothorax.masks.calibration import Calibration
 from pneumothorax.masks.postprocess import Triplet
@@ -12,13 +13,13 @@ from pneumothorax.pipeline import artifacts, lineage, records
 
 @dataclass(frozen=True)
 class Settled:
-    """Folds whose networks predict, final thresholds, size of the cached images."""
+    """What radiographs outside the data set are predicted with."""
 
     run: str
-    folds: list[int]
-    triplet: Triplet
-    calibration: Calibration
-    cache_size: int
+    folds: list[int]  # whose networks predict
+    triplet: Triplet  # the final thresholds
+    calibration: Calibration  # the final one
+    cache_size: int  # height and width of the cached images, in pixels
     version: str  # hash of all of that and of the networks' weights
     trained_on: frozenset[str]  # ids of the training images
 
@@ -43,7 +44,7 @@ def read(output: Path, run: str) -> Settled:
     predicted = records.read(output, artifacts.Run(run).predicted)
     folds = predicted["settings"]["folds"]
     weights = [predicted["inputs"][artifacts.Run(run).fold(fold).best_weights] for fold in folds]
-    cache_size = int(lineage.prepared(output)["settings"]["size"])
+    cache_size = cache.size(output)
     made_from = repr((weights, triplet, calibration, cache_size))
     return Settled(
         run,

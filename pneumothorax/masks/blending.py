@@ -96,10 +96,18 @@ def fit(found: Sequence[Moments]) -> Weights:
     """The weights in multiples of STEP that suit these images best; of ties the most even."""
     between = np.mean([one.between for one in found], axis=0)
     with_truth = np.mean([one.with_truth for one in found], axis=0)
-    tried = _simplex(len(with_truth))
+    tried = simplex(len(with_truth))
     squared = np.einsum("ni,ij,nj->n", tried, between, tried) - 2 * tried @ with_truth
     best = np.flatnonzero(squared.round(DECIMALS) == squared.round(DECIMALS).min())
     return tuple(tried[best[(tried[best] ** 2).sum(axis=1).argmin()]].tolist())
+
+
+def simplex(n_runs: int) -> np.ndarray:
+    """Every combination of weights in multiples of STEP, (N, R)."""
+    steps = round(1 / STEP)
+    bars = itertools.combinations(range(steps + n_runs - 1), n_runs - 1)
+    edges = np.array([(-1, *chosen, steps + n_runs - 1) for chosen in bars])
+    return (np.diff(edges, axis=1) - 1) / steps
 
 
 def candidates(found: Sequence[Moments]) -> list[Weights]:
@@ -129,14 +137,6 @@ def described(runs: Sequence[str], weights: Mapping[str, Sequence[float]]) -> li
         return [f"weights: {final}"]
     by_fold = "; ".join(f"fold {fold}: {texts[fold]}" for fold in sorted(texts, key=int))
     return [f"weights for the test images: {final}", f"weights behind the scores: {by_fold}"]
-
-
-def _simplex(n_runs: int) -> np.ndarray:
-    """Every combination of weights in multiples of STEP, (N, R)."""
-    steps = round(1 / STEP)
-    bars = itertools.combinations(range(steps + n_runs - 1), n_runs - 1)
-    edges = np.array([(-1, *chosen, steps + n_runs - 1) for chosen in bars])
-    return (np.diff(edges, axis=1) - 1) / steps
 
 
 def _one_size(maps: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -55,7 +55,7 @@ def update(
         return f"{path} is up to date"
     cpu = torch.device("cpu")
     networks = probability_maps.load_folds(output, run, folds, build=build, device=cpu)
-    cached = artifacts.Cache(cache.size(output, 32))
+    cached = artifacts.Cache(cache.size(output))
     ids = artifacts.training_rows(output)["image_id"]
     images = [output / cached.image(image_id) for image_id in ids]
     difference = write(output, run, networks, weights=weights, images=images)

@@ -90,7 +90,7 @@ def checked_cache(output: Path, images: Mapping[str, pd.DataFrame], *, workers: 
 
     Raises BadInput with a list of the damaged or missing ones.
     """
-    size = cache.size(output, 32)
+    size = cache.size(output)
     cache.verify(output, size, pd.concat(images.values()), workers=workers)
     return size
 

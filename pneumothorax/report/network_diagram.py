@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
-ATTENTION = "ImprovedCoordAttention"
+ATTENTION = "ImprovedCoordAttention"  # as in compute/network_cost.py, which needs PyTorch
 WIDTH, HEIGHT = 2.05, 0.5  # of a box, in inches
 COLUMN, ROW, LEVEL_GAP = 2.6, 0.7, 0.45  # from box to box; between the levels of strides
 DIAGONAL = 0.45  # how far a coarser level begins to the right, in columns

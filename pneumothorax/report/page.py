@@ -9,8 +9,7 @@ import jinja2
 import pandas as pd
 
 from pneumothorax import metrics, plotting
-from pneumothorax.pipeline import artifacts
-from pneumothorax.pipeline.artifacts import ALL_EMPTY, FINAL
+from pneumothorax.pipeline.artifacts import ALL_EMPTY, FINAL, TRIPLET_COLUMNS
 from pneumothorax.report import gallery, wording
 from pneumothorax.report.runs import Cost, Run
 from pneumothorax.report.statistics import Evaluated, Statistics
@@ -38,7 +37,6 @@ PAPER = {  # its Table 1: Dice, precision, recall, IoU in percent
     "AlbuNet": (83.25, 91.41, 86.58, 79.92),
     "ICA-ResUNet": (85.67, 92.42, 87.25, 81.37),
 }
-THRESHOLDS = artifacts.TRIPLET_COLUMNS
 STRATUM_SCORES = ("siim_dice", "positive_dice", "sensitivity", "specificity")
 
 
@@ -85,7 +83,7 @@ def render(
         has_gallery=has_gallery,
         data_file=gallery.DATA,
         labels=LABELS,
-        thresholds=THRESHOLDS,
+        thresholds=TRIPLET_COLUMNS,
         stratum_scores=STRATUM_SCORES,
         definitions=metrics.DEFINITIONS,
         image_means=IMAGE_MEANS,
@@ -154,7 +152,7 @@ def fold_rows(run: Run, intervals: Mapping[str, tuple[float, float]]) -> list[di
     lines = [_fold_row(titles[name], name, table) for name in titles if name in table.index]
     bounds = {name: wording.interval(ends, wording.score) for name, ends in intervals.items()}
     if bounds:
-        line = dict.fromkeys(("images", "positives", "all_empty", "naive", *THRESHOLDS), "")
+        line = dict.fromkeys(("images", "positives", "all_empty", "naive", *TRIPLET_COLUMNS), "")
         line |= {"title": "95 % interval", "kind": "interval"}
         scores = {name: bounds.get(name, "") for name in LABELS}
         place = [each["kind"] for each in lines].index("all") + 1
@@ -175,7 +173,7 @@ def _fold_row(title: str, name: str, table: pd.DataFrame) -> dict[str, Any]:
         "scores": {column: wording.score(row[column]) if scored else "" for column in LABELS},
         "all_empty": "" if baseline is None else wording.score(baseline),
         "naive": "" if pd.isna(row["naive_siim_dice"]) else wording.score(row["naive_siim_dice"]),
-        **{column: wording.threshold(column, row[column]) for column in THRESHOLDS},
+        **{column: wording.threshold(column, row[column]) for column in TRIPLET_COLUMNS},
     }
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pneumothorax import rle
 from pneumothorax.data import labels
-from pneumothorax.data.labels import Sample
+from pneumothorax.data.labels import SampleSubmission
 from pneumothorax.pipeline import artifacts, lineage
 from pneumothorax.submission import conventions, orientation, reading, writing
 from pneumothorax.submission.pixel_runs import Mask, Shape
@@ -47,7 +47,7 @@ class Training:
 class Reference:
     """What a file is compared with, as far as it is known."""
 
-    sample: Sample | None = None
+    sample: SampleSubmission | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)  # image id -> (H, W)
     training: Training | None = None
 
@@ -119,7 +119,7 @@ def check(path: Path, known: Reference) -> Report:
     return report
 
 
-def _check_ids(submitted: Submitted, sample: Sample) -> None:
+def _check_ids(submitted: Submitted, sample: SampleSubmission) -> None:
     before = ""  # the last id of the sample, so far, that the file has
     for image_id in sample.image_ids:
         if image_id in submitted.lines:
@@ -134,7 +134,7 @@ def _check_ids(submitted: Submitted, sample: Sample) -> None:
             submitted.add(line, image_id, "extra id", "not in the sample submission")
 
 
-def _order(submitted: Submitted, sample: Sample) -> list[str]:
+def _order(submitted: Submitted, sample: SampleSubmission) -> list[str]:
     known = set(sample.image_ids)
     wanted = [image_id for image_id in sample.image_ids if image_id in submitted.lines]
     found = [image_id for image_id in submitted.lines if image_id in known]

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pneumothorax import rle
-from pneumothorax.data.labels import Sample
+from pneumothorax.data.labels import SampleSubmission
 from pneumothorax.errors import bad_list
 from pneumothorax.pipeline import atomic
 
 
-def check_ids(sample: Sample, predicted: Collection[str]) -> None:
+def check_ids(sample: SampleSubmission, predicted: Collection[str]) -> None:
     """Raises BadInput with the ids that the sample and the predictions do not share."""
     known = set(predicted)
     missing = [image_id for image_id in sample.image_ids if image_id not in known]
@@ -24,7 +24,7 @@ def check_ids(sample: Sample, predicted: Collection[str]) -> None:
         )
 
 
-def write(path: Path, sample: Sample, rows: dict[str, str]) -> None:
+def write(path: Path, sample: SampleSubmission, rows: dict[str, str]) -> None:
     """Write one row per id of the sample; LF line ends, no index column.
 
     The text is read back before the file gets its name. Raises BadInput for missing or

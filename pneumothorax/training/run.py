@@ -32,7 +32,7 @@ class TrainingRun:
     def __init__(self, output: Path, name: str, settings: TrainConfig) -> None:
         self.output, self.name, self.settings = output, name, settings
         self.files = artifacts.Run(name)
-        self.cache_size = cache.size(output, settings.image_size)
+        self.cache_size = cache.size(output, at_least=settings.image_size)
         self.inputs = lineage.train_inputs(output)
         self.rows = artifacts.training_rows(output)
         self.n_folds = int(self.rows["fold"].max()) + 1

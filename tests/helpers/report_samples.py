@@ -8,7 +8,6 @@ import pandas as pd
 
 from pneumothorax import png
 from pneumothorax.pipeline import artifacts, atomic
-from pneumothorax.report.page import THRESHOLDS
 from pneumothorax.report.runs import Cost, Run
 from pneumothorax.report.statistics import Evaluated, Statistics
 from tests.helpers.images import noise, plain_encode
@@ -154,7 +153,7 @@ def table(start):
                 "positives": 6 if "fold " in line else 12,
                 **scores,
                 "naive_siim_dice": scores["siim_dice"] + 0.02 if scored else float("nan"),
-                **dict.fromkeys(THRESHOLDS, float("nan")),
+                **dict.fromkeys(artifacts.TRIPLET_COLUMNS, float("nan")),
                 **(CHOSEN if line.startswith(("fold", "final")) else {}),
             }
         )

@@ -72,7 +72,7 @@ def test_moments_are_means_over_the_pixels_of_the_largest_map():
 
 
 def test_every_combination_of_weights_is_tried_once():
-    tried = blending._simplex(3)
+    tried = blending.simplex(3)
     assert len(tried) == 231  # 20 steps split among 3 runs: 22 over 2
     assert len({tuple(row) for row in tried.round(9).tolist()}) == 231
     np.testing.assert_allclose(tried.sum(axis=1), 1)

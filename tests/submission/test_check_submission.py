@@ -462,7 +462,7 @@ def real_subset(real, folder, seed, write=lambda text: text):
         folder / f"{seed}.csv", ["ImageId,EncodedPixels", *(f"{name},{rows[name]}" for name in ids)]
     )
     training = Training(11147, len(others) / 11147, [positives[name][1] for name in others[:1000]])
-    sample = labels.Sample(("ImageId", "EncodedPixels"), tuple(ids))
+    sample = labels.SampleSubmission(("ImageId", "EncodedPixels"), tuple(ids))
     return checking.check(path, Reference(sample, training=training))
 
 
