@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--fold", default="all", metavar="K|all", help=fold_help)
     set_help = "change one setting; may be repeated"
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
-    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    stage.add_device_flag(parser)
     save_help = "minutes between two saves within an epoch (default: %(default)g)"
     flag("--save-minutes", type=minutes, default=10.0, metavar="M", help=save_help)
     max_help = "save and stop after this number of minutes; the same command resumes"

@@ -37,14 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     flag("--split", default="oof,test", help="oof, test or both (default: %(default)s)")
     flag("--fold", default="all", metavar="K|all", help="whose networks predict (default: all)")
-    flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
-    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    flag(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
-    )
+    stage.add_prediction_flags(parser)
     flag(
         "--backend",
         choices=BACKENDS,

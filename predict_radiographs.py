@@ -32,14 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--to", type=stage.place, metavar="FOLDER", required=True, help="where the results go")
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     flag("--dicom-seg", action="store_true", help="also write DICOM Segmentation objects")
-    flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
-    flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
-    flag(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
-    )
+    stage.add_prediction_flags(parser)
     args = parser.parse_args(argv)
     stage.check_name(parser, "--run", args.run)
     if args.batch_size < 1:

@@ -42,6 +42,14 @@ def encode(mask: np.ndarray) -> str:
     return " ".join(map(str, np.diff(edges, prepend=0).tolist()))
 
 
+def encode_checked(mask: np.ndarray, image_id: str) -> str:
+    """(H, W) mask of 0 and 1 -> `encode`, decoded again: RuntimeError if that is not the mask."""
+    text = encode(mask)
+    if not np.array_equal(decode(text, mask.shape), mask):
+        raise RuntimeError(f"{image_id}: the run lengths do not decode to the mask")
+    return text
+
+
 def runs(text: str, n_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     """One row -> (starts, ends) of its pixel runs.
 

@@ -199,3 +199,10 @@ def test_absolute_starts_are_named_where_they_overflow_the_image():
     with pytest.raises(BadInput) as error:  # falling starts are not absolute starts either
         rle.decode("60 5 50 5", (10, 10))
     assert "absolute" not in str(error.value)
+
+
+def test_a_mask_that_does_not_decode_to_itself_is_a_bug_and_named():
+    mask = np.array([[0, 1], [0, 1]], dtype=np.uint8)
+    assert rle.encode_checked(mask, "a") == "2 2"  # the second column of 2
+    with pytest.raises(RuntimeError, match="a: the run lengths do not decode to the mask"):
+        rle.encode_checked(2 * mask, "a")

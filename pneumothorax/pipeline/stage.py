@@ -89,6 +89,25 @@ def add_scheduler_flag(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device_flag(made: argparse.ArgumentParser) -> None:
+    """For the scripts that run a network."""
+    devices = "auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
+    made.add_argument("--device", default="auto", help=devices)
+
+
+def add_prediction_flags(made: argparse.ArgumentParser) -> None:
+    """For the scripts that predict: --batch-size, --device, --precision."""
+    images = "images at a time (default: %(default)s)"
+    made.add_argument("--batch-size", type=int, default=16, help=images)
+    add_device_flag(made)
+    made.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
+    )
+
+
 def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     """The arguments, with absolute paths for a cluster: its workers run elsewhere."""
     args = made.parse_args(argv)

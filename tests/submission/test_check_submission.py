@@ -132,7 +132,7 @@ TEXT = {
         lambda rows, masks: [*rows[:5], "t4,2000 40", "t4,2010 100", *rows[6:]],
         ["line 7, 't4': is already on line 6, and the two masks overlap in 30 pixels"],
     ),
-    "-1 in the cell of a mask": (at(6, "t4,-1 2000 40"), ["line 6, 't4': -1 beside runs"]),
+    "-1 in the cell of a mask": (at(6, "t4,-1 2000 40"), ["line 6, 't4': -1 next to runs"]),
     "spaces around an id": (at(6, " t4,-1"), ["line 6, 't4': spaces around the id"]),
     "odd count": (at(6, "t4,2000 40 900"), ["line 6, 't4': an odd count of numbers"]),
     "past the end": (
@@ -146,7 +146,7 @@ TEXT = {
     "number without end": (at(6, f"t4,{'9' * 40} 7"), ["line 6, 't4': not pairs of whole numbers"]),
     "overlapping runs": (
         at(6, "t4,2000 40 -10 40"),
-        ["line 6, 't4': a negative number, so that runs overlap"],
+        ["line 6, 't4': a negative number: runs overlap"],
     ),
     "absolute and overlapping": (
         at(6, "t4,500000 40 500020 40 501024 40"),
