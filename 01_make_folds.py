@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         leaks = folds.require_no_leaks(train, table)
         artifacts.write_table(args.output, artifacts.FOLDS, table)
         write_record(args.output, table, leaks, settings=settings, inputs=inputs)
-    report(args, train, table)
+    report(args, train, table, leaks)
 
 
 def read_patients(args: argparse.Namespace) -> dict[str, str] | None:
@@ -106,11 +106,15 @@ def write_record(
     )
 
 
-def report(args: argparse.Namespace, train: pd.DataFrame, table: pd.DataFrame) -> None:
+def report(
+    args: argparse.Namespace, train: pd.DataFrame, table: pd.DataFrame, leaks: dict[str, int]
+) -> None:
+    """Print the numbers to check and the next command."""
     print(folds.summary(table).to_string())
     print("(negative, area 1 to area 4: percent of the fold's images)")
     n_groups = len(set(folds.groups(train)))
-    print(f"patients in more than one fold: 0 of {n_groups}; identical images: 0")
+    spread, twins = leaks["patients_in_several_folds"], leaks["identical_images_in_several_folds"]
+    print(f"patients in more than one fold: {spread} of {n_groups}; identical images: {twins}")
     if not args.patients and n_groups > 0.9 * len(table):
         print(
             f"warning: {n_groups} patients for {len(table)} images: "

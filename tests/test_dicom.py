@@ -562,8 +562,15 @@ ALL_EMPTY = b"\xfe\xff\x00\xe0\0\0\0\0"  # an item of length 0
         (MPEG2MPML, packed(JPEG), "UNSUPPORTED_SYNTAX"),
     ],
     ids=[
-        *("no JPEG", "no RLE", "broken JPEG", "broken RLE", "cut JPEG 2000", "broken JPEG 2000"),
-        *("larger JPEG 2000", "wider JPEG 2000", "radiograph"),
+        "no JPEG",
+        "no RLE",
+        "broken JPEG",
+        "broken RLE",
+        "cut JPEG 2000",
+        "broken JPEG 2000",
+        "larger JPEG 2000",
+        "wider JPEG 2000",
+        "radiograph",
     ],
 )
 def test_each_odd_frame_has_its_code(tmp_path, syntax, pixel_data, code):

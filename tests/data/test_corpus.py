@@ -149,6 +149,7 @@ def test_no_process_needs_a_gigabyte_for_the_corpus(prepared):
 
 
 def test_every_cached_image_of_the_corpus_is_whole(prepared):
+    assert len(prepared.manifest) > 0
     for row in prepared.manifest.itertuples():
         image = png.read(prepared.output / artifacts.Cache(64).image(row.image_id))
         assert image.shape == (64, 64)

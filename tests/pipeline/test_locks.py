@@ -15,26 +15,31 @@ from tests.helpers.stages import ROOT, tiny_input
 
 HOLDER = textwrap.dedent(
     """
-    import sys, time
+    import sys
     from pathlib import Path
     from pneumothorax.pipeline import locks
     with locks.lock(Path(sys.argv[1]), "00_prepare_data"):
         print("held", flush=True)
-        time.sleep(60)
+        sys.stdin.read()
     """
 )
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock of stage 00."""
+    """Another process that holds the lock of stage 00 until its input is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, tmp_path],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()
     process.wait()
+    process.stdin.close()
     process.stdout.close()
 
 

@@ -238,6 +238,7 @@ def test_a_flat_threshold_surface_and_one_of_a_single_triplet_are_drawn(scores, 
         pd.DataFrame(rows), (0.5, 0, 0.2), LIGHT, run="ours", baseline=0.5
     )
     save(figure, tmp_path / "surface.svg")
+    assert "0.5000" in legend(figure.legends[0])[0]
 
 
 def test_folds_show_every_score_with_mean_and_standard_deviation_and_the_all_empty_baseline():
