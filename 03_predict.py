@@ -35,15 +35,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
-    flag("--split", default="oof,test", help="oof, test or both (default: %(default)s)")
-    flag("--fold", default="all", metavar="K|all", help="whose networks predict (default: all)")
+    flag("--split", default="oof,test", help="oof, test or oof,test (default: %(default)s)")
+    flag(
+        "--fold",
+        default="all",
+        metavar="K|all",
+        help="the folds whose networks predict (default: all)",
+    )
     flag("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
     flag("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
     flag(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
+        help="auto: bf16 if the device supports it, else fp32 (default: %(default)s)",
     )
     flag(
         "--backend",
@@ -55,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     stage.check_name(parser, "--run", args.run)
     args.split = args.split.split(",")
     if not set(args.split) <= set(SPLITS):
-        parser.error("--split must be oof, test or both, separated by a comma")
+        parser.error("--split must be oof, test or oof,test")
     if args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
     if args.backend == ONNXRUNTIME:
@@ -64,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Set device and precision. Usage error where ONNX Runtime cannot run."""
+    """Set device and precision. Usage error if ONNX Runtime cannot run."""
     from pneumothorax.prediction import onnx_export
 
     if problem := onnx_export.missing():

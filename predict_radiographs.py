@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
+        help="auto: bf16 if the device supports it, else fp32 (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     stage.check_name(parser, "--run", args.run)

@@ -1,4 +1,4 @@
-"""Checks of the image cache, before hours are spent on it."""
+"""Check the image cache before hours of work depend on it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +16,9 @@ def size(output: Path, image_size: int) -> int:
     """
     found = int(lineage.prepared(output)["settings"]["size"])
     if found < image_size:
-        needed = f"{image_size} are needed: run 00_prepare_data.py --size {image_size}"
+        needed = (
+            f"{image_size} x {image_size} are needed: run 00_prepare_data.py --size {image_size}"
+        )
         raise BadInput(f"the cache holds {found} x {found} images, {needed}")
     return found
 

@@ -70,7 +70,7 @@ def check_alone(tmp_path, right, capsys, monkeypatch):
     return check
 
 
-def test_a_right_file_passes_without_a_warning(check, right):
+def test_a_correct_file_passes_without_a_warning(check, right):
     code, printed, errors = check(right)
     assert (code, errors) == (0, "")
     assert (
@@ -117,8 +117,8 @@ TEXT = {
         lambda rows, masks: [f",{row}" for row in rows],
         ["line 1: wrong header ',ImageId,Enc"],
     ),
-    "missing id": (at(9, None), ["line 9, 't7': missing, it belongs after 't6' on line 8"]),
-    "first id missing": (at(2, None), ["line 2, 't0': missing, it belongs after line 1"]),
+    "missing id": (at(9, None), ["line 9, 't7': missing; it belongs after 't6' on line 8"]),
+    "first id missing": (at(2, None), ["line 2, 't0': missing; it belongs after line 1"]),
     "extra id": (
         lambda rows, masks: [*rows, "t99,-1"],
         ["line 42, 't99': not in the sample submission"],
@@ -266,7 +266,7 @@ def test_without_a_sample_submission_it_says_that_ids_are_not_checked(
     path = write_lines(tmp_path / "mine.csv", right)
     assert called(path) == 0
     printed = capsys.readouterr().out
-    assert "ids not checked: give the competition's sample" in printed
+    assert "ids not checked: pass the competition's sample" in printed
     assert printed.endswith("mine.csv has only legal rows; ids not checked\n")
     write_lines(path, [*right[:5], "t4,1 2 3", "t0,-1"])
     assert called(path) == 3
