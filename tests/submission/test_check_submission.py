@@ -1,4 +1,4 @@
-"""`check_submission.py FILE` finds every planted fault, and passes right files."""
+"""`check_submission.py FILE` finds every planted fault, and passes correct files."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def masks():
 
 @pytest.fixture
 def right(masks):
-    """The lines of a right submission; image n is rows[n + 1], on line n + 2."""
+    """The lines of a correct submission; image n is rows[n + 1], on line n + 2."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if mask is None else rle.encode(mask)}" for n, mask in enumerate(masks)
     ]
@@ -95,7 +95,7 @@ def first_gap_plus_one(text):
 
 
 def every(masks, write):
-    """The right file, with `write(mask)` in every row that has a mask."""
+    """The correct file, with `write(mask)` in every row that has a mask."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if m is None else write(m)}" for n, m in enumerate(masks)
     ]
@@ -132,7 +132,7 @@ TEXT = {
         lambda rows, masks: [*rows[:5], "t4,2000 40", "t4,2010 100", *rows[6:]],
         ["line 7, 't4': is already on line 6, and the two masks overlap in 30 pixels"],
     ),
-    "-1 in the cell of a mask": (at(6, "t4,-1 2000 40"), ["line 6, 't4': -1 beside runs"]),
+    "-1 in the cell of a mask": (at(6, "t4,-1 2000 40"), ["line 6, 't4': -1 next to runs"]),
     "spaces around an id": (at(6, " t4,-1"), ["line 6, 't4': spaces around the id"]),
     "odd count": (at(6, "t4,2000 40 900"), ["line 6, 't4': an odd count of numbers"]),
     "past the end": (
@@ -146,7 +146,7 @@ TEXT = {
     "number without end": (at(6, f"t4,{'9' * 40} 7"), ["line 6, 't4': not pairs of whole numbers"]),
     "overlapping runs": (
         at(6, "t4,2000 40 -10 40"),
-        ["line 6, 't4': a negative number, so that runs overlap"],
+        ["line 6, 't4': a negative number: runs overlap"],
     ),
     "absolute and overlapping": (
         at(6, "t4,500000 40 500020 40 501024 40"),
@@ -313,7 +313,7 @@ WARNED = {
     ),
     "another order": (
         lambda rows, masks: [*rows[:5], rows[6], rows[5], *rows[7:]],
-        "another order than the sample's, from line 6, 't5', on",
+        "the order of the ids differs from the sample's, starting at line 6, 't5'",
     ),
     "two runs that may be absolute": (
         at(6, "t4,1100 20 2120 25"),

@@ -1,4 +1,4 @@
-"""At which size and by which convention a row was written, on all real masks."""
+"""At which size and in which convention a row was written, on all real masks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Orientation: 20 real masks are enough to tell, and right ones are never doubted."""
+"""Orientation: 20 real masks are enough to tell, and correct ones are never doubted."""
 
 import numpy as np
 import pytest
