@@ -1,6 +1,6 @@
 """Stage 00: turn DICOM files and run-length labels into small PNGs and a manifest.
 
-Reads   *.dcm below --input, at any depth, a label CSV and, where there is one, a sample submission
+Reads   *.dcm below --input, at any depth, a label CSV and, if there is one, a sample submission
 Writes  output/manifest.csv             one row per usable image
         output/rejected.csv             one row per unusable file, with a code and the reason
         output/cache/<size>/images/     8-bit grey PNGs, white = dense
@@ -9,9 +9,9 @@ Writes  output/manifest.csv             one row per usable image
 
 Images with a label are for training, images in the sample submission for testing; an
 image in neither is listed and not used. Bad files do not stop the good ones: all are
-listed at the end, and the exit code is 3 unless --max-bad accepts them. An interrupted
-run resumes with the same command. With --scheduler a Dask cluster whose workers see the
-same folders does the work, with the same result.
+listed at the end, and the exit code is 3 unless --max-bad accepts them. With --scheduler,
+a Dask cluster whose workers see the same folders does the work, with the same result.
+Safe to interrupt: run the same command again to resume.
 
     python 00_prepare_data.py --input input --output output
     python 00_prepare_data.py --input input --verify        check everything, write nothing
@@ -36,12 +36,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--sample-submission", type=Path, metavar="CSV", help=f"sample submission {found}")
     size = "height and width of the cached images in pixels (default: %(default)s)"
     flag("--size", type=int, default=512, help=size)
-    bad = "rejected files to accept (default: %(default)s)"
+    bad = "how many rejected files to accept (default: %(default)s)"
     flag("--max-bad", default="0", metavar="N|N%", help=bad)
     missing = "accept labels and test ids without an image"
     flag("--allow-missing", action="store_true", help=missing)
     flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
-    salt = "salt of the patient hashes: choose one where patient ids can be guessed"
+    salt = "salt of the patient hashes: choose your own if patient ids can be guessed"
     flag("--salt", default="pneumothorax", help=salt)
     flag("--verify", action="store_true", help="check everything, list everything, write nothing")
     stage.add_scheduler_flag(parser)
@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.size < 32 or args.size % 32:
         parser.error(f"--size must be a multiple of 32, got {args.size}")
     if not re.fullmatch(r"\d+|\d+(\.\d+)?%", args.max_bad, re.ASCII):
-        parser.error(f"--max-bad is a number or a percentage, got {args.max_bad!r}")
+        parser.error(f"--max-bad must be a number or a percentage, got {args.max_bad!r}")
     return args
 
 
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def verify(args: argparse.Namespace, found: discovery.Found, job: jobs.Job) -> None:
-    """Do all the work and print all there is to say about it, but write nothing."""
+    """Do all the work and print every finding, but write nothing."""
     engine = Engine(args.workers, args.scheduler)
     result = prepare.prepare_all(found, args.input, job, engine=engine)
     print(*doctor.report(result), sep="\n")
@@ -122,7 +122,7 @@ def judge(args: argparse.Namespace, found: discovery.Found, result: outcome.Outc
 
 
 def write_record(args: argparse.Namespace, result: outcome.Outcome, job: jobs.Job) -> None:
-    """Seal the tables: from here on later stages accept them."""
+    """Seal the tables: from now on, later stages accept them."""
     inputs = {"label file": records.sha256(job.labels)}
     outputs = [artifacts.MANIFEST.path, artifacts.LABELS.path]
     if job.sample:

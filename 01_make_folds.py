@@ -5,7 +5,7 @@ Writes  output/folds.csv      image_id, patient_id (salted hash), fold 0..n-1, s
         output/folds.json     leak report, counts, seed, and the hash that later stages check
 
 All images of a patient share a fold, and so do images with identical pixels. Folds are
-balanced on "negative" and the quartiles of the mask's area. The same manifest and seed
+balanced by "negative" and the quartiles of the mask's area. The same manifest and seed
 always give the same file, which lists training images only.
 
 PatientID in the SIIM-ACR files does not identify patients: every image has a different

@@ -12,9 +12,9 @@ Writes  output/runs/<run>/config.yaml                         every setting, res
 
 Safe to interrupt: run the same command again to resume from the last save. State is saved
 after every epoch and, within one, every --save-minutes. Ctrl-C, SIGTERM and --max-time
-finish the current step and save. --overwrite starts from scratch every time: leave it out
-to resume. A run keeps its settings; other settings under the same name are refused with the
-differences, unless --overwrite starts from scratch.
+finish the current step and save. A run keeps its settings: other settings under the same
+name are refused, and the differences listed. --overwrite accepts them and starts from
+scratch every time: leave it out to resume.
 
     python 02_train.py --config configs/ica_resunet.yaml
     python 02_train.py --config configs/ica_resunet.yaml --run slow --set learning_rate=3e-5
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     set_help = "change one setting; may be repeated"
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
     stage.add_device_flag(parser)
-    save_help = "minutes between two saves within an epoch (default: %(default)g)"
+    save_help = "minutes between saves within an epoch (default: %(default)g)"
     flag("--save-minutes", type=minutes, default=10.0, metavar="M", help=save_help)
     max_help = "save and stop after this number of minutes; the same command resumes"
     flag("--max-time", type=minutes, metavar="M", help=max_help)
@@ -116,7 +116,7 @@ def train_fold(
     device: torch.device,
     stop: StopRequest,
 ) -> dict[str, Any]:
-    """Train to the last epoch, from where the fold stands -> facts for its record."""
+    """Train the fold to its last epoch, resuming if it can -> facts for its record."""
     seed = run.settings.seed
     runtime.seed_everything(seed)
     network = build(run.settings, fetch=run.settings.init_from is None)

@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
-    flag("--split", default="oof,test", help="oof, test or both (default: %(default)s)")
+    flag("--split", default="oof,test", help="oof, test or oof,test (default: %(default)s)")
     flag("--fold", default="all", metavar="K|all", help="whose networks predict (default: all)")
     stage.add_prediction_flags(parser)
     flag(
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     stage.check_name(parser, "--run", args.run)
     args.split = args.split.split(",")
     if not set(args.split) <= set(SPLITS):
-        parser.error("--split must be oof, test or both, separated by a comma")
+        parser.error("--split must be oof, test or oof,test")
     if args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
     if args.backend == ONNXRUNTIME:
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Set device and precision. Usage error where ONNX Runtime cannot run."""
+    """Set device and precision. Usage error if ONNX Runtime cannot run."""
     from pneumothorax.prediction import onnx_export
 
     if problem := onnx_export.missing():

@@ -1,4 +1,4 @@
-"""Stage 04: from probability maps to a submission, with scores that can be believed.
+"""Stage 04: from probability maps to a submission, with scores you can trust.
 
 Reads   predictions.csv and the probability maps of each run (stage 03), labels.csv, folds.csv,
         the sample submission
@@ -18,7 +18,7 @@ compared with its mask. Nothing is uploaded.
     python 04_submit.py --run ica_resunet
     python 04_submit.py --runs ica_resunet=0.6,albunet=0.4 --name blend
     python 04_submit.py --runs ica_resunet,albunet --name blend --fill-holes --image-threshold
-    python 04_submit.py --name blend                   # again, with the flags of the last time
+    python 04_submit.py --name blend                   # again, with the same flags as last time
 """
 
 import argparse

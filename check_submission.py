@@ -1,28 +1,29 @@
-"""Check a submission CSV before you submit it, or compare two. Reads only.
+"""Check a submission CSV before you submit it, or compare two. Writes nothing.
 
     python check_submission.py mine.csv --sample-submission sample_submission.csv
     python check_submission.py mine.csv --output output
     python check_submission.py old.csv new.csv
 
-The file may come from anybody; no stage has to have run. Each row is checked by itself:
-illegal run lengths, absolute or 1-based starts, runs past the end, masks encoded at
+The file may come from anybody, and you need not run a stage first. Each row is checked by
+itself: illegal run lengths, absolute or 1-based starts, runs past the end, masks encoded at
 another image size, repeated ids. Further checks need something to compare with:
 
 - A sample submission: header, missing and extra ids, order.
 - An output folder where stage 00 has run: the sample submission found there, the size
   of each image, and the training masks. These show masks that are transposed (text row
   by row) or upside down, odd areas, and an odd share of positives. Without the folder,
-  every image is taken as 1024 x 1024.
+  every image is assumed to be 1024 x 1024.
 
-The summary says what could not be checked. Exit code 0: no errors; legal but odd things
-are warnings. Exit code 2: wrong usage. Exit code 3: errors, each with its line and id,
+The summary says what could not be checked. Exit code 0: no errors; anything legal but
+odd is a warning. Exit code 2: wrong usage. Exit code 3: errors, each with its line and id,
 up to 20 of a kind. With two files: how many images differ, the Dice between them, the
 area, and the images that changed most.
 
-How sure is it? It refuses none of SIIM-ACR's 2,669 training masks. Orientation is an
-error only on 20 masks or more, another size only in a mask of 8 pixel runs or more. It
-cannot know whether the start of a mask of one run is absolute, whether starts are one
-too large unless a mask touches the lower edge, or whether left and right are swapped.
+How sure is it? It refuses none of SIIM-ACR's 2,669 training masks. Wrong
+orientation is an error only with 20 masks or more, another size only in a mask of 8 pixel
+runs or more. It cannot tell whether the only start of a mask is absolute, whether starts
+are one too large unless a mask touches the lower edge, or whether left and right are
+swapped.
 """
 
 import argparse

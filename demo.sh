@@ -7,7 +7,7 @@
 # One run per config, all compared in one report. Also read from the environment:
 #   FOLDS=3                                  number of folds
 #   SIZE=512                                 height and width of the cached images
-#   SETTINGS='image_size=128 epochs=30'      changes these settings of every config
+#   SETTINGS='image_size=128 epochs=30'      changes these settings in every config
 #   PYTHON=python3.12                        the interpreter for a new .venv
 set -euo pipefail
 here=$PWD

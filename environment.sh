@@ -9,7 +9,7 @@ make_environment() {  # make_environment requirements.txt
             echo "error: Python 3.11 or newer is needed; pick one with PYTHON=python3.11" >&2
             exit 2
         fi
-        echo "installing $requirements into .venv (once, takes some minutes)"
+        echo "installing $requirements into .venv (once; takes a few minutes)"
         if command -v uv >/dev/null; then
             [ -e .venv ] || uv venv --quiet --python "$python" .venv
             uv pip install --quiet --python .venv -r "$requirements"

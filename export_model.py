@@ -21,7 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__, ("--output", "--overwrite"))
     flag = parser.add_argument
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
-    flag("--fold", default="all", metavar="K|all", help="whose networks to export (default: all)")
+    flag("--fold", default="all", metavar="K|all", help="the folds to export (default: all)")
     args = parser.parse_args(argv)
     stage.check_name(parser, "--run", args.run)
     from pneumothorax.prediction import onnx_export

@@ -80,7 +80,7 @@ class Radiograph:
 
     header: Header
     image: np.ndarray
-    decoder: str  # the name of what decoded it
+    decoder: str  # name of the decoder
     colour: bool  # whether the file held RGB or YBR
 
     @property
@@ -135,7 +135,7 @@ def whole_header(path: Path) -> pydicom.Dataset:
     """Every tag but the pixels, for an object that refers to this file.
 
     The only place where all identifiers are read. For files that `open_header`
-    accepted; raises Rejected, or pydicom's own errors where the rest is broken.
+    accepted; raises Rejected, or pydicom's own errors if the rest is broken.
     """
     data = _inflatable(_read_file(path))
     with _tolerant():
@@ -272,7 +272,7 @@ def _years(age: str) -> str:
 
 
 def _positive(dataset: pydicom.Dataset, name: str) -> int:
-    """A required whole number from 1 up."""
+    """A required whole number, 1 or more."""
     try:
         value = dataset.get(name)
     except Exception as error:  # a value of the wrong length, for example in a file cut short
@@ -295,7 +295,7 @@ def _code_of_lack(dataset: pydicom.Dataset, name: str) -> str:
 
 
 def short_error(error: Exception) -> str:
-    """An error's kind and first line, without what it quotes.
+    """An error's kind and first line, without any text that it quotes.
 
     File contents (PatientID!) must not reach logs. Everything from the first quotation
     mark to the last goes, since the quoted text may contain quotation marks.

@@ -37,10 +37,10 @@ def siim_dice(truths: Iterable[np.ndarray], predictions: Iterable[np.ndarray]) -
     """The competition's score, in [0, 1].
 
     Args:
-        truths, predictions: equally many (H, W) masks of any type, not 0 = inside; each
-            pair has the same shape.
+        truths, predictions: the same number of (H, W) masks, of any type, nonzero =
+            inside; the two masks of an image have the same shape.
 
-    Raises ValueError for different shapes or lengths, and for no images at all.
+    Raises ValueError if shapes or lengths differ, or if there are no images.
     """
     rows = [
         counts(truth, prediction) for truth, prediction in zip(truths, predictions, strict=True)
@@ -51,7 +51,7 @@ def siim_dice(truths: Iterable[np.ndarray], predictions: Iterable[np.ndarray]) -
 
 
 def counts(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int]:
-    """Two (H, W) masks, not 0 = inside -> true_px, predicted_px, overlap_px."""
+    """Two (H, W) masks, nonzero = inside -> true_px, predicted_px, overlap_px."""
     if truth.shape != prediction.shape:
         raise ValueError(f"truth is {truth.shape}, prediction is {prediction.shape}")
     inside, predicted = truth != 0, prediction != 0
@@ -72,7 +72,7 @@ def image_scores(
 ) -> dict[str, np.ndarray]:
     """(N,) pixel counts -> `dice`, `precision`, `recall` and `iou` of each image, (N,) in [0, 1].
 
-    All four are 1 if both masks are empty and 0 if one is.
+    All four are 1 if both masks are empty and 0 if only one is.
     """
     true_px, predicted_px, overlap_px = (
         np.asarray(column) for column in (true_px, predicted_px, overlap_px)
@@ -138,7 +138,7 @@ def scores(
 def all_empty(true_px: np.ndarray) -> dict[str, float]:
     """The all-empty baseline: `scores` of an empty mask and probability 0 for every image.
 
-    Its SIIM Dice is the share of negative images, which any useful network must exceed.
+    Its SIIM Dice is the share of negative images, which any useful network must beat.
     """
     zeros = np.zeros(len(true_px), dtype=np.int64)
     return scores(true_px, zeros, zeros, zeros)

@@ -26,7 +26,7 @@ INSTALL = "python -m pip install -r requirements-dicom.txt"
 
 
 class Undecodable(Exception):
-    """Pixels that do not make an image; `code` as in dicom.Rejected."""
+    """Pixels that cannot be decoded; `code` as in dicom.Rejected."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -36,13 +36,13 @@ class Undecodable(Exception):
 def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
     """(image (H, W) uint8, name of the decoder, whether the file held colour).
 
-    A constant image comes out as zeros. Raises Undecodable.
+    A constant image becomes zeros. Raises Undecodable.
     """
     kind = str(dataset.get("PhotometricInterpretation", "")).strip()
     if kind not in GREY + COLOUR:
         expected = ", ".join(GREY)
         raise Undecodable(
-            "BAD_HEADER", f"the photometric interpretation is not a radiograph's ({expected})"
+            "BAD_HEADER", f"not the photometric interpretation of a radiograph ({expected})"
         )
     if dataset.get("BitsAllocated") == 1:
         raise Undecodable(
@@ -140,7 +140,7 @@ def _check_frame_size(frame: bytes, height: int, width: int) -> None:
     """Refuse a JPEG or JPEG 2000 frame of another size before it is decoded."""
     found = _jpeg_size(frame) or _jpeg2000_size(frame)
     if found is None:  # for example a PNG, which OpenCV would decode at any size
-        raise Undecodable("TRUNCATED", "the frame does not begin as a JPEG or JPEG 2000 image does")
+        raise Undecodable("TRUNCATED", "the frame does not begin like a JPEG or JPEG 2000 image")
     if found != (height, width):
         code = "TOO_LARGE" if found[0] * found[1] > 4 * height * width else "BAD_HEADER"
         message = f"the frame is {found[1]} x {found[0]}, the header says {width} x {height}"

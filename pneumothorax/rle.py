@@ -1,6 +1,6 @@
 """SIIM-ACR run lengths: column-major, gaps counted from the end of the previous run.
 
-A row is pairs `gap length`. Pixels are numbered from 0, down the columns and then left
+A row is a list of `gap length` pairs. Pixels are numbered from 0, down the columns and then left
 to right. `-1` is an empty mask. (SIIM-ACR Pneumothorax Segmentation, data description;
 the worked example is in tests/test_rle.py.)
 """

@@ -1,4 +1,4 @@
-"""Checks of the image cache, before hours are spent on it."""
+"""Check the image cache before hours of work depend on it."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -13,7 +13,7 @@ File = TypeVar("File")
 
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
 SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
-PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: nobody takes its scores for real ones
+PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def label_file(found: Found, given: Path | None) -> Path:
 
 
 def sample_file(found: Found, given: Path | None) -> Path | None:
-    """The sample submission; None where there is none, and so no test images."""
+    """The sample submission; None if there is none, and so no test images."""
     return _given_or_only(found, given, SAMPLE_NAMES, "--sample-submission")
 
 

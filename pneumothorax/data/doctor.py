@@ -70,7 +70,7 @@ def require_usable(
 
 
 def report(outcome: Outcome) -> list[str]:
-    """What --verify adds to the summary, first the files that are not used."""
+    """What --verify adds to the summary, starting with the files that are not used."""
     rows = outcome.rows
     return [
         *missing_decoders(),
@@ -84,7 +84,7 @@ def report(outcome: Outcome) -> list[str]:
 
 
 def missing_decoders() -> list[str]:
-    """The transfer syntaxes of images that nothing installed decodes, in one line."""
+    """The image transfer syntaxes that no installed decoder reads, in one line."""
     missing = []
     for syntax in AllTransferSyntaxes:
         try:
@@ -96,7 +96,7 @@ def missing_decoders() -> list[str]:
 
 
 def share_of_positives(train: list[Entry]) -> list[str]:
-    """A warning where chance does not explain the distance from SIIM-ACR's share."""
+    """A warning if chance does not explain the distance from SIIM-ACR's share."""
     from scipy.stats import binomtest
 
     if not train:

@@ -26,7 +26,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of stage 00, small enough to travel with every file to a worker.
+    """One run of stage 00, small enough to send to a worker with every file.
 
     Args:
         tables_hash: of `labels` and `sample` as the run found them. A worker may
@@ -47,7 +47,7 @@ class Job:
     def listed(self) -> Listed:
         """The tables, read once per process.
 
-        Raises BadInput where they have changed.
+        Raises BadInput if they have changed.
         """
         return _read_tables(self.labels, self.sample, self.tables_hash)
 
@@ -61,7 +61,7 @@ def plan(
 
 
 def check_tables(listed: Listed) -> None:
-    """Raises BadInput when an image is meant for training and for testing."""
+    """Raises BadInput when an image is listed for training and for testing."""
     both = sorted(set(listed.rows) & listed.test_ids)
     if both:
         raise bad_list(f"{len(both)} ids are in the label file and in the sample submission", both)

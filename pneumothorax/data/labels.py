@@ -101,7 +101,7 @@ def read_patients(path: Path) -> dict[str, str]:
         if not dicom.is_image_id(image_id) or not patient:
             problems.append(f"line {line}: needs an image id and a patient id")
         elif patients.setdefault(image_id, patient) != patient:
-            problems.append(f"line {line}, {image_id!r}: given to two patients")
+            problems.append(f"line {line}, {image_id!r}: listed for two patients")
     if problems:
         raise bad_list(f"{path}: {len(problems)} errors", problems)
     return patients

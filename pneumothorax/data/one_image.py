@@ -17,7 +17,7 @@ from pneumothorax.data.labels import patient_hash
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, records
 
-VERSION = 3  # raise it whenever a cached file would come out differently: old journals are ignored
+VERSION = 3  # increase it when cached files would come out differently: old journals are ignored
 UNLABELLED = "UNLABELLED"
 BAD_LABEL = "SIZE_MISMATCH"
 
@@ -59,7 +59,7 @@ def identify(uid: str, stem: str, listed: Listed) -> tuple[str, str]:
 
 
 def remove_cached(image_id: str, job: Job) -> None:
-    """Remove the image's PNGs, where there are any, from the cache."""
+    """Remove the image's PNGs, if any, from the cache."""
     _store(image_id, job, image_png=b"", mask_png=b"")
 
 
@@ -143,7 +143,7 @@ def _is_current(known: Entry, path: Path, job: Job) -> bool:
 
 
 def _version(path: Path) -> tuple[str, int, int]:
-    """(place, size in bytes, time of the last change in ns) of a file.
+    """(absolute path, size in bytes, time of the last change in ns) of a file.
 
     Raises Rejected.
     """
@@ -158,7 +158,7 @@ def _key(version: tuple[str, int, int], stem: str, uid: str, image_id: str, job:
     """A hash of everything an entry was made from; any change makes the entry stale.
 
     Args:
-        uid: "" where it was not kept. Then every change of the tables counts, since a
+        uid: "" if it was not kept. Then every change of the tables counts, since a
             new table might list it.
     """
     rows, test_ids = job.listed.rows, job.listed.test_ids

@@ -1,4 +1,4 @@
-"""What became of all files of a run of stage 00, and the tables that hold it."""
+"""What stage 00 did with each file, and the tables that record it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Ou
     """Journal entries by source -> the outcome.
 
     Args:
-        path_of: the files by source. A source may not be a path
+        path_of: the files by source. A source is not always a path
             (discovery.source_name).
     """
     by_id: dict[str, list[Entry]] = defaultdict(list)
@@ -88,7 +88,7 @@ def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Ou
 
 
 def same_contents(paths: Sequence[Path]) -> bool:
-    """Whether all files hold the same bytes; False where one can no longer be read."""
+    """Whether all files hold the same bytes; False if one can no longer be read."""
     try:
         return len({records.sha256(path) for path in paths}) == 1
     except OSError:
@@ -123,7 +123,7 @@ def write_tables(output: Path, outcome: Outcome, job: Job) -> None:
 
 
 def fingerprints(outcome: Outcome, job: Job) -> dict[str, str]:
-    """Two hashes: of everything that training rests on, and of the test images.
+    """Two hashes: of everything that training depends on, and of the test images.
 
     Separate, because either may change without the other.
     """

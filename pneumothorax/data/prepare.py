@@ -1,7 +1,7 @@
 """All input files -> the image cache.
 
-Worker processes prepare one file at a time (one_image); then follows what needs a view
-of all files (outcome).
+Worker processes prepare one file at a time (one_image); what needs a view of all files
+follows (outcome).
 
 A journal next to the cache lists the finished files, so an interrupted run resumes.
 """
@@ -71,7 +71,7 @@ def _prepare_with_journal(
             if entry != known.get(source):
                 journal.append(source, entry)
     for folder in folders:
-        atomic.sweep(folder)  # again: workers of a cluster may have been killed meanwhile
+        atomic.sweep(folder)  # again: workers of a cluster may have been killed in the meantime
     return entries
 
 

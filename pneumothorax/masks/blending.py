@@ -93,7 +93,7 @@ def moments(maps: Sequence[np.ndarray], truth: np.ndarray) -> Moments:
 
 
 def fit(found: Sequence[Moments]) -> Weights:
-    """The weights in multiples of STEP that suit these images best; of ties the most even."""
+    """The weights in multiples of STEP that suit these images best; ties go to the most even."""
     between = np.mean([one.between for one in found], axis=0)
     with_truth = np.mean([one.with_truth for one in found], axis=0)
     tried = simplex(len(with_truth))
@@ -136,7 +136,7 @@ def described(runs: Sequence[str], weights: Mapping[str, Sequence[float]]) -> li
     if set(texts.values()) <= {final}:
         return [f"weights: {final}"]
     by_fold = "; ".join(f"fold {fold}: {texts[fold]}" for fold in sorted(texts, key=int))
-    return [f"weights for the test images: {final}", f"weights behind the scores: {by_fold}"]
+    return [f"weights for the test images: {final}", f"weights for the scores: {by_fold}"]
 
 
 def _one_size(maps: Sequence[np.ndarray]) -> list[np.ndarray]:

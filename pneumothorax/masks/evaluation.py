@@ -1,10 +1,10 @@
 """Fit everything that turns probability maps into masks, and score it on images it did not see.
 
-A fit has three parts, each resting on those before: the weights of the runs, the calibration
+A fit has three parts, each depending on those before: the weights of the runs, the calibration
 of the image-level probability, and the thresholds. It is repeated for every held-out fold and
 once for the test images (see nested.py).
 
-    score        what a run thinks of an image as a whole, in [0, 1], before calibration
+    score        a run's score of an image as a whole, in [0, 1], before calibration
     candidate    weights that a fit may choose
     blend        the weights and the calibration of one fit
     rule         how one image's maps become its mask
@@ -99,7 +99,7 @@ class Evaluation:
     """A single run or several runs together: what was fitted, and how it scores.
 
     Args:
-        fits: for every purpose.
+        fits: of every purpose.
         images: artifacts.Submission.out_of_fold rows; `rle` only for the blend of all runs.
         uncalibrated: (N,) the images' scores in [0, 1] before calibration.
     """
@@ -173,7 +173,7 @@ def _best(
     candidates: Sequence[Weights],
     searches: dict[Weights, Search],
 ) -> Weights:
-    """The candidate with the highest SIIM Dice at its own best thresholds; of ties the first."""
+    """The candidate with the highest SIIM Dice at its own best thresholds; ties go to the first."""
     if len(candidates) == 1:
         return candidates[0]
     seen = predicted.seen_without(held_out)

@@ -1,6 +1,6 @@
 """From a probability map to a mask at label resolution: triplet thresholds, then cleaning.
 
-The triplet comes from the first place of the SIIM-ACR competition. An image with fewer
+The triplet comes from SIIM-ACR's first-place solution. An image with fewer
 than `min_area` pixels above the top threshold is empty; in any other image the mask is
 everything above the bottom threshold. Cleaning fills holes, if asked to, and then removes
 small connected components. Areas are in pixels of the competition's 1024 x 1024 grid and

@@ -50,7 +50,7 @@ class Predicted(NamedTuple):
 
     Args:
         fold: (N,) int, the fold whose network predicted the image; -1 for test images.
-        scores: (N, runs) in [0, 1], what each run thinks of the image as a whole: the
+        scores: (N, runs) in [0, 1], each run's score of the image as a whole: the
             probability of the classification head, else the map's highest.
     """
 
@@ -101,7 +101,7 @@ def _read(path: Path, digest: str) -> np.ndarray:
     except OSError:
         data = b""
     if hashlib.sha256(data).hexdigest() != digest:
-        raise BadInput(f"{path} is not the map that 03_predict.py wrote: run it again")
+        raise BadInput(f"{path} is not the map that 03_predict.py wrote: run 03_predict.py again")
     return png.decode(data, path)
 
 
@@ -117,7 +117,7 @@ def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.Dat
     faults = {
         "is not in the manifest": ~table.index.isin(list(known)),
         "is listed twice": table.index.duplicated(),
-        "has no probability from 0 to 1": ~_score(table).between(0, 1).to_numpy(),  # nor has NaN
+        "has no probability from 0 to 1": ~_score(table).between(0, 1).to_numpy(),  # NaN is not
     }
     if split == artifacts.OOF:
         faults["has no fold"] = (~(table["fold"] >= 0) | (table["fold"] % 1 != 0)).to_numpy()

@@ -1,4 +1,4 @@
-"""What stage 04 reports of an evaluation: tables, the facts of its record, closing lines."""
+"""What stage 04 reports about an evaluation: tables, the facts of its record, closing lines."""
 
 import itertools
 from collections.abc import Mapping

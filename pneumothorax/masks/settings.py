@@ -20,8 +20,8 @@ class Settings:
     Args:
         runs: {run: weight}; all weights are None if they are to be fitted.
         min_component: sizes to try, in pixels of 1024 x 1024.
-        fill_holes: try filling holes, too.
-        image_threshold: fit a threshold on the image-level probability, too.
+        fill_holes: also try filling holes.
+        image_threshold: also fit a threshold on the image-level probability.
         sample_submission: None for the one that stage 00 found.
     """
 
@@ -50,7 +50,7 @@ class Settings:
         )
 
     def recorded(self) -> dict[str, Any]:
-        """For the submission's record: values that JSON keeps as they are."""
+        """For the submission's record: values that JSON keeps unchanged."""
         grid = {name: list(values) for name, values in vars(self.grid).items()}
         return {**vars(self), "min_component": list(self.min_component), "grid": grid}
 
@@ -78,8 +78,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--min-component",
         type=stage.areas,
         metavar="PX,PX",
-        help="sizes to try below which connected components of a mask are removed, in pixels of "
-        f"1024 x 1024; 0 removes none (default: {default_sizes})",
+        help="minimum sizes of connected components to try, in pixels of 1024 x 1024: smaller ones "
+        f"are removed, 0 removes none (default: {default_sizes})",
     )
     flag(
         "--fill-holes",
@@ -111,7 +111,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def from_flags(args: argparse.Namespace) -> Settings:
-    """The settings that the flags stand for.
+    """The settings that the flags ask for.
 
     If no run is given, flags that are not given are taken from the earlier submission
     `args.name`, if there is one. Raises BadInput if its record is damaged.

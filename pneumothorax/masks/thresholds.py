@@ -20,7 +20,7 @@ from pneumothorax import metrics
 from pneumothorax.masks import postprocess
 from pneumothorax.masks.postprocess import Triplet
 
-# The strict ends are for overconfident networks, which need them to keep false alarms down.
+# The high ends are for overconfident networks, which need them to keep false alarms down.
 TOPS = (*(round(0.30 + 0.05 * step, 2) for step in range(14)), 0.97, 0.98, 0.99)
 BOTTOMS = (*(round(0.20 + 0.05 * step, 2) for step in range(11)), 0.80, 0.90)
 MIN_AREAS = tuple(
@@ -187,7 +187,7 @@ class GridScores:
     values: np.ndarray
 
     def best(self, within: Grid | None = None) -> Best:
-        """The best triplet, of ties the first, also among fewer values `within` the grid."""
+        """The best triplet, ties going to the first; `within` limits the values of the grid."""
         within = within or self.grid
         indices = [
             [tried.index(value) for value in values]

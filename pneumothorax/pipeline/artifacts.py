@@ -1,4 +1,4 @@
-"""Names and columns of the files that pass between stages; nobody else spells them.
+"""Names and columns of the files that pass between stages; no other file spells them out.
 
 Paths are relative to the output folder: `output / Run("unet").fold(0).best_weights`.
 """
@@ -213,7 +213,7 @@ class Run:
         return f"{self.folder}/predictions{f'-{rank}' if rank else ''}.jsonl"
 
     def prediction_journals(self, output: Path) -> list[Path]:
-        """All that exist, the main process's first."""
+        """Those that exist, the main process's first."""
         found = (output / self.folder).glob("predictions*.jsonl")
         return sorted(found, key=lambda path: (len(path.name), path.name))
 

@@ -51,7 +51,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left, of files that nobody else is writing."""
+    """Remove temporary files that killed processes left. Nobody else may be writing."""
     for leftover in folder.glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 CONNECT_S = 10
-# Without any worker: `dask worker` restarts a worker that died within seconds.
+# Without any worker. `dask worker` takes only seconds to restart one that died.
 PATIENCE_S = 30
 TASKS_PER_THREAD = 4  # sent ahead: enough to keep workers busy, few enough to bound memory
 
@@ -64,13 +64,13 @@ def as_finished(
             room = max(1, TASKS_PER_THREAD * threads) - len(running)
             for task in itertools.islice(waiting, max(0, room)):
                 call = functools.partial(task_of_worker, seen_here, work, *task)  # opaque to Dask
-                running.add(client.submit(call, pure=False))  # equal calls stay two calls
+                running.add(client.submit(call, pure=False))  # equal calls are not merged
             if not running:
                 return
             finished = _finished(running)
             if not finished and not threads and not _threads(client):
                 raise BadInput(
-                    f"the scheduler at {address} has had no worker for {PATIENCE_S} s: start some: "
+                    f"the scheduler at {address} has had no worker for {PATIENCE_S} s: run "
                     f"python -m dask worker {address} --nworkers 2 --nthreads 1"
                 )
             running -= finished
@@ -90,8 +90,8 @@ def _connection(address: str) -> Iterator["Client"]:
         client = Client(address, timeout=CONNECT_S)
     except OSError as error:
         raise BadInput(
-            f"no Dask scheduler answers at {address}: has it been started "
-            "(python -m dask scheduler), and is this its port, not the dashboard's?"
+            f"no Dask scheduler answers at {address}: start one with "
+            "python -m dask scheduler, and give its port, not the dashboard's"
         ) from error
     try:
         with client:
@@ -123,7 +123,7 @@ async def _greet(address: str) -> None:
 def _check_imports(client: "Client", work: Callable[..., object]) -> None:
     """ImportError if the scheduler or a worker lacks a module.
 
-    Checked first because a worker that cannot load a task ends.
+    Checked first because a worker that cannot load a task dies.
     """
     from distributed.protocol.pickle import dumps
 
@@ -143,7 +143,7 @@ def _threads(client: "Client") -> int:
 
 
 def _finished(running: set["Future"]) -> set["Future"]:
-    """At least one, or none after PATIENCE_S."""
+    """At least one finished task; none if PATIENCE_S pass without one."""
     from distributed import wait
 
     try:
@@ -174,6 +174,6 @@ def _check_shared(file: Path, text: str) -> None:
         same = False
     if not same:
         raise BadInput(
-            f"the worker on {platform.node()} does not see {file} with the text it has here: "
+            f"the worker on {platform.node()} does not see the same {file} as this machine: "
             "all workers need the same input and output folders, under the same paths"
         )

@@ -1,4 +1,4 @@
-"""Where work on many images is done: processes of this machine, or a Dask cluster.
+"""Where work on many images is done: processes on this machine, or a Dask cluster.
 
 Both call the same functions on the same files. The local processes are here, the
 cluster is in cluster.py.
@@ -19,7 +19,7 @@ from pneumothorax.pipeline.cluster import Calls, Result, Tasks
 
 @dataclass(frozen=True)
 class Engine:
-    """`workers` processes of this machine, or the cluster at the address `scheduler`.
+    """`workers` processes on this machine, or the cluster at the address `scheduler`.
 
     Attributes:
         shared: a file that every worker of a cluster must see with the same text as
@@ -67,8 +67,8 @@ def _on_this_machine(
         yield from parallel(joblib.delayed(_task)(work, *task) for task in tasks)
     except TerminatedWorkerError as error:
         raise BadInput(
-            f"one of {workers} working processes died, perhaps for lack of memory: run the same "
-            "command again to resume, or with fewer --workers (each may need 1 GiB)"
+            f"one of {workers} worker processes died, perhaps out of memory: run the same command "
+            "again to resume, or with fewer --workers (each may need 1 GiB)"
         ) from error
 
 

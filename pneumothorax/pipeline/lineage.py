@@ -51,7 +51,7 @@ def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
             continue
         if records.sha256(output / path) != digest:
             command = artifacts.Run(run).fold(fold).trained.made_by
-            raise BadInput(f"{path} changed since {command} ran: run {command} --overwrite again")
+            raise BadInput(f"{path} changed since {command} ran: run {command} --overwrite")
         trained(output, Path(path).parts[1], fold)  # and the weights that run started from
     return record
 
@@ -101,7 +101,7 @@ def runs_of(output: Path, name: str) -> dict[str, float | None]:
     runs = records.read(output, record)["settings"].get("runs")
     if not runs or not isinstance(runs, dict):
         raise BadInput(
-            f"{output / record.path} is damaged or of an earlier version: "
+            f"{output / record.path} is damaged or from an earlier version: "
             f"run {record.made_by} again"
         )
     return runs

@@ -92,10 +92,10 @@ def is_current(
 
 
 def require(output: Path, record: Record, inputs: dict[str, str] | None = None) -> dict[str, Any]:
-    """The record, if its files are unchanged and were made from today's inputs.
+    """The record, if its files are unchanged and were made from the current inputs.
 
     Args:
-        inputs: today's {name: sha256}. The record may have further inputs.
+        inputs: the current {name: sha256}. The record may have further inputs.
 
     Otherwise raises BadInput that names the file and the command to run.
     """

@@ -47,7 +47,7 @@ def parser(docstring: str | None, flags: Sequence[str] = COMMON_FLAGS) -> argpar
             "type": place,
             "default": KAGGLE_INPUT if KAGGLE_INPUT.is_dir() else Path("input"),
             "metavar": "DIR",
-            "help": "folder with the raw data, only read (default: %(default)s)",
+            "help": "folder with the raw data, never written to (default: %(default)s)",
         },
         "--output": {
             "type": place,
@@ -104,7 +104,7 @@ def add_prediction_flags(made: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where the device has units for it, else fp32 (default: %(default)s)",
+        help="auto: bf16 if the device supports it, else fp32 (default: %(default)s)",
     )
 
 
@@ -126,7 +126,7 @@ def count(text: str) -> int:
 
 
 def place(text: str) -> Path:
-    """argparse type: a path. An empty one, of an unset variable, would be the cwd."""
+    """argparse type: a path. An empty one, from an unset variable, would mean the cwd."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; the current folder is .")
     return Path(text)
@@ -156,7 +156,7 @@ def chosen_folds(text: str, n_folds: int) -> list[int]:
     if text == "all":
         return list(range(n_folds))
     if not text.isdecimal() or int(text) >= n_folds:
-        raise BadConfig(f"--fold {text}: there are folds 0 to {n_folds - 1}, or all")
+        raise BadConfig(f"--fold must be 0 to {n_folds - 1} or all, got {text!r}")
     return [int(text)]
 
 

@@ -136,7 +136,7 @@ def _weights(output: Path, name: str, members: tuple[str, ...]) -> dict[str, dic
         return {row: dict(zip(members, of_row, strict=True)) for row, of_row in rows.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
-            f"{output / record.path} is damaged or of an earlier version: "
+            f"{output / record.path} is damaged or from an earlier version: "
             f"run {record.made_by} again"
         ) from error
 

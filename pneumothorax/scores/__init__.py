@@ -1,1 +1,1 @@
-"""Believable numbers: per image, with intervals over patients, compared, by stratum, as curves."""
+"""Scores you can trust: per image, with intervals over patients, compared, by stratum, curves."""

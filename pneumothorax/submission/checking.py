@@ -1,7 +1,7 @@
 """Is this a valid submission, and does it look like one? Checks a file made by anybody.
 
 Errors: wrong ids or header, rows that are not legal run lengths of their image, rows
-written by another convention or at another size (conventions.py), masks that are all
+written in another convention or at another size (conventions.py), masks that are all
 transposed or upside down (orientation.py), masks that are one pixel too low. Warnings:
 what is legal but odd.
 """
@@ -34,7 +34,7 @@ class Training:
 
     Attributes:
         images: their number.
-        share: of them with a mask, 0 to 1.
+        share: the share of them with a mask, 0 to 1.
         masks: up to MOST_TRAINING of the masks.
     """
 
@@ -94,7 +94,7 @@ def _training_masks(output: Path, shapes: Mapping[str, Shape]) -> list[Mask]:
 
 
 def check(path: Path, known: Reference) -> Report:
-    """Everything that can be said about a file."""
+    """Check a file as far as `known` allows."""
     columns = known.sample.columns if known.sample else None
     submitted = reading.read(path, known.shapes, columns)
     report = Report(submitted, [_shares(submitted, known.training)], list(submitted.odd))
@@ -103,7 +103,7 @@ def check(path: Path, known: Reference) -> Report:
         report.warnings += _order(submitted, known.sample)
     else:
         report.summary.append(
-            "ids not checked: give the competition's sample with --sample-submission CSV"
+            "ids not checked: pass the competition's sample as --sample-submission CSV"
         )
     report.warnings += _odd_share(submitted, known.training)
     report.warnings += _large(submitted)
@@ -112,8 +112,8 @@ def check(path: Path, known: Reference) -> Report:
         _judge_orientation(report, known.training)
     else:
         report.summary.append(
-            "sizes and training masks not compared, every image is taken as 1024 x 1024: give a "
-            "folder where 00_prepare_data.py has run with --output DIR"
+            "sizes and training masks not compared, every image is assumed to be 1024 x 1024: "
+            "pass --output DIR, a folder where 00_prepare_data.py has run"
         )
     _judge_lower_edge(report)
     return report
@@ -127,7 +127,7 @@ def _check_ids(submitted: Submitted, sample: SampleSubmission) -> None:
             continue
         line = submitted.lines[before] if before else 1
         where = f"{before!r} on line {line}" if before else "line 1"
-        submitted.add(line + 1, image_id, "missing id", f"missing, it belongs after {where}")
+        submitted.add(line + 1, image_id, "missing id", f"missing; it belongs after {where}")
     known = set(sample.image_ids)
     for image_id, line in submitted.lines.items():
         if image_id not in known:
@@ -143,7 +143,7 @@ def _order(submitted: Submitted, sample: SampleSubmission) -> list[str]:
     if first is None:
         return []
     where = f"line {submitted.lines[first]}, {first!r}"
-    return [f"the ids are in another order than the sample's, from {where}, on"]
+    return [f"the order of the ids differs from the sample's, starting at {where}"]
 
 
 def _shares(submitted: Submitted, training: Training | None) -> str:

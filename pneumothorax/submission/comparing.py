@@ -38,7 +38,7 @@ class Difference:
 
 
 def compare(first: Submitted, second: Submitted) -> Difference:
-    """Raises BadInput if a file has faults, or if the two are of different images."""
+    """Raises BadInput if a file has faults, or if the two hold different images."""
     for submitted in (first, second):
         submitted.refuse()
     rows, others = ({row.image_id: row.mask for row in file.rows} for file in (first, second))
@@ -47,7 +47,7 @@ def compare(first: Submitted, second: Submitted) -> Difference:
         f"{image_id}: only in {second.path}" for image_id in others if image_id not in rows
     ]
     if problems:
-        headline = f"{first.path} and {second.path} are of different images ({len(problems)} ids)"
+        headline = f"{first.path} and {second.path} hold different images ({len(problems)} ids)"
         raise bad_list(headline, problems)
     pairs = [(mask, others[image_id]) for image_id, mask in rows.items()]
     return Difference(

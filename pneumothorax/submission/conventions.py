@@ -1,4 +1,4 @@
-"""Run lengths written by another convention or at another size: how to tell.
+"""Run lengths written in another convention or at another size: how to tell.
 
 Neighbouring columns of a mask hardly differ, so the same runs come again one column
 height later. The reading under which they do is the one that was meant. A row of few
@@ -6,7 +6,7 @@ runs can fit several readings and is not judged.
 
 What cannot be known:
 - A mask of one run has no second start that could be absolute.
-- A mask that is one pixel too low looks as right as the true one unless it touches the
+- A mask that is one pixel too low looks as good as the true one unless it touches the
   lower edge of the image. One in 200 of SIIM-ACR's masks does.
 - Sizes within a tenth of the image's own differ less than slanted outlines do.
 """
@@ -116,7 +116,7 @@ def too_low(masks: Sequence[Mask]) -> tuple[list[int], bool]:
     """Positions of masks that look one pixel too low, and whether that is clear.
 
     In such a mask, a column that reaches the lower edge continues for one pixel at the
-    top of the next column. In a right mask a column does so only if the mask reaches
+    top of the next column. In a correct mask a column does so only if the mask reaches
     both edges. Three such columns in a mask, and more than end exactly at the edge, are
     odd; 20 of them over two or more such masks are clear.
     """

@@ -59,7 +59,7 @@ class Verdict:
     def suspect(self) -> bool:
         """Half a nat per mask or more.
 
-        This alone is only a question: the network may draw where no pneumothorax is.
+        This alone is only a hint: the network may draw where no pneumothorax is.
         """
         return self.nats >= LEAST_NATS
 
@@ -70,7 +70,7 @@ class Verdict:
         Measured with 20 of SIIM-ACR's training masks against 1,000 others, 400 times:
         -3.1 to -1.2 nats per mask as read; 1.2 to 4.3 transposed, upside down or both,
         with a fit of -1.0 to 0.9. Against 50 others: -3.8 to -0.7; 0.7 to 5.3, fit -1.3
-        to 6.2. So right files are never refused and wrong ones always found.
+        to 6.2. So correct files are never refused and wrong ones always found.
         """
         return self.suspect and len(self.by_mask) >= FEWEST_CLEAR and self.fit >= LEAST_FIT
 

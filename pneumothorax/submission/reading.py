@@ -1,7 +1,7 @@
 """Read anybody's submission CSV strictly: every fault with its line, id and kind.
 
 A row is legal if its cell is -1 or run lengths that fit the image, and if nothing shows
-that it was written by another convention or at another size (conventions.py).
+that it was written in another convention or at another size (conventions.py).
 """
 
 import bisect

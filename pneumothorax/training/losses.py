@@ -63,7 +63,7 @@ def lovasz(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 
 def combo(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """3 x cross-entropy + soft Dice loss + 4 x focal loss: the weights of SIIM-ACR's first place.
+    """3 x cross-entropy + soft Dice loss + 4 x focal loss: SIIM-ACR's first-place weights.
 
     As in its code (ComboLoss of sneddy/pneumothorax-segmentation), gamma is 2, no class is
     weighted, and Dice is that of the batch. Departure: its `smooth` is 1e-5.

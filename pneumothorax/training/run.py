@@ -53,7 +53,7 @@ class TrainingRun:
         return distributed.lock(self.output, self._lock_name(fold), patience_s=FOLD_PATIENCE_S)
 
     def is_finished(self, fold: int) -> bool:
-        """Whether the fold was trained to its end with these settings and today's inputs."""
+        """Whether the fold was trained to its end with these settings and the current inputs."""
         record = self.files.fold(fold).trained
         return distributed.on_main(records.is_current, self.output, record, **self._made_from(fold))
 

@@ -90,7 +90,7 @@ def test_runs_are_parsed_with_or_without_weights(text, expected):
 @pytest.mark.parametrize(
     "text", ["a=0.4,b=0.5", "a=0.4,b", "a=-0.5,b=1.5", "a=x", "a,a", "a=nan,b=1", "a,b,c,d,e,f,g"]
 )
-def test_senseless_weights_are_refused(text):
+def test_impossible_weights_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
         blending.parse(text)
 
@@ -103,5 +103,5 @@ def test_weights_are_described_by_their_purpose():
         ["a", "b"], {"10": [1.0, 0.0], "2": [0.25, 0.75], "final": [0.0, 1.0]}
     ) == [
         "weights for the test images: a 0, b 1",
-        "weights behind the scores: fold 2: a 0.25, b 0.75; fold 10: a 1, b 0",
+        "weights for the scores: fold 2: a 0.25, b 0.75; fold 10: a 1, b 0",
     ]

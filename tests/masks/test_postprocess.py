@@ -247,6 +247,6 @@ def test_quantised_probabilities_are_rounded():
         (float("nan"), 0, 0),
     ],
 )
-def test_a_senseless_triplet_is_refused(values):
+def test_an_impossible_triplet_is_refused(values):
     with pytest.raises(ValueError, match="bottom <= top"):
         Triplet(*values)

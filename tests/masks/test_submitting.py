@@ -169,7 +169,7 @@ def test_a_single_fold_is_not_scored(copied):
         submit(copied, "--run", "one")
 
 
-def test_runs_on_other_folds_are_not_blended(copied):
+def test_runs_on_different_folds_are_not_blended(copied):
     run_stage("01_make_folds.py", "--folds", 2, "--seed", 7, "--overwrite", "--output", copied)
     with pytest.raises(BadInput, match="folds changed since"):
         submit(copied, "--runs", "one,twin", "--name", "x")
@@ -188,7 +188,7 @@ def test_runs_on_other_folds_are_not_blended(copied):
         ["--run", "../one"],
     ],
 )
-def test_senseless_flags_are_usage_errors(two_runs, flags):
+def test_impossible_flags_are_usage_errors(two_runs, flags):
     with pytest.raises(SystemExit) as caught:
         submit(two_runs, *flags)
     assert caught.value.code == 2

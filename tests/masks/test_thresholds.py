@@ -111,7 +111,7 @@ def test_scores_that_differ_only_by_rounding_are_equal():
         assert thresholds.GridScores(grid, values).best().triplet.bottom == bottom
 
 
-def test_a_fold_s_thresholds_do_not_depend_on_its_images():
+def test_a_folds_thresholds_do_not_depend_on_its_images():
     maps, truths = simulated(30, seed=2)
     folds = np.arange(30) % 3
     before = fitted(search_of(maps, truths), folds)

@@ -283,7 +283,7 @@ def test_a_local_process_that_dies_is_an_error_that_says_what_to_do():
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    with pytest.raises(BadInput, match=r"one of 2 working processes died(.*)fewer --workers"):
+    with pytest.raises(BadInput, match=r"one of 2 worker processes died(.*)fewer --workers"):
         engine.in_order(
             die, [(number,) for number in range(8)], Engine(2), per_task=1, title="dying"
         )
@@ -324,7 +324,7 @@ def failed(capsys, address, source, output):
     return code, capsys.readouterr().err
 
 
-def test_a_scheduler_that_does_not_answer_is_exit_code_3(alone, tmp_path, monkeypatch, capsys):
+def test_a_scheduler_that_does_not_answer_gives_exit_code_3(alone, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
     code, printed = failed(capsys, ADDRESS, alone[0], tmp_path)
     assert code == 3
@@ -351,7 +351,7 @@ def test_a_cluster_without_workers_is_not_waited_for(alone, tmp_path, monkeypatc
         code, printed = failed(capsys, empty.scheduler_address, alone[0], tmp_path)
     assert code == 3
     command = f"python -m dask worker {empty.scheduler_address}"
-    assert f"has had no worker for 1 s: start some: {command}" in printed
+    assert f"has had no worker for 1 s: run {command}" in printed
 
 
 @pytest.mark.parametrize("workers", [0, 1])

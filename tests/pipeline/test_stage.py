@@ -107,7 +107,7 @@ def test_folds_are_chosen_by_number_or_all(text, folds):
 
 @pytest.mark.parametrize("text", ["3", "-1", "", "1.0", "ALL", "x", "\u0661", "\u00b2"])
 def test_a_fold_that_does_not_exist_is_a_usage_error_that_lists_the_others(text):
-    with pytest.raises(BadConfig, match="folds 0 to 0"):
+    with pytest.raises(BadConfig, match="--fold must be 0 to 0 or all"):
         stage.chosen_folds(text, 1)
 
 

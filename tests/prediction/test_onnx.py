@@ -444,8 +444,8 @@ def test_no_file_is_exported_while_stage_03_predicts_the_run(trained):
         ("03_predict.py", ["--backend", "tensorrt"], "invalid choice"),
         ("03_predict.py", ["--backend", "onnxruntime", "--precision", "bf16"], "drop --device"),
         ("03_predict.py", ["--backend", "onnxruntime", "--device", "cuda"], "drop --device"),
-        ("03_predict.py", ["--split", "train"], "--split must be oof, test or both"),
-        ("03_predict.py", ["--split", ""], "--split must be oof, test or both"),
+        ("03_predict.py", ["--split", "train"], "--split must be oof, test or oof,test"),
+        ("03_predict.py", ["--split", ""], "--split must be oof, test or oof,test"),
         ("03_predict.py", ["--batch-size", "0"], "--batch-size must be at least 1"),
         ("03_predict.py", ["--run", "../tiny"], "--run must be"),
         ("export_model.py", ["--run", "../tiny"], "--run must be"),
@@ -460,9 +460,9 @@ def test_wrong_flags_are_usage_errors(script, flags, message, capsys):
 
 
 def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(trained):
-    with pytest.raises(BadConfig, match="--fold 2: there are folds 0 to 1"):
+    with pytest.raises(BadConfig, match="--fold must be 0 to 1 or all, got '2'"):
         export(trained, "--fold", 2)
-    with pytest.raises(BadConfig, match="--fold 2: there are folds 0 to 1"):
+    with pytest.raises(BadConfig, match="--fold must be 0 to 1 or all, got '2'"):
         predict(trained, "--fold", 2)
 
 

@@ -194,7 +194,7 @@ def test_every_stage_and_tool_is_shown_in_the_readme():
     assert {path.name for path in ROOT.glob("*.py")} - shown == set()
 
 
-def test_every_program_of_ours_exists(text):
+def test_every_program_of_this_repository_exists(text):
     assert unknown_programs(text) == []
 
 
@@ -289,5 +289,5 @@ def test_a_command_line_is_understood(line, program, flags):
     "line",
     ["siim_dice", "image_size: 512", "../demo/x.yaml", "it's", "pneumothorax", "test_docs.py"],
 )
-def test_what_is_no_command_is_not_taken_for_one(line):
+def test_text_that_is_not_a_command_is_not_taken_for_one(line):
     assert command(line) is None

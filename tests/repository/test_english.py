@@ -69,7 +69,7 @@ def found(text: str) -> list[str]:
     return lines
 
 
-def test_many_files_are_looked_at():
+def test_many_files_are_checked():
     assert len(FILES) >= FEWEST_FILES
 
 

@@ -34,7 +34,9 @@ def test_the_readme_has_three_snippets():
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_a_snippet_runs_as_it_is_with_the_installed_package(number, tmp_path, tmp_path_factory):
+def test_every_snippet_runs_unchanged_with_the_installed_package(
+    number, tmp_path, tmp_path_factory
+):
     run_python(SNIPPETS[number], site=installed(tmp_path_factory), folder=tmp_path)
 
 
@@ -47,7 +49,7 @@ def test_the_layout_names_every_room_and_no_other_folder():
     assert folders - rooms - others == set()
 
 
-def test_the_layout_names_every_script_and_every_file_at_the_door():
+def test_the_layout_names_every_script_and_every_module_outside_the_rooms():
     words = set(re.findall(r"[\w.]+", LAYOUT))
     scripts = {path.name for pattern in ("*.py", "*.sh") for path in ROOT.glob(pattern)}
     door = {path.stem for path in (ROOT / "pneumothorax").glob("*.py")} - {"__init__"}

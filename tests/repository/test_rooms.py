@@ -27,7 +27,7 @@ BELOW |= {name: set(DOOR) for name in DOOR}
 
 
 def imported_rooms(source: str) -> set[str]:
-    """The rooms, or files at the door, of every import of the package in a module's text."""
+    """The rooms, or modules outside the rooms, that a module imports, from its text."""
     rooms = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

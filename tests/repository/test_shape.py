@@ -80,7 +80,7 @@ def faces():
 
 
 def test_no_module_is_a_fragment_of_another():
-    """A short module that one other alone imports belongs inside that one, unless it is a face."""
+    """A short module with one importer belongs in that module, unless it is a face."""
     importers = defaultdict(set)
     for path in SOURCES:
         for module in imported_modules(path) - {path}:

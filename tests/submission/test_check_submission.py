@@ -1,4 +1,4 @@
-"""`check_submission.py FILE` finds every planted fault, and passes right files."""
+"""`check_submission.py FILE` finds every planted fault, and passes correct files."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def masks():
 
 @pytest.fixture
 def right(masks):
-    """The lines of a right submission; image n is rows[n + 1], on line n + 2."""
+    """The lines of a correct submission; image n is rows[n + 1], on line n + 2."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if mask is None else rle.encode(mask)}" for n, mask in enumerate(masks)
     ]
@@ -70,7 +70,7 @@ def check_alone(tmp_path, right, capsys, monkeypatch):
     return check
 
 
-def test_a_right_file_passes_without_a_warning(check, right):
+def test_a_correct_file_passes_without_a_warning(check, right):
     code, printed, errors = check(right)
     assert (code, errors) == (0, "")
     assert (
@@ -95,7 +95,7 @@ def first_gap_plus_one(text):
 
 
 def every(masks, write):
-    """The right file, with `write(mask)` in every row that has a mask."""
+    """The correct file, with `write(mask)` in every row that has a mask."""
     return ["ImageId,EncodedPixels"] + [
         f"t{n},{'-1' if m is None else write(m)}" for n, m in enumerate(masks)
     ]
@@ -117,8 +117,8 @@ TEXT = {
         lambda rows, masks: [f",{row}" for row in rows],
         ["line 1: wrong header ',ImageId,Enc"],
     ),
-    "missing id": (at(9, None), ["line 9, 't7': missing, it belongs after 't6' on line 8"]),
-    "first id missing": (at(2, None), ["line 2, 't0': missing, it belongs after line 1"]),
+    "missing id": (at(9, None), ["line 9, 't7': missing; it belongs after 't6' on line 8"]),
+    "first id missing": (at(2, None), ["line 2, 't0': missing; it belongs after line 1"]),
     "extra id": (
         lambda rows, masks: [*rows, "t99,-1"],
         ["line 42, 't99': not in the sample submission"],
@@ -266,7 +266,7 @@ def test_without_a_sample_submission_it_says_that_ids_are_not_checked(
     path = write_lines(tmp_path / "mine.csv", right)
     assert called(path) == 0
     printed = capsys.readouterr().out
-    assert "ids not checked: give the competition's sample" in printed
+    assert "ids not checked: pass the competition's sample" in printed
     assert printed.endswith("mine.csv has only legal rows; ids not checked\n")
     write_lines(path, [*right[:5], "t4,1 2 3", "t0,-1"])
     assert called(path) == 3
@@ -313,7 +313,7 @@ WARNED = {
     ),
     "another order": (
         lambda rows, masks: [*rows[:5], rows[6], rows[5], *rows[7:]],
-        "another order than the sample's, from line 6, 't5', on",
+        "the order of the ids differs from the sample's, starting at line 6, 't5'",
     ),
     "two runs that may be absolute": (
         at(6, "t4,1100 20 2120 25"),

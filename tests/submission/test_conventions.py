@@ -1,4 +1,4 @@
-"""At which size and by which convention a row was written, on all real masks."""
+"""At which size and in which convention a row was written, on all real masks."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_real_masks_one_pixel_too_low_are_found_if_they_touch_the_lower_edge(rea
         ([1048570, 20], False),  # one run has no second start
     ],
 )
-def test_absolute_starts_are_told_from_gaps_by_what_they_draw(pairs, expected):
+def test_absolute_starts_are_distinguished_from_gaps_by_the_masks_they_give(pairs, expected):
     assert conventions.are_absolute(np.array(pairs), SHAPE) is expected
 
 
@@ -115,11 +115,11 @@ def test_absolute_starts_are_told_from_gaps_by_what_they_draw(pairs, expected):
         ([17, 4, 27, 4, 37, 4], 1),  # read as 0-based, they end one pixel past it
     ],
 )
-def test_the_number_of_the_first_pixel_is_told_by_the_edges(pairs, expected):
+def test_the_edges_show_whether_absolute_starts_count_from_0_or_1(pairs, expected):
     assert conventions.first_number([(np.array(pairs), (10, 10))]) == expected
 
 
-def test_the_size_of_a_mask_of_few_runs_is_not_judged():
+def test_the_size_of_a_mask_with_few_runs_is_not_judged():
     seven, eight = (
         [(512 * column + 100, 512 * column + 140) for column in range(count)] for count in (7, 8)
     )

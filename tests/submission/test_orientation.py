@@ -1,4 +1,4 @@
-"""Orientation: 20 real masks are enough to tell, and right ones are never doubted."""
+"""Orientation: 20 real masks are enough to tell, and correct ones are never doubted."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def real(real_data):
     return [rle.union(texts, (1024, 1024))[::2, ::2] for texts in rows[:: len(rows) // 300][:300]]
 
 
-def test_twenty_real_masks_are_enough_to_tell_and_right_ones_are_never_doubted(real):
+def test_twenty_real_masks_are_enough_to_tell_and_correct_ones_are_never_doubted(real):
     masks = [as_mask(mask) for mask in real]
     planted = {name: [as_mask(plant(mask)) for mask in real] for name, plant in PLANTED.items()}
     for seed in range(5):
