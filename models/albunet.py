@@ -54,9 +54,9 @@ class AlbuNet(NetworkWithClassification):
     ) -> None:
         super().__init__()
         if encoder not in ENCODERS:
-            raise ValueError(f"encoder is one of {', '.join(ENCODERS)}, got {encoder!r}")
+            raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
         if filters < 1:
-            raise ValueError(f"filters is at least 1, got {filters}")
+            raise ValueError(f"filters must be at least 1, got {filters}")
         self.encoder = smp_library.load().encoders.get_encoder(encoder, in_channels=1, weights=None)
         weights_of.load(self.encoder, encoder_weights, name=encoder)
 

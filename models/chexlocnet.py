@@ -46,7 +46,7 @@ class CheXLocNet(SegmentationNetwork):
     - one grey channel.
 
     Departures from torchvision's maskrcnn_resnet50_fpn:
-    - no resizing: images come in the network's size;
+    - no resizing: images already have the network's size;
     - anchors scale with the image and start smaller, since crescents are small;
     - batch norm is trained, not frozen, because an encoder may start from random weights;
     - masks are pasted at the same coordinates at which they were cropped for training, without
@@ -97,7 +97,7 @@ class CheXLocNet(SegmentationNetwork):
     ) -> None:
         super().__init__()
         if encoder not in ENCODERS:
-            raise ValueError(f"encoder is one of {', '.join(ENCODERS)}, got {encoder!r}")
+            raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
         torchvision_ops.load()
         self.encoder = smp_library.load().encoders.get_encoder(encoder, in_channels=1, weights=None)
         weights_of.load(self.encoder, encoder_weights, name=encoder)
@@ -135,7 +135,7 @@ class CheXLocNet(SegmentationNetwork):
     def training_loss(
         self, images: torch.Tensor, masks: torch.Tensor, criterion: Criterion
     ) -> dict[str, torch.Tensor]:
-        """`loss` is the sum of Mask R-CNN's five losses, which are given too.
+        """`loss` is the sum of Mask R-CNN's five losses, which are returned too.
 
         `criterion` is not used: none of the five compares a probability map with a mask.
         """
@@ -187,10 +187,10 @@ def region_proposals(
 
     _check_counts(proposals=proposals, sampled_anchors=sampled_anchors)
     if not 0 < smallest_anchor <= 1:
-        raise ValueError(f"smallest_anchor is above 0 and at most 1, got {smallest_anchor}")
+        raise ValueError(f"smallest_anchor must be above 0 and at most 1, got {smallest_anchor}")
     if not BACKGROUND_OVERLAP <= anchor_overlap <= 1:
         raise ValueError(
-            f"anchor_overlap is between {BACKGROUND_OVERLAP} and 1, got {anchor_overlap}"
+            f"anchor_overlap must be between {BACKGROUND_OVERLAP} and 1, got {anchor_overlap}"
         )
     return RegionProposalNetwork(
         Anchors(smallest_anchor),
@@ -305,10 +305,10 @@ def _paste_weights(start: torch.Tensor, end: torch.Tensor, length: int, cells: i
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{name} is at least 1, got {count}")
+            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def _check_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share <= 1:
-            raise ValueError(f"{name} is between 0 and 1, got {share}")
+            raise ValueError(f"{name} must be between 0 and 1, got {share}")

@@ -68,5 +68,5 @@ class NetworkWithClassification(SegmentationNetwork):
 def checked_weight(weight: float) -> float:
     """The weight itself. ValueError unless it is finite and at least 0."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"classification_weight is at least 0 and finite, got {weight}")
+        raise ValueError(f"classification_weight must be at least 0 and finite, got {weight}")
     return weight

@@ -53,12 +53,12 @@ class ImprovedCoordAttention(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, got {pooling!r}")
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
         if merge not in MERGES:
-            raise ValueError(f"merge is one of {', '.join(MERGES)}, got {merge!r}")
+            raise ValueError(f"merge must be one of {', '.join(MERGES)}, got {merge!r}")
         if channels < 1 or reduction < 1:
             raise ValueError(
-                f"channels and reduction are at least 1, got {channels} and {reduction}"
+                f"channels and reduction must be at least 1, got {channels} and {reduction}"
             )
         self.reducers = POOLINGS[pooling]
         self.merge = merge

@@ -59,13 +59,15 @@ class IcaResUNet(NetworkWithClassification):
     ) -> None:
         super().__init__()
         if encoder not in _encoder_names():
-            raise ValueError(f"encoder is one of {', '.join(_encoder_names())}, got {encoder!r}")
+            raise ValueError(
+                f"encoder must be one of {', '.join(_encoder_names())}, got {encoder!r}"
+            )
         if len(decoder_channels) != 5 or min(decoder_channels) < 1:
             raise ValueError(
-                f"decoder_channels is five numbers of at least 1, got {decoder_channels}"
+                f"decoder_channels must be five numbers of at least 1, got {decoder_channels}"
             )
         if placement not in PLACEMENTS:
-            raise ValueError(f"placement is one of {', '.join(PLACEMENTS)}, got {placement!r}")
+            raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
 
         # The parts keep smp's names: with attention=False the state dict is that of smp.Unet.
         unet = smp_library.load().Unet(

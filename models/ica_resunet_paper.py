@@ -63,10 +63,10 @@ class IcaResUNetPaper(NetworkWithClassification):
     ) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width is at least 1, got {width}")
+            raise ValueError(f"width must be at least 1, got {width}")
         if len(decoder_channels) != 4 or min(decoder_channels) < 1:
             raise ValueError(
-                f"decoder_channels is four numbers of at least 1, got {decoder_channels}"
+                f"decoder_channels must be four numbers of at least 1, got {decoder_channels}"
             )
 
         self.level1 = double_convolution(1, width)

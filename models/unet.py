@@ -34,7 +34,7 @@ class UNet(SegmentationNetwork):
     def __init__(self, *, base_channels: int = 64) -> None:
         super().__init__()
         if base_channels < 1:
-            raise ValueError(f"base_channels is at least 1, got {base_channels}")
+            raise ValueError(f"base_channels must be at least 1, got {base_channels}")
         channels = [base_channels * 2**level for level in range(5)]
         pairs = list(itertools.pairwise(channels))
         self.first = double_convolution(1, channels[0])

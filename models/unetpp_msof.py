@@ -38,7 +38,7 @@ class UNetPlusPlusMsof(SegmentationNetwork):
     def __init__(self, *, base_channels: int = 32) -> None:
         super().__init__()
         if base_channels < 1:
-            raise ValueError(f"base_channels is at least 1, got {base_channels}")
+            raise ValueError(f"base_channels must be at least 1, got {base_channels}")
         channels = [base_channels * 2**row for row in range(DEPTH)]
         self.nodes, self.up = nn.ModuleDict(), nn.ModuleDict()
         for row, here in enumerate(channels):

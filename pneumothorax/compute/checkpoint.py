@@ -15,7 +15,7 @@ FORMAT = 3
 
 def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
     """Write `state` (plain types and tensors) atomically; the previous file is kept as `keep`."""
-    whole = io.BytesIO()  # a signal while torch.save writes to a file ends in an unrelated error
+    whole = io.BytesIO()  # interrupted by a signal, torch.save to a file raises an unrelated error
     torch.save({"format": FORMAT, **state}, whole)
     atomic.write(path, lambda file: file.write(whole.getbuffer()), keep=keep)
 

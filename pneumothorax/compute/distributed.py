@@ -40,7 +40,7 @@ def processes(device_name: str) -> Iterator[torch.device]:
     dist.init_process_group(backend, store=own_store, rank=own_rank, world_size=n_processes)
     try:
         yield device
-        dist.barrier()  # nobody closes a connection from which another process still reads
+        dist.barrier()  # so that no connection closes while another process reads from it
     finally:
         dist.destroy_process_group()
 
@@ -110,7 +110,7 @@ def take_buffers_of_main(network: torch.nn.Module) -> None:
 
 
 def average_buffers(network: torch.nn.Module) -> None:
-    """Average batch norm statistics, which every process took from equally many batches."""
+    """Average batch norm statistics, each taken from the same number of batches."""
     if _several():
         for buffer in network.buffers():
             if buffer.is_floating_point():
@@ -124,9 +124,9 @@ def over_all_processes(
     """The criterion of the whole batch: the same value and gradient as in one process.
 
     A ratio of sums over the batch, such as Dice, is not the mean of the ratios that the
-    processes would find for their shares. What a network adds itself (the loss of a
-    classification head or of Mask R-CNN) is a mean over the processes, and counts images
-    that only fill up the last batch of an epoch.
+    processes would find for their shares. A loss that a network adds itself (that of a
+    classification head or of Mask R-CNN) is a mean over the processes, and includes the
+    repeated images that fill up the last batch of an epoch.
 
     Args:
         logits, masks: this process's share, (N, 1, H, W).

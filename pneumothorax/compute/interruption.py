@@ -16,7 +16,7 @@ class StopRequest:
     """with StopRequest(max_seconds) as stop: ask `is_due` between steps; save, then `leave`.
 
     A second signal ends the process at once, unless it comes within REPEATED_S: launchers
-    such as torchrun pass on the signal that the whole process group already got.
+    such as torchrun pass on the signal that the whole process group has already received.
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:

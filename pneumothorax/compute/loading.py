@@ -1,4 +1,4 @@
-"""The life and death of DataLoader workers."""
+"""DataLoader workers: how they start, and what happens when one dies or hangs."""
 
 import multiprocessing
 import signal
@@ -14,7 +14,7 @@ GRACE_S = 60  # a training worker survives SIGTERM for this long
 
 
 class DeadWorker(RuntimeError):
-    """A DataLoader worker died, or was given up because it hangs (`hung`)."""
+    """A DataLoader worker died, or took longer than PATIENCE_S for a batch (`hung`)."""
 
     def __init__(self, message: str, *, hung: bool) -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class DeadWorker(RuntimeError):
 def worker_deaths() -> Iterator[None]:
     """Turn PyTorch's RuntimeError for a dead or hung worker into a DeadWorker.
 
-    PyTorch raises it from a signal handler, that is, at any line of the main process.
+    PyTorch raises it from a signal handler, so it can surface at any line of the main process.
     """
     try:
         yield
@@ -54,7 +54,7 @@ class Workers:
         self.kill()
 
     def kill(self) -> None:
-        """Kill the child processes started inside, and wait for their end."""
+        """Kill the child processes started inside, and wait until they are gone."""
         # PyTorch's handler of SIGCHLD would report these deaths. Windows has no SIGCHLD.
         child_died = getattr(signal, "SIGCHLD", None)
         handler = None if child_died is None else signal.signal(child_died, signal.SIG_DFL)

@@ -152,7 +152,7 @@ def _is_divided(call: _Call, calls: list[_Call], size: int) -> bool:
 def _connections(
     network: nn.Module, size: int, parts: dict[str, _Call]
 ) -> tuple[dict[str, set[str]], set[str]]:
-    """The parts that each part takes its input from, and those behind the output, by path.
+    """The parts that feed each part, by path, and the parts that feed the output.
 
     A second pass with gradients: walking PyTorch's graph backwards from a part's outputs
     leads to the parts before it, also through operations outside of modules. Outputs that
@@ -187,7 +187,7 @@ def _attached(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _makers(tensors: list[torch.Tensor], made_by: dict[Any, str]) -> set[str]:
-    """The nearest parts in the graph behind the tensors."""
+    """The nearest parts that the tensors were computed from."""
     found: set[str] = set()
     seen: set[Any] = {None}
     waiting = [tensor.grad_fn for tensor in tensors]
@@ -223,7 +223,7 @@ def _stride(shape: Shape, size: int) -> int | None:
 
 
 def _shape(tensor: torch.Tensor) -> Shape:
-    """Without the axis of the one image; tensors of another length there (detections) keep it."""
+    """The shape without the image axis, which detections, of another length there, keep."""
     shape = list(tensor.shape)
     return shape[1:] if len(shape) > 2 and shape[0] == 1 else shape
 

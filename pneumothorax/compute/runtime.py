@@ -1,4 +1,4 @@
-"""What this process computes on and in: device, memory, random numbers, 16 or 32 bits."""
+"""What this process computes with: device, memory, random numbers, 16 or 32 bits."""
 
 import platform
 import sys

@@ -1,4 +1,4 @@
-"""A radiograph with a predicted mask drawn over it, which hides nothing."""
+"""A predicted mask drawn over its radiograph, which stays visible below."""
 
 import cv2
 import numpy as np

@@ -31,7 +31,7 @@ from pneumothorax.pipeline.journal import Journal
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
-VERSION = 1  # raise it when a result would come out differently: earlier ones are made again
+VERSION = 1  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
 
@@ -65,7 +65,7 @@ class Image(NamedTuple):
 def predict(
     listed: Listed, task: Task, load: Callable[[], Mapping[int, Predictor]]
 ) -> pd.DataFrame:
-    """Write the missing results; files that cannot be decoded join `listed.rejected`.
+    """Write the missing results; files that cannot be decoded are added to `listed.rejected`.
 
     Args:
         load: gives the run's networks by fold; called only where something is missing.
@@ -119,7 +119,10 @@ def stored_maps(
         )
     values = maps[:, 0].cpu().numpy()
     if not np.isfinite(values).all():
-        raise BadInput("the networks give maps that are not finite numbers: train the run again")
+        raise BadInput(
+            "the networks give probability maps that are not finite: "
+            "train the run again with 02_train.py --overwrite"
+        )
     scores = values.max(axis=(1, 2)) if classification is None else classification.cpu().numpy()
     return postprocess.quantise(values), scores
 
@@ -207,7 +210,7 @@ def _row(image: Image, mask: np.ndarray, p_positive: float) -> Entry:
 
 
 def _is_done(entry: Entry | None, task: Task, file: DicomFile) -> bool:
-    """Whether all results of the file exist, made from what is there now."""
+    """Whether all results of the file exist, made from its current bytes and this run."""
     if entry is None or entry.get("key") != task.key(file):
         return False
     paths = ((task.folder / name, digest) for name, digest in entry["files"].items())

@@ -41,7 +41,7 @@ class Listed:
         return frame.sort_values(["code", "source"], ignore_index=True)
 
     def error(self) -> BadInput:
-        """The list of rejections, to be raised once all other files are done."""
+        """The list of rejections as an error, to raise once all other files are done."""
         lines = [
             f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in self.rejected
         ]

@@ -30,17 +30,17 @@ def read(output: Path, run: str) -> Settled:
     command = f"python 04_submit.py --run {run}"
     path = output / record.path
     if not path.is_file():
-        raise BadInput(f"run {run} has no thresholds yet ({path} does not exist): {command}")
+        raise BadInput(f"run {run} has no thresholds yet ({path} does not exist): run {command}")
     runs = list(lineage.runs_of(output, run))
     if len(runs) > 1:
         raise BadInput(f"{run} is a blend: predict with one of its runs ({', '.join(runs)})")
     if runs != [run]:
-        raise BadInput(f"{path} holds the thresholds of {', '.join(runs)}: {command}")
+        raise BadInput(f"{path} holds the thresholds of {', '.join(runs)}: run {command}")
     body = lineage.submitted(output, run)
     try:
         triplet, calibration = Triplet(**body["final"]), Calibration(**body["calibration"]["final"])
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged: {command} --overwrite") from error
+        raise BadInput(f"{path} is damaged: run {command} --overwrite") from error
     predicted = records.read(output, artifacts.Run(run).predicted)
     folds = predicted["settings"]["folds"]
     weights = [predicted["inputs"][artifacts.Run(run).fold(fold).best_weights] for fold in folds]

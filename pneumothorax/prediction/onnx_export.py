@@ -47,7 +47,7 @@ def update(
         or_more: a file that also holds other folds' networks is up to date.
         overwrite: write the file in any case.
 
-    Raises BadInput where a network cannot be exported, or not without changing its maps.
+    Raises BadInput where a network cannot be exported, or its maps would change.
     """
     weights = lineage.weights(output, run, folds)
     path = output / artifacts.Run(run).onnx
@@ -61,7 +61,9 @@ def update(
     difference = write(output, run, networks, weights=weights, images=images)
     one = f"the network of fold {folds[0]}"
     held = one if len(folds) == 1 else f"{len(folds)} networks in one file"
-    return f"wrote {path}: {held}, maps differ from PyTorch's by at most {difference}/255"
+    return (
+        f"wrote {path}: {held}, probability maps differ from PyTorch's by at most {difference}/255"
+    )
 
 
 def is_current(
@@ -107,8 +109,8 @@ def write(
     )
     if difference > 1:
         raise BadInput(
-            f"the ONNX file of run {run} was not kept: its maps differ from PyTorch's by "
-            f"{difference}/255. Tested versions: {INSTALL_EXTRA}"
+            f"the ONNX file of run {run} was not kept: its probability maps differ from "
+            f"PyTorch's by {difference}/255. Install the tested versions: {INSTALL_EXTRA}"
         )
     path = artifacts.Run(run).onnx
     atomic.write_bytes(output / path, graph)

@@ -15,12 +15,12 @@ from torch import nn
 from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
 
-# The graph's input, its outputs, and the inner values between which the network of a fold lies
+# The graph's input, its outputs, and the inner values at both ends of each fold's network
 IMAGES, PROBABILITY, CLASSIFICATION = "images", "probability", "classification"
 PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits_fold", "classification_logits_fold"
-OPSET = 18  # what the exporter is written for; runtimes since 2023 know it
+OPSET = 18  # the exporter's native opset; runtimes since 2023 support it
 LARGEST_BYTES = 2**31 - 2**24  # of weights: protobuf's limit, less room for the nodes
-TRACED_IMAGES = 2  # PyTorch would take 1 for a constant
+TRACED_IMAGES = 2  # with 1, PyTorch would fix the batch size
 
 
 class Averaged(nn.Module):
@@ -90,7 +90,7 @@ def export(networks: Mapping[int, Any], *, image_size: int, facts: Mapping[str, 
 
 
 def _check(networks: Sequence[Any], name: str) -> None:
-    """Raises BadInput for networks that no ONNX file can hold, before the work."""
+    """Before the export, raise BadInput for networks that no ONNX file can hold."""
     if networks[0].no_fixed_graph:
         raise BadInput(f"{name} cannot be exported to ONNX: {networks[0].no_fixed_graph}")
     size = sum(values.nbytes for network in networks for values in network.state_dict().values())
@@ -104,7 +104,7 @@ def _check(networks: Sequence[Any], name: str) -> None:
 def _description(
     name: str, folds: list[int], image_size: int, has_classification: bool
 ) -> dict[str, str]:
-    """The model's metadata, for whoever opens the file elsewhere."""
+    """The model's metadata, for use without this project."""
     shape = f"(N, 1, {image_size}, {image_size})"
     described = {
         "project": "pneumothorax segmentation on chest radiographs",

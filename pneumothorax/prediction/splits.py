@@ -116,7 +116,7 @@ def predict(
     known: Entries = {}
     for path in run.prediction_journals(task.output):
         known.update(journal.read(path))
-    distributed.gather(None)  # all have read before anyone writes
+    distributed.gather(None)  # every process has read before one writes
     with Journal(task.output / run.prediction_journal(distributed.rank())) as own:
         for group in _groups(networks, images, weights):
             _predict(group, task, known, own)
@@ -210,7 +210,8 @@ def _predict(group: Group, task: Task, known: Entries, own: Journal) -> None:
         broken = sorted({*broken, *names})
     if broken:
         raise bad_list(
-            f"run {task.run}: {len(broken)} maps are not finite numbers: train the run again",
+            f"run {task.run}: {len(broken)} probability maps are not finite: "
+            f"train it again with 02_train.py --run {task.run} --overwrite",
             broken,
         )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASELINE_COLOUR = "#D55E00"  # shows on all colours of the threshold surface
+BASELINE_COLOUR = "#D55E00"  # visible on all colours of the threshold surface
 DOTTED = (0, (1, 2))  # a line style
 
 
@@ -179,7 +179,7 @@ def folds(scores: pd.DataFrame, style: Style, *, baseline: float) -> Figure:
 
 
 def _fold_dots(axes: Axes, values: np.ndarray, number: int, style: Style) -> None:
-    """One run: dots on the left of its place, mean and standard deviation on the right."""
+    """One run: dots left of its position, mean and standard deviation to the right."""
     n = len(values)
     places = number + (np.arange(n) - (n - 1) / 2) * min(0.08, 0.4 / n) - 0.2
     axes.plot(places, values, **style.dots(number), linestyle="none", markersize=6, alpha=0.85)

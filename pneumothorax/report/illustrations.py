@@ -49,7 +49,7 @@ def draw(
 
 
 class Album:
-    """The folder of figures: saves them, and knows afterwards which files are left over."""
+    """The folder of figures: saves them and removes those of earlier reports."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -177,7 +177,7 @@ def data_pictures(
             "data-sample",
             paper_figures.data_sample(sample),
             title="Data sample",
-            caption="As the paper’s figure 4: radiographs of this data set, from small to large "
+            caption="Like the paper’s figure 4: radiographs of this data set, from small to large "
             "masks, and a negative.",
             alt="Radiographs and masks of the training data",
         ),
@@ -185,7 +185,7 @@ def data_pictures(
             "augmentation",
             paper_figures.augmentation(shown, augmented),
             title="Augmentation",
-            caption="As the paper’s figure 5: each training augmentation applied alone, the "
+            caption="Like the paper’s figure 5: each training augmentation applied alone, the "
             "strongest of several random draws.",
             alt="One radiograph under every augmentation",
         ),
@@ -198,7 +198,7 @@ def learning_curves(album: Album, runs: list[Run]) -> page.Figure:
         "learning",
         lambda style: learning.learning(histories, style),
         title="Learning rate, loss and validation score",
-        caption="As the paper’s figure 6, with loss and validation score added. Thin lines: the "
+        caption="Like the paper’s figure 6, with loss and validation score added. Thin lines: the "
         "folds; thick lines: their mean.",
         alt="Learning rate, loss and validation score by epoch",
         wide=True,
@@ -219,7 +219,7 @@ def comparison(
         "comparison",
         paper_figures.comparison(compared),
         title="Comparison of networks",
-        caption="As the paper’s figure 7: out-of-fold predictions of every run (orange) and the "
+        caption="Like the paper’s figure 7: out-of-fold predictions of every run (orange) and the "
         "truth (blue outline), from small to large masks, and the largest false positive. Images "
         "are chosen by their true masks, not by their scores.",
         alt="Radiographs with the predictions of every run",
@@ -237,7 +237,7 @@ def diagrams(album: Album, runs: list[Run]) -> list[page.Figure]:
                 f"network-{name}",
                 lambda style, network=network: network_diagram.draw(network, style),  # type: ignore[misc]
                 title=f"Network of {name}",
-                caption=f"As the paper’s figure 1: {network['network']} with the shapes of a "
+                caption=f"Like the paper’s figure 1: {network['network']} with the shapes of a "
                 f"forward pass of a {size} × {size} image (channels × height × width).",
                 alt=f"Diagram of the network of {name}",
                 wide=True,
@@ -251,7 +251,7 @@ def diagrams(album: Album, runs: list[Run]) -> list[page.Figure]:
                 "attention",
                 lambda style: network_diagram.draw_attention(network, style),
                 title="Improved coordinate attention",
-                caption=f"As the paper’s figure 3: the first attention block of {name}, with the "
+                caption=f"Like the paper’s figure 3: the first attention block of {name}, with the "
                 "shapes of its tensors (channels × height × width).",
                 alt="Diagram of the coordinate attention block",
                 wide=True,

@@ -31,7 +31,7 @@ class BestWeights:
             self._keep(weights, score)
         self.state.save()
         if distributed.is_main():
-            # The state before this one is the fallback: what it names stays for now.
+            # The previous state is the fallback, so the epochs it names are kept too.
             self.files.drop_kept(needed=kept_before | self._kept_epochs())
 
     def load_kept(self) -> dict[int, Weights]:
@@ -54,7 +54,7 @@ class BestWeights:
         progress.set_averaged(score)
 
     def _keep(self, weights: Weights, score: float) -> None:
-        """Of equally good epochs the last is best: there are many if all masks are empty."""
+        """On a tie the latest epoch is best; many epochs tie while all masks are empty."""
         progress = self.state.progress
         facts = {"epoch": progress.epoch, "score": score}
         if (
@@ -73,7 +73,7 @@ class BestWeights:
 
 
 def mean(states: Sequence[Weights]) -> Weights:
-    """The mean of several weights of one network; integers come from the first."""
+    """The mean of several sets of weights of one network; integers come from the first set."""
     return {
         name: torch.stack([state[name].double() for state in states]).mean(0).to(value.dtype)
         if value.is_floating_point()
@@ -85,7 +85,7 @@ def mean(states: Sequence[Weights]) -> Weights:
 def estimate_batch_norms(network: nn.Module, images: Iterable[torch.Tensor]) -> None:
     """Estimate batch norm statistics from scratch, as the mean over batches of images.
 
-    Averaged weights need them: their statistics are not the average of statistics.
+    Averaged weights need this: averaging the statistics, too, would not give theirs.
     """
     swa_utils.update_bn(images, network)
     distributed.average_buffers(network)

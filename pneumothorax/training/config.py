@@ -114,7 +114,7 @@ def load(path: Path, overrides: list[str], **fixed: Any) -> TrainConfig:
     for text in overrides:
         _override(values, text)
     values.update({key: value for key, value in fixed.items() if value is not None})
-    source = f"{path}, with what --set and --seed change"
+    source = f"{path} with --set and --seed applied"
     _refuse_renamed(values, source)
     try:
         return TrainConfig(**values)
@@ -177,7 +177,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         return
     nested = values.setdefault(outer, {})
     if not isinstance(nested, dict):
-        raise BadConfig(f"--set {text}: {outer} is a single value")
+        raise BadConfig(f"--set {text}: {outer} is a single value and has no inner settings")
     nested[inner] = parsed
 
 

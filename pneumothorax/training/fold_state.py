@@ -189,7 +189,7 @@ class FoldState:
         self.network, self.optimization, self.device = network, optimization, device
         self.checkpoints = checkpoints
         self.progress = Progress()
-        # To go back to while nothing is saved. Several processes are restarted by torchrun.
+        # For go_back before the first save. With several processes, torchrun restarts them instead.
         self._beginning = self._packed() if distributed.size() == 1 else None
         self._saved_at = time.monotonic()
 
@@ -209,7 +209,7 @@ class FoldState:
         self._restore(self._saved() if self._beginning is None else _unpacked(self._beginning))
 
     def save(self) -> None:
-        """Write a checkpoint, by the main process; weights that diverged are not written."""
+        """Write a checkpoint on the main process, unless the weights have diverged."""
         state = self._collected()
         if distributed.is_main() and checkpoint.is_finite(state["network"]):
             self.checkpoints.save(state)

@@ -150,7 +150,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
 
 def _draw_scores(axes: Axes, rows: Sequence[Row]) -> None:
     validated = [row for row in rows if not math.isnan(row["siim_dice"])]
-    names = {"siim_dice": "SIIM Dice", "positive_dice": "positives alone"}
+    names = {"siim_dice": "SIIM Dice", "positive_dice": "positive images"}
     for number, (name, label) in enumerate(names.items()):
         look = {**STYLE.line(number), "marker": "."}
         axes.plot(_column(validated, "epoch"), _column(validated, name), **look, label=label)

@@ -144,7 +144,7 @@ class Training:
         self.log = history.Log(data.output, files, epochs=config.epochs)
 
     def bytes_needed(self) -> int:
-        """About what checkpoints will take on the disk, beyond those that exist."""
+        """Roughly the disk space that checkpoints will take in addition to the existing ones."""
         weights = sum(value.nbytes for value in self.network.state_dict().values())
         # With Adam's two moments and the moving average.
         state = weights * (3 if self.config.ema_decay is None else 4)
@@ -168,7 +168,7 @@ class Training:
     def run(self) -> None:
         """Train the remaining epochs and, if the config says so, average the best.
 
-        After the death of a worker it tries once more, from the last save. Raises Stopped
+        After the death of a worker, tries once more from the last save. Raises Stopped
         when asked to stop, with everything saved; BadInput for what the user can repair.
         """
         with Workers() as workers, self.log:
@@ -211,7 +211,7 @@ class Training:
             self._average(loaders)
 
     def _recover(self, death: DeadWorker, workers: Workers, *, last: bool) -> None:
-        """Go back to the last save, or raise what is to be done instead."""
+        """Go back to the last save; raises where the fold cannot be trained further here."""
         if distributed.size() > 1:
             raise death  # torchrun restarts all processes
         if death.hung:
@@ -274,7 +274,7 @@ class Training:
 
     def _until_stopped(self, images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         for batch in images:
-            # Several processes must stop together: they do so in validation.
+            # Several processes must stop together, which only validation ensures.
             if self.stop.is_due() and distributed.size() == 1:
                 self.stop.leave()
             yield batch

@@ -68,7 +68,7 @@ class Optimization:
                 parameter.requires_grad_(not frozen)
                 parameter.grad = None
             self.frozen = frozen
-            # DistributedDataParallel decides when it is made which gradients it exchanges.
+            # DistributedDataParallel decides on construction which gradients it exchanges.
             self.compute = self._shared()
 
     def step(self, parts: Iterable[Part], n_parts: int, n_images: int) -> tuple[float, bool]:
@@ -95,7 +95,7 @@ class Optimization:
         if not broken:
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        if broken or self.scaler.get_scale() < scale:  # fp16: the scaler left the step out
+        if broken or self.scaler.get_scale() < scale:  # fp16: the scaler skipped the step
             self._copy_buffers(self.buffers, self.buffers_before)
             return value, False
         if self.average is not None:
@@ -121,7 +121,7 @@ class Optimization:
     def load(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        # A run begun in bf16 may be resumed on a GPU that has fp16 alone, and the reverse.
+        # A run begun in bf16 may be resumed on a GPU with fp16 only, and vice versa.
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -143,7 +143,7 @@ class Optimization:
         return math.isfinite(loss) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
 
     def _copy_buffers(self, to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
-        """Batch norm statistics, put aside before a step and restored if it is left out."""
+        """Batch norm statistics, saved before a step and restored if it is skipped."""
         for target, buffer in zip(to, source, strict=True):
             target.copy_(buffer)
 

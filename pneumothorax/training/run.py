@@ -58,7 +58,7 @@ class TrainingRun:
         return distributed.on_main(records.is_current, self.output, record, **self._made_from(fold))
 
     def prepare(self, network: Any, *, workers: int) -> None:
-        """Verify the cached images, the first time, and describe the network for the report.
+        """Describe the network for the report; the first call also verifies the cached images.
 
         Raises BadInput that lists damaged images.
         """
@@ -111,7 +111,7 @@ class TrainingRun:
                 if not differences:
                     return
                 self._refuse(differences, folds, overwrite=overwrite)
-                with ExitStack() as held:  # wait until nobody trains a fold of it
+                with ExitStack() as held:  # wait until no process trains any of its folds
                     for fold in range(self.n_folds):
                         held.enter_context(locks.lock(self.output, self._lock_name(fold)))
                     print(f"starting {folder} from scratch: its settings change")
@@ -171,7 +171,7 @@ class TrainingRun:
         return artifacts.Run(self.settings.init_from.removeprefix("runs/"))
 
     def _lock(self) -> AbstractContextManager[Path]:
-        """On what the run's folds share; several machines may start them at the same time."""
+        """Lock what the folds share: several machines may start them at the same time."""
         return locks.lock(self.output, f"02_train-{self.name}", patience_s=RUN_PATIENCE_S)
 
     def _lock_name(self, fold: int) -> str:
@@ -179,7 +179,7 @@ class TrainingRun:
 
 
 def finish(training: Training) -> dict[str, Any]:
-    """Train to the last epoch from where the fold stands -> facts for its record.
+    """Train from the last save to the last epoch -> facts for the fold's record.
 
     Raises Stopped when asked to stop, with everything saved; BadInput for what the user can
     repair, such as too little memory or disk.

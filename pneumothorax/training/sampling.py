@@ -49,7 +49,7 @@ def positives_per_negative(
 
 
 class SlidingSampling:
-    """The items of each epoch. It has no memory: a resumed run draws the same images.
+    """The items of each epoch. They depend on the epoch alone: a resumed run draws the same images.
 
     Args:
         positives, negatives: indices into the data set.
@@ -146,7 +146,7 @@ class EpochBatches(Sampler[list[Item]]):
             yield from map(self.own, batch)
 
     def own(self, part: list[Item]) -> list[Item]:
-        """This process's items of a part: equally many on every process, two if possible."""
+        """This process's items of a part: the same number on every process, at least two if possible."""
         n = max(-(-len(part) // self.size), min(2, len(part)))
         return [part[(self.rank + self.size * place) % len(part)] for place in range(n)]
 

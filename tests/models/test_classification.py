@@ -70,7 +70,7 @@ def test_the_head_learns_which_images_are_positive():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
 def test_a_negative_or_infinite_weight_is_refused(name, weight):
-    with pytest.raises(ValueError, match="classification_weight is at least 0 and finite"):
+    with pytest.raises(ValueError, match="classification_weight must be at least 0 and finite"):
         small(name, classification_weight=weight)
 
 

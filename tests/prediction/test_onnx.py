@@ -211,7 +211,7 @@ def test_a_graph_that_disagrees_with_pytorch_is_not_kept(written, monkeypatch):
     monkeypatch.setattr(onnx_graph, "export", lambda *_, **__: good)
     other = {0: networks[0], 1: Predictor(lively("unet", seed=2), SIZE)}
     with pytest.raises(
-        BadInput, match=r"run r was not kept: its maps differ from PyTorch's by \d+/255"
+        BadInput, match=r"run r was not kept: its probability maps differ from PyTorch's by \d+/255"
     ):
         onnx_export.write(
             output, "r", other, weights={"other": "hash"}, images=[output / "absent.png"]
@@ -407,7 +407,7 @@ def test_a_file_of_earlier_weights_is_replaced_before_stage_03_predicts_with_it(
     )
     predict(output, "--backend", "onnxruntime", "--split", "test")
     assert (
-        "network.onnx: 2 networks in one file, maps differ from PyTorch's by at most"
+        "network.onnx: 2 networks in one file, probability maps differ from PyTorch's by at most"
         in capsys.readouterr().out
     )
     assert path.read_bytes() == good
@@ -416,7 +416,7 @@ def test_a_file_of_earlier_weights_is_replaced_before_stage_03_predicts_with_it(
 def test_a_file_of_one_fold_is_replaced_only_by_the_command_for_all(trained, tmp_path, capsys):
     output = shutil.copytree(trained, tmp_path / "output")
     export(output, "--fold", 1)
-    assert "network.onnx: the network of fold 1, maps differ" in capsys.readouterr().out
+    assert "network.onnx: the network of fold 1, probability maps differ" in capsys.readouterr().out
     one_fold = (output / artifacts.Run("tiny").onnx).read_bytes()
     export(output, "--fold", 1)
     assert "network.onnx is up to date" in capsys.readouterr().out

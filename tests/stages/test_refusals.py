@@ -128,7 +128,7 @@ def test_a_run_whose_probability_maps_are_not_finite_is_named_with_the_number_of
     (output / RUN.predicted.path).unlink()
     (output / RUN.prediction_journal()).unlink()
     with pytest.raises(
-        BadInput, match=r"run tiny: \d+ maps are not finite numbers: train the run again"
+        BadInput, match=r"run tiny: \d+ probability maps are not finite: train it again"
     ):
         run_on(output, "03_predict.py", "--run", "tiny")
     assert not (output / RUN.predicted.path).exists()
