@@ -7,7 +7,6 @@ the worked example is in tests/test_rle.py.)
 
 import re
 
-import cv2
 import numpy as np
 
 from pneumothorax.errors import BadInput
@@ -22,6 +21,8 @@ def encode(mask: np.ndarray) -> str:
 
     Works on the mask's bounding box only: real masks cover about 1 % of a radiograph.
     """
+    import cv2  # here, so that importing the module stays quick
+
     if mask.ndim != 2:
         raise ValueError(f"a mask is (H, W), got shape {mask.shape}")
     is_bytes = mask.dtype in (np.bool_, np.uint8)
@@ -90,6 +91,8 @@ def look_absolute(pairs: np.ndarray, n_pixels: int) -> bool:
 
 def decode(text: str, shape: tuple[int, int]) -> np.ndarray:
     """One row -> (H, W) uint8 mask of 0 and 1. Raises BadInput if it does not fit."""
+    import cv2
+
     height, width = shape
     mask = np.zeros((height, width), dtype=np.uint8)
     if text == EMPTY:

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 import models
 from models import encoder_weights, smp_library, torchvision_ops
 from models.encoder_weights import WeightsError
 from pneumothorax.compute import checkpoint
+from pneumothorax.training.config import load
 from tests.helpers.networks import RANDOM_RESNET18, SMALL, small
 from tests.helpers.stages import ROOT
 
@@ -123,9 +123,9 @@ def test_a_checkpoint_alone_restores_the_network(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_names_an_existing_network_and_settings(config):
-    values = yaml.safe_load((ROOT / config).read_text(encoding="utf-8"))
+    settings = load(ROOT / config, [])  # with the files that it is based on
     with torch.device("meta"):  # shapes without memory
-        network = models.build_untrained(values["model"], **values.get("model_settings", {}))
+        network = models.build_untrained(settings.model, **settings.model_settings)
     assert n_parameters(network) > 0
 
 

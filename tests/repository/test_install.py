@@ -63,7 +63,7 @@ def test_the_report_finds_its_templates(site, tmp_path):
 
 
 def test_rle_and_metrics_load_no_slow_library(site, tmp_path):
-    slow = {"torch", "pandas", "sklearn", "scipy", "matplotlib", "pydantic", "joblib"}
+    slow = {"torch", "pandas", "sklearn", "scipy", "cv2", "matplotlib", "pydantic", "joblib"}
     code = (
         "import sys; from pneumothorax import rle, metrics; "
         f"print(sorted({slow!r} & set(sys.modules)))"

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts, records
 from tests.helpers.stages import ROOT, files_below, run_all, run_on
@@ -114,7 +115,9 @@ def interrupted(output, config, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_saves_and_prints_the_command_to_resume(copied, config, number):
+def test_a_signal_ends_the_step_saves_and_prints_the_command_to_resume(
+    copied, config, number, monkeypatch
+):
     _, output = copied
     code, printed, path = interrupted(output, config, number)
     assert code == 128 + number, printed
@@ -126,7 +129,9 @@ def test_a_signal_ends_the_step_saves_and_prints_the_command_to_resume(copied, c
     saved = torch.load(path.with_name("last.pt"), weights_only=True)["progress"]
     assert saved["epoch"] == epochs
     assert not (output / artifacts.Run("stopped").fold(0).trained.path).exists()
-    left = ["--set", "epochs=200", "--fold", 0, "--run", "stopped", "--max-time", 0.05]
+    questions = iter(range(10))  # the time is up when it has been asked for ten times
+    monkeypatch.setattr(StopRequest, "is_due", lambda _: next(questions, None) is None)
+    left = ["--set", "epochs=200", "--fold", 0, "--run", "stopped", "--max-time", 60]
     with pytest.raises(Stopped) as stopped:  # it resumes, until the time is up
         run_on(output, "02_train.py", "--config", config, *left)
     assert stopped.value.code == 0
