@@ -64,7 +64,7 @@ class IcaResUNet(NetworkWithClassification):
             )
         if len(decoder_channels) != 5 or min(decoder_channels) < 1:
             raise ValueError(
-                f"decoder_channels must be five numbers of at least 1, got {decoder_channels}"
+                f"decoder_channels: five numbers of at least 1, got {decoder_channels}"
             )
         if placement not in PLACEMENTS:
             raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
