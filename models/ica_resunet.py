@@ -58,17 +58,7 @@ class IcaResUNet(NetworkWithClassification):
         classification_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        if encoder not in _encoder_names():
-            raise ValueError(
-                f"encoder must be one of {', '.join(_encoder_names())}, got {encoder!r}"
-            )
-        if len(decoder_channels) != 5 or min(decoder_channels) < 1:
-            raise ValueError(
-                f"decoder_channels: five numbers of at least 1, got {decoder_channels}"
-            )
-        if placement not in PLACEMENTS:
-            raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
-
+        _check(encoder, decoder_channels, placement)
         # The parts keep smp's names: with attention=False the state dict is that of smp.Unet.
         unet = smp_library.load().Unet(
             encoder, encoder_weights=None, in_channels=1, decoder_channels=tuple(decoder_channels)
@@ -125,6 +115,18 @@ class AttendedLevel(nn.Module):
 
     def forward(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         return self.attention(self.level(*arguments, **keywords))
+
+
+def _check(encoder: str, decoder_channels: Sequence[int], placement: str) -> None:
+    """Raises ValueError for settings that no network can be built from."""
+    if encoder not in _encoder_names():
+        raise ValueError(f"encoder must be one of {', '.join(_encoder_names())}, got {encoder!r}")
+    if len(decoder_channels) != 5 or min(decoder_channels) < 1:
+        raise ValueError(
+            f"decoder_channels must be five numbers of at least 1, got {decoder_channels}"
+        )
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
 
 
 def _encoder_names() -> list[str]:
