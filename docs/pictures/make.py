@@ -30,9 +30,7 @@ FLAGS = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = stage.manual(__doc__)
     flag = parser.add_argument
     flag("--output", type=Path, default=Path("output"), help="output of the demo (%(default)s)")
     flag("--to", type=Path, default=Path("docs/pictures"), help="folder to write to (%(default)s)")
