@@ -25,19 +25,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import models
-from pneumothorax.compute import distributed, runtime
-from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadConfig
 from pneumothorax.pipeline import artifacts, stage
-from pneumothorax.training import config, loop
-from pneumothorax.training.config import TrainConfig
-from pneumothorax.training.run import TrainingRun, finish
 
 if TYPE_CHECKING:
+    import torch
+
     from models.network import SegmentationNetwork
+    from pneumothorax.compute.interruption import StopRequest
+    from pneumothorax.training.config import TrainConfig
+    from pneumothorax.training.run import TrainingRun
 
 DEFAULT_CONFIG = Path("configs/ica_resunet.yaml")
 
@@ -76,6 +73,11 @@ def minutes(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    from pneumothorax.compute import distributed
+    from pneumothorax.compute.interruption import StopRequest
+    from pneumothorax.training import config
+    from pneumothorax.training.run import TrainingRun
+
     settings = config.load(args.config, args.set, seed=args.seed)
     # Impossible settings are refused before anything is written.
     network = build(settings, fetch=False)
@@ -96,8 +98,10 @@ def main(argv: list[str] | None = None) -> None:
         distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")
 
 
-def build(settings: TrainConfig, *, fetch: bool) -> "SegmentationNetwork":
+def build(settings: "TrainConfig", *, fetch: bool) -> "SegmentationNetwork":
     """The network, with pretrained weights if `fetch`. Raises BadConfig for unknown settings."""
+    import models
+
     make = models.build if fetch else models.build_untrained
     try:
         network = make(settings.model, **settings.model_settings)
@@ -110,13 +114,17 @@ def build(settings: TrainConfig, *, fetch: bool) -> "SegmentationNetwork":
 
 def train_fold(
     args: argparse.Namespace,
-    run: TrainingRun,
+    run: "TrainingRun",
     fold: int,
     *,
-    device: torch.device,
-    stop: StopRequest,
+    device: "torch.device",
+    stop: "StopRequest",
 ) -> dict[str, Any]:
     """Train the fold to its last epoch, resuming if it can -> facts for its record."""
+    from pneumothorax.compute import distributed, runtime
+    from pneumothorax.training import loop
+    from pneumothorax.training.run import finish
+
     seed = run.settings.seed
     runtime.seed_everything(seed)
     network = build(run.settings, fetch=run.settings.init_from is None)

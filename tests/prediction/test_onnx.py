@@ -480,7 +480,9 @@ def test_a_missing_package_is_a_usage_error_with_the_command_to_install_it(
     assert "python -m pip install -r requirements-extra.txt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("script", ["03_predict.py", "predict_radiographs.py", "export_model.py"])
+@pytest.mark.parametrize(
+    "script", ["02_train.py", "03_predict.py", "predict_radiographs.py", "export_model.py"]
+)
 def test_help_imports_no_heavy_library(script):
     code = (
         "import contextlib, runpy, sys\n"
