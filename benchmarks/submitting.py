@@ -2,9 +2,9 @@
 
 Goals: thresholds for 12,000 images in at most 3 minutes; 12,000 out-of-fold and 3,205
 test maps from 3 runs x 5 folds blended, tuned and submitted in at most 10 minutes,
-below 2 GiB. The maps are generated at 512 x 512: soft lesions, shifted from the
-truth to varying degrees, false alarms, and in most negatives only noise below the thresholds. Linux only
-(reads /proc).
+below 2 GiB. The maps are generated at 512 x 512: soft lesions, shifted from the truth
+to varying degrees, false alarms, and in most negatives only noise below the thresholds.
+Linux only (reads /proc).
 
     python -m benchmarks.submitting
     python -m benchmarks.submitting --train 1200 --test 320

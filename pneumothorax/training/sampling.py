@@ -146,7 +146,7 @@ class EpochBatches(Sampler[list[Item]]):
             yield from map(self.own, batch)
 
     def own(self, part: list[Item]) -> list[Item]:
-        """This process's items of a part: the same number on every process, at least two if possible."""
+        """This process's items of a part: the same number everywhere, at least two if possible."""
         n = max(-(-len(part) // self.size), min(2, len(part)))
         return [part[(self.rank + self.size * place) % len(part)] for place in range(n)]
 

@@ -33,7 +33,7 @@ def test_a_cpu_computes_in_bf16_if_it_has_units_for_it(monkeypatch, units, expec
     assert runtime.computes_in_bf16(torch.device("cpu")) is expected
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+def test_a_loaded_checkpoint_equals_the_saved_one(tmp_path):
     state = {"epoch": 3, "score": 0.5, "network": {"weight": torch.arange(6.0).reshape(2, 3)}}
     checkpoint.save(tmp_path / "a.pt", state)
     loaded = checkpoint.load(tmp_path / "a.pt")
