@@ -36,9 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     import models
     from pneumothorax.prediction import onnx_export
 
+    n_folds = lineage.folded(args.output)["settings"]["folds"]
+    folds = stage.chosen_folds(args.fold, n_folds)
     with locks.lock(args.output, f"03_predict-{args.run}"):  # stage 03 may write the same file
-        n_folds = lineage.folded(args.output)["settings"]["folds"]
-        folds = stage.chosen_folds(args.fold, n_folds)
         done = onnx_export.update(
             args.output, args.run, folds, build=models.build_untrained, overwrite=args.overwrite
         )

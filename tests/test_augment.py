@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_sample_regardless_of_earlier_ones():
 
 
 @pytest.mark.parametrize("size", [64, 128, 512])
-def test_shapes_and_types_stay_and_masks_hold_only_0_and_1(size):
+def test_shapes_and_types_are_preserved_and_masks_hold_only_0_and_1(size):
     for image, mask in augmented(range(15), size=size):
         assert image.shape == mask.shape == (size, size)
         assert image.dtype == mask.dtype == np.uint8
@@ -112,7 +112,7 @@ def test_elastic_distortion_is_more_than_a_shift():
     assert 2 < rows.max() - rows.min() < 32
 
 
-def test_the_papers_augmentations_are_all_there_and_each_happens():
+def test_all_augmentations_of_the_paper_are_present_and_each_is_applied():
     names = {
         type(part).__name__
         for step in augment.training().transforms

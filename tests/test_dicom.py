@@ -594,14 +594,14 @@ def test_an_explicit_number_of_frames_of_1_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a", "1.2.3", "ID_0", "A-b_c.d", "a" * 64])
-def test_good_ids(text):
+def test_legal_ids_are_accepted(text):
     assert dicom.is_image_id(text)
 
 
 @pytest.mark.parametrize(
     "text", ["", ".", "..", ".a", "a/b", "a\\b", "a" * 65, "a\n", "a ", "ä", "=1", "a:b", "\0"]
 )
-def test_bad_ids(text):
+def test_illegal_ids_are_refused(text):
     assert not dicom.is_image_id(text)
 
 
@@ -646,7 +646,7 @@ def test_folders_pipes_and_missing_files_are_rejected(tmp_path):
     [b"", b"\0\0", b"junk"],
     ids=["plain", "zeros between markers", "junk between markers"],
 )
-def test_a_large_jpeg_in_a_small_dicom_is_refused_before_memory_is_taken(tmp_path, prefix):
+def test_a_large_jpeg_in_a_small_dicom_is_refused_before_memory_is_allocated(tmp_path, prefix):
     data = bombs.jpeg(20000)
     data = data[:2] + prefix + data[2:]  # libjpeg skips garbage between markers
     path = write_dicom(

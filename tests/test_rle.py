@@ -170,7 +170,7 @@ def test_overlapping_rows_count_once():
         "1 2\n",
     ],
 )
-def test_what_is_not_pairs_of_whole_numbers_is_bad_input(text):
+def test_text_other_than_pairs_of_whole_numbers_is_bad_input(text):
     with pytest.raises(BadInput, match="pairs"):
         rle.decode(text, (10, 10))
 

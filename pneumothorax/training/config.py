@@ -119,13 +119,17 @@ def load(path: Path, overrides: list[str], **fixed: Any) -> TrainConfig:
     try:
         return TrainConfig(**values)
     except pydantic.ValidationError as error:
-        named = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        unknown = {"extra_forbidden": "is not a setting"}
+        named = [
+            (".".join(map(str, one["loc"])), unknown.get(one["type"], one["msg"]))
+            for one in error.errors()
+        ]
         # An error about several settings has no name.
         wrong = "\n  ".join(f"{name}: {text}" if name else text for name, text in named)
         known = ", ".join(TrainConfig.model_fields)
         raise BadConfig(f"{source}:\n  {wrong}\nknown settings: {known}") from error
     except TypeError as error:
-        raise BadConfig(f"{path}: {error}") from error
+        raise BadConfig(f"{path}: the names of settings must be text ({error})") from error
 
 
 def read(path: Path, named_by: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -138,18 +142,20 @@ def read(path: Path, named_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         named_by: the files that led here through `base`.
     """
     chain = " -> ".join(map(str, (*named_by, path)))
-    if path.resolve() in [one.resolve() for one in named_by]:
-        raise BadConfig(f"base: these configs form a loop: {chain}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadConfig(f"{chain} cannot be read: {error}") from error
+        if path.resolve() in [one.resolve() for one in named_by]:
+            raise BadConfig(f"base: these configs form a loop: {chain}")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise BadConfig(f"{chain} cannot be read: {_reason(error)}") from error
+    if values is None:  # an empty file
+        return {}
     if not isinstance(values, dict):
         raise BadConfig(f"{chain} must hold `key: value` lines")
     if BASE not in values:
         return values
     base = values.pop(BASE)
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base:
         raise BadConfig(f"{chain}: base must be the path of another config, got {base!r}")
     return _merged(read(path.parent / base, (*named_by, path)), values)
 
@@ -170,8 +176,8 @@ def _override(values: dict[str, Any], text: str) -> None:
     outer, _, inner = key.partition(".")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise BadConfig(f"--set {text}: {error}") from error
+    except (RecursionError, yaml.YAMLError) as error:
+        raise BadConfig(f"--set {text}: {_reason(error)}") from error
     if not inner:
         values[outer] = parsed
         return
@@ -179,6 +185,18 @@ def _override(values: dict[str, Any], text: str) -> None:
     if not isinstance(nested, dict):
         raise BadConfig(f"--set {text}: {outer} is a single value and has no inner settings")
     nested[inner] = parsed
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is not YAML, or a file cannot be read, on one line."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    strerror = getattr(error, "strerror", None)
+    return strerror or " ".join(str(error).split())
 
 
 def _refuse_renamed(values: dict[str, Any], source: str) -> None:

@@ -56,7 +56,7 @@ def validate(
     """Scores over all processes, and this process's first positive images; None if stopped.
 
     SIIM Dice is that of the best thresholds for this fold: fixed thresholds would prefer
-    epochs in which the network still leaves every mask empty. As a score it is too high;
+    epochs in which the network still leaves every mask empty. This score is optimistic;
     stage 04 scores with thresholds of the other folds.
 
     Args:

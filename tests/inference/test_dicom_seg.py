@@ -96,7 +96,7 @@ def values(dataset, path):
     ]
 
 
-def test_every_element_that_the_standard_requires_is_there(tmp_path):
+def test_every_element_that_the_standard_requires_is_present(tmp_path):
     for tags in (WHOLE, {}):
         made = read(encoded(radiograph(tmp_path, **tags)))
         assert [
@@ -116,7 +116,7 @@ def test_every_element_that_the_standard_requires_is_there(tmp_path):
             assert pydicom.uid.UID(made.get(name)).is_valid
 
 
-def test_it_belongs_to_the_patient_and_the_study_and_refers_to_the_image(tmp_path):
+def test_the_object_belongs_to_the_patient_and_the_study_and_refers_to_the_image(tmp_path):
     made = read(encoded(radiograph(tmp_path, **WHOLE)))
     for name in set(WHOLE) - {"SeriesInstanceUID", "PixelSpacing"}:
         assert made.get(name) == WHOLE[name], name
@@ -201,7 +201,7 @@ def test_equal_input_gives_equal_bytes_and_other_input_other_uids(tmp_path):
         assert len({made.get(name) for made in objects}) == 3
 
 
-def test_its_dates_are_those_of_the_source_and_never_of_today(tmp_path):
+def test_the_objects_dates_are_those_of_the_source_and_never_of_today(tmp_path):
     made = read(encoded(radiograph(tmp_path, **WHOLE)))
     assert (made.ContentDate, made.ContentTime) == ("20190304", "101112")
     dates = {

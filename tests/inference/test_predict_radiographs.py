@@ -351,7 +351,7 @@ def test_an_id_of_several_files_is_predicted_once_or_not_at_all(tiny, tmp_path, 
     assert "1 files are copies" in capsys.readouterr().out
 
 
-def test_files_that_vanish_or_change_meanwhile_or_cannot_be_read_are_listed(
+def test_files_that_vanish_change_or_cannot_be_read_are_listed(
     tiny, networks, tmp_path, monkeypatch
 ):
     _, output = tiny
@@ -442,7 +442,7 @@ def test_a_killed_call_resumes_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path
     assert bytes_of(tmp_path / "to") == undisturbed
 
 
-def test_results_are_made_again_when_anything_behind_them_changes(tiny, tmp_path, monkeypatch):
+def test_results_are_made_again_when_any_of_their_inputs_changes(tiny, tmp_path, monkeypatch):
     _, output = tiny
     run = settled.read(output, "tiny")
     task = predicting.Task(tmp_path, run, False, 2, CPU, False)

@@ -250,7 +250,7 @@ def phantoms(*, positives, negatives, size):
 
 
 @pytest.mark.slow
-def test_it_memorises_eight_phantoms():
+def test_chexlocnet_memorises_eight_phantoms():
     radiographs, masks = phantoms(positives=6, negatives=2, size=96)
     network = small(
         fpn_channels=64,

@@ -59,7 +59,7 @@ def test_both_layouts_in_both_formats_fill_the_encoder(tmp_path, suffix, prefix)
         ("mobileone_s0", "stage0.rbr_conv.0.conv.weight", False),
     ],
 )
-def test_other_encoders_than_resnets_are_filled_too(tmp_path, name, first, in_torchvision):
+def test_encoders_other_than_resnets_are_filled_too(tmp_path, name, first, in_torchvision):
     torch.manual_seed(1)
     if in_torchvision:
         state = getattr(torchvision_ops.load().models, name)(num_classes=3).state_dict()

@@ -466,6 +466,12 @@ def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(trained):
         predict(trained, "--fold", 2)
 
 
+def test_an_export_without_prepared_data_names_the_stage_and_writes_nothing(tmp_path):
+    with pytest.raises(BadInput, match=r"run 00_prepare_data\.py first"):
+        run_stage("export_model.py", "--output", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 @pytest.mark.parametrize(
     "command", [["export_model.py"], ["03_predict.py", "--backend", "onnxruntime"]]

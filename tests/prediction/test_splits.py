@@ -23,7 +23,7 @@ def predict(output):
 
 
 @pytest.mark.parametrize("n_lost", [1, 7])
-def test_a_lost_map_is_predicted_again_in_the_batch_that_it_was_in(folded, n_lost):
+def test_a_lost_map_is_predicted_again_in_its_original_batch(folded, n_lost):
     first = predict(folded)
     assert first["p_max"].nunique() == 2  # 12 images in a fold: batches of 5, 5 and 2
     for image_id in first["image_id"][:n_lost]:

@@ -270,7 +270,7 @@ def test_truth_and_prediction_are_drawn_where_they_are_in_their_colours(browser,
     assert np.ptp(pixels(browser, picture).astype(int)[round(20 * scale), round(20 * scale)]) < 5
 
 
-def test_two_runs_stand_side_by_side_with_their_own_predictions(browser, report):
+def test_two_runs_are_shown_side_by_side_each_with_its_prediction(browser, report):
     open_page(browser, report)
     choose(browser, b="other", outcome="missed")
     card = find(browser, ".card")

@@ -308,7 +308,7 @@ def test_the_sampling_switch_is_marked_at_its_epoch_when_all_runs_share_it():
 
 @pytest.mark.parametrize("make", CURVES)
 @pytest.mark.parametrize("style", [LIGHT, DARK])
-def test_svg_bytes_are_the_same_twice(make, style, tmp_path):
+def test_drawing_twice_gives_the_same_svg_bytes(make, style, tmp_path):
     for name in ("first.svg", "second.svg"):
         save(make(style), tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.svg", "second.svg"))
@@ -318,7 +318,7 @@ def test_svg_bytes_are_the_same_twice(make, style, tmp_path):
 
 
 @pytest.mark.parametrize("make", PAPER)
-def test_png_bytes_are_the_same_twice_and_name_no_software(make, tmp_path):
+def test_drawing_twice_gives_the_same_png_bytes_which_name_no_software(make, tmp_path):
     for name in ("first.png", "second.png"):
         save(make(), tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.png", "second.png"))

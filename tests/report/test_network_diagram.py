@@ -353,7 +353,7 @@ def test_a_network_without_attention_has_no_attention_diagram():
         network_diagram.draw_attention(traced("unet"), LIGHT)
 
 
-def test_diagrams_are_the_same_file_twice(tmp_path):
+def test_drawing_a_diagram_twice_gives_the_same_file(tmp_path):
     trace = traced("ica_resunet")
     for name in ("first", "second"):
         save(network_diagram.draw(trace, LIGHT), tmp_path / f"{name}.svg")

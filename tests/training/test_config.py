@@ -84,7 +84,11 @@ def test_unknown_keys_and_impossible_values_are_refused_and_the_known_keys_liste
     ("text", "overrides"),
     [
         ("- a\n- b\n", []),
+        ("[]\n", []),
+        ("false\n", []),
         ("a: [\n", []),
+        pytest.param("a: " + "[" * 3000, [], id="deep"),
+        ("\0\n", []),
         ("!!python/object/apply:os.system ['true']\n", []),
         ("", ["epochs"]),
         ("", ["epochs=["]),
@@ -178,7 +182,7 @@ def configs(tmp_path, **texts):
     return tmp_path / f"{next(iter(texts))}.yaml"
 
 
-def test_a_config_comes_on_top_of_its_base_and_that_of_its_base(tmp_path):
+def test_a_config_overrides_its_base_and_the_base_of_its_base(tmp_path):
     (tmp_path / "inner").mkdir()
     lowest = "model: unet\nepochs: 3\nbatch_size: 4\nmodel_settings: {a: 1, b: 2, c: 3}\n"
     (tmp_path / "lowest.yaml").write_text(lowest)
@@ -208,6 +212,12 @@ def test_bases_that_form_a_loop_are_refused_with_the_chain(tmp_path):
         ({"a": "base: b.yaml\n", "b": "- 1\n"}, r"a\.yaml -> \S+b\.yaml must hold"),
         ({"a": "base: [b.yaml]\n"}, "base must be the path of another config"),
         ({"a": "base:\n"}, "base must be the path of another config"),
+        ({"a": 'base: "b\\0"\n'}, "base must be the path of another config"),
+        (
+            {"a": "base: b.yaml\n", "b": "c: 1\nd: [\n"},
+            r"b\.yaml cannot be read: line 3: expected[^\n]+$",
+        ),
+        ({"a": "base: .\n"}, r"cannot be read: Is a directory$"),
     ],
 )
 def test_a_base_that_is_not_a_config_is_named_with_the_file_that_names_it(tmp_path, texts, match):

@@ -44,7 +44,7 @@ def said(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_the_picture_shows_loss_scores_rate_and_ratio_over_all_epochs_to_come():
+def test_the_picture_shows_loss_scores_rate_and_ratio_with_room_for_all_epochs():
     found = panels([row(1), row(2, siim_dice=math.nan), row(3, siim_dice=0.8, positive_dice=0.6)])
     assert drawn(found["loss"]) == ([1, 2, 3], [1, 1 / 2, 1 / 3])
     assert drawn(found["scores"]) == (
@@ -59,7 +59,7 @@ def test_the_picture_shows_loss_scores_rate_and_ratio_over_all_epochs_to_come():
 
 
 @pytest.mark.parametrize("last, scale", [(1e-5, "log"), (2e-5, "linear"), (0.0, "linear")])
-def test_the_learning_rate_is_on_a_log_axis_from_a_decade_on(last, scale):
+def test_a_learning_rate_that_falls_by_a_decade_is_on_a_log_axis(last, scale):
     found = panels([row(1, learning_rate=1e-4), row(2, learning_rate=last)])
     assert found["rate"].get_yscale() == scale
 

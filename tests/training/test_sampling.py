@@ -82,7 +82,7 @@ def test_no_negative_is_repeated_before_all_have_been_used(schedule):
     assert min(counts.values()) >= 3
 
 
-def test_an_epoch_is_the_same_in_any_order_and_at_any_repeat():
+def test_an_epoch_does_not_depend_on_the_epochs_drawn_before_it():
     forward = [sampling().items(epoch) for epoch in range(12)]
     drawn = sampling()
     backward = [drawn.items(epoch) for epoch in reversed(range(12))]

@@ -72,9 +72,7 @@ def test_the_reader_finds_the_pictures_side_by_side_at_their_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2, 3])
-def test_a_log_that_goes_on_after_a_kill_shows_each_epoch_once_with_its_last_numbers(
-    finished, tmp_path
-):
+def test_a_log_resumed_after_a_kill_shows_each_epoch_once_with_its_last_numbers(finished, tmp_path):
     killed = TensorBoardLog(tmp_path, finished_epochs=0)
     for epoch in (1, 2, 3):
         log_epoch(killed, epoch, train_loss=9.0)
@@ -112,13 +110,13 @@ def test_truth_and_prediction_are_outlined_in_the_reports_colours_and_the_inside
     assert (picture[8, 8] == 50).all() and (picture[22, 22] == 50).all()
 
 
-def test_where_truth_and_prediction_agree_both_are_seen():
+def test_where_truth_and_prediction_agree_both_are_visible():
     mask = disc(SIZE, 16, 16, 8)
     picture = overlay(IMAGE, mask, mask)
     assert marked(picture, TRUTH_RGB)[16, 7] and marked(picture, PREDICTION_RGB)[16, 8]
 
 
-def test_a_map_is_outlined_where_it_is_at_least_a_half(tmp_path, monkeypatch):
+def test_a_probability_map_is_outlined_where_it_is_at_least_one_half(tmp_path, monkeypatch):
     log = TensorBoardLog(tmp_path, finished_epochs=0)
     written = []
     monkeypatch.setattr(

@@ -738,7 +738,7 @@ def test_scores_by_hand():
 
 
 @pytest.mark.parametrize("name", ["ica_resunet", "unetpp_msof", "unet"])
-def test_training_runs_what_was_compiled_with_the_same_result(name, output, monkeypatch):
+def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
     settings = {"unet": {"base_channels": 4}, "unetpp_msof": {"base_channels": 2}}
     settings["ica_resunet"] = {
         "encoder": "resnet18",
