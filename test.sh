@@ -17,4 +17,5 @@ fi
 # At most four processes, each with a whole file at a time and one thread, so that they do not
 # slow each other down.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-auto}" --maxprocesses 4 --dist loadfile "$@"
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-auto}" --maxprocesses 4 --dist loadfile \
+    --no-loadscope-reorder "$@"
