@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None) -> None:
 
         size = distributed.on_main(splits.checked_cache, args.output, images, workers=args.workers)
         networks = load_networks(args, folds, device, overwrite=overwrite)
-        task = splits.Task(args.output, args.run, size, args.batch_size, args.workers, device, bf16)
+        task = splits.PredictionTask(
+            args.output, args.run, size, args.batch_size, args.workers, device, bf16
+        )
         keys = {fold: weights_key(args, inputs, fold) for fold in folds}
         frame = splits.predict(networks, images, task=task, weights=keys)
         distributed.on_main(splits.seal, args.output, args.run, frame, made_from)

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     run = settled.read(args.output, args.run)
     listed = reading.search(args.path)
     bf16 = runtime.predicts_in_bf16(args.precision, device)
-    task = predicting.Task(args.to, run, args.dicom_seg, args.batch_size, device, bf16)
+    task = predicting.FolderTask(args.to, run, args.dicom_seg, args.batch_size, device, bf16)
     load = functools.partial(
         probability_maps.load_folds,
         args.output,

@@ -37,7 +37,7 @@ Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Task:
+class FolderTask:
     """What is written, where, and how it is computed."""
 
     folder: Path
@@ -53,7 +53,7 @@ class Task:
         return hashlib.sha256(repr((made_by, file.source, file.sha256)).encode()).hexdigest()
 
 
-class Image(NamedTuple):
+class DecodedFile(NamedTuple):
     """A decoded file."""
 
     file: DicomFile
@@ -63,7 +63,7 @@ class Image(NamedTuple):
 
 
 def predict(
-    listed: Listed, task: Task, load: Callable[[], Mapping[int, Predictor]]
+    listed: Listed, task: FolderTask, load: Callable[[], Mapping[int, Predictor]]
 ) -> pd.DataFrame:
     """Write the missing results; files that cannot be decoded are added to `listed.rejected`.
 
@@ -130,7 +130,7 @@ def stored_maps(
 def _predict_batch(
     batch: Sequence[DicomFile],
     networks: Callable[[], Mapping[int, Predictor]],
-    task: Task,
+    task: FolderTask,
     listed: Listed,
     journal: Journal,
 ) -> None:
@@ -165,14 +165,14 @@ def _predict_batch(
         journal.append(image.file.image_id, entry)
 
 
-def _decode(file: DicomFile) -> Image:
+def _decode(file: DicomFile) -> DecodedFile:
     header, dataset = dicom.open_header(file.path)
     if header.image_id != file.image_id:
         raise dicom.Rejected("IO", "the file changed while it was read")
-    return Image(file, dicom.decode(header, dataset).image, *dicom.pixel_area_mm2(dataset))
+    return DecodedFile(file, dicom.decode(header, dataset).image, *dicom.pixel_area_mm2(dataset))
 
 
-def _files(image: Image, mask: np.ndarray, task: Task) -> tuple[dict[str, bytes], str]:
+def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict[str, bytes], str]:
     """Path below the folder -> bytes, and why there is no segmentation object, or ""."""
     image_id = image.file.image_id
     files = {
@@ -191,7 +191,7 @@ def _files(image: Image, mask: np.ndarray, task: Task) -> tuple[dict[str, bytes]
     return files, ""
 
 
-def _row(image: Image, mask: np.ndarray, p_positive: float) -> Entry:
+def _row(image: DecodedFile, mask: np.ndarray, p_positive: float) -> Entry:
     """A row of results.PREDICTIONS."""
     height, width = mask.shape
     area_px = int(np.count_nonzero(mask))
@@ -209,7 +209,7 @@ def _row(image: Image, mask: np.ndarray, p_positive: float) -> Entry:
     }
 
 
-def _is_done(entry: Entry | None, task: Task, file: DicomFile) -> bool:
+def _is_done(entry: Entry | None, task: FolderTask, file: DicomFile) -> bool:
     """Whether all results of the file exist, made from its current bytes and this run."""
     if entry is None or entry.get("key") != task.key(file):
         return False

@@ -28,7 +28,7 @@ Entries = dict[str, dict[str, Any]]  # of the journal, by "<split>/<image id>"
 
 
 @dataclass(frozen=True)
-class Task:
+class PredictionTask:
     """Where images come from, where maps go, and how they are computed."""
 
     output: Path
@@ -99,7 +99,7 @@ def predict(
     networks: Mapping[int, Predictor],
     images: Mapping[str, pd.DataFrame],
     *,
-    task: Task,
+    task: PredictionTask,
     weights: Mapping[int, str],
 ) -> pd.DataFrame:
     """Write the maps that are missing or out of date; returns the predictions table.
@@ -176,7 +176,7 @@ def _groups(
             yield Group(split, fold, frame[frame["fold"] == fold], [network], weights[fold])
 
 
-def _predict(group: Group, task: Task, known: Entries, own: Journal) -> None:
+def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -> None:
     """Write the missing maps of a group.
 
     Their entries go to this process's journal `own` and to every process's `known`.
@@ -216,7 +216,7 @@ def _predict(group: Group, task: Task, known: Entries, own: Journal) -> None:
         )
 
 
-def _maps(group: Group, missing: frozenset[int], task: Task) -> Iterator[Map]:
+def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterator[Map]:
     """The maps of this process's share of the rows at the positions `missing`.
 
     Batches are cut from all rows, not from the missing ones: a resumed run rounds as an
@@ -259,7 +259,7 @@ def _maps(group: Group, missing: frozenset[int], task: Task) -> Iterator[Map]:
             bar.update(min(len(maps) * distributed.size(), len(missing) - bar.n))
 
 
-def _is_done(known: Entries, group: Group, row: Any, task: Task) -> bool:
+def _is_done(known: Entries, group: Group, row: Any, task: PredictionTask) -> bool:
     """Whether the map of a manifest row exists, made from these weights and image."""
     entry = known.get(f"{group.split}/{row.image_id}")
     if (

@@ -27,7 +27,7 @@ CELL = 2.3  # inches of one radiograph
 
 
 @dataclass(frozen=True)
-class Radiograph:
+class LabelledImage:
     """image (S, S) uint8 and its true mask (S, S) uint8 of 0 and 1."""
 
     image: np.ndarray
@@ -38,11 +38,11 @@ class Radiograph:
 class Compared:
     """One radiograph with the out-of-fold predictions: {run: (mask (S, S) of 0 and 1, Dice)}."""
 
-    shown: Radiograph
+    shown: LabelledImage
     predictions: Mapping[str, tuple[np.ndarray, float]]
 
 
-def data_sample(radiographs: Sequence[Radiograph], style: Style = plotting.PICTURES) -> Figure:
+def data_sample(radiographs: Sequence[LabelledImage], style: Style = plotting.PICTURES) -> Figure:
     """Figure 4: a row per radiograph: the image, its mask, and both."""
     with style.settings():
         figure, cells = _grid(style, len(radiographs), 3)
@@ -58,7 +58,7 @@ def data_sample(radiographs: Sequence[Radiograph], style: Style = plotting.PICTU
 
 
 def augmentation(
-    original: Radiograph,
+    original: LabelledImage,
     augmented: Mapping[str, tuple[np.ndarray, np.ndarray]],
     style: Style = plotting.PICTURES,
 ) -> Figure:
@@ -102,13 +102,13 @@ def comparison(images: Sequence[Compared], style: Style = plotting.PICTURES) -> 
     return figure
 
 
-def read(output: Path, cache_size: int, image_id: str) -> Radiograph:
+def read(output: Path, cache_size: int, image_id: str) -> LabelledImage:
     """One training image from the cache. Raises BadInput if a file is damaged or missing."""
     image = png.read(output / artifacts.Cache(cache_size).image(image_id))
     path = output / artifacts.Cache(cache_size).mask(image_id)
     has_mask = path.exists()  # only positives have one
     truth = (png.read(path) > 0).astype(np.uint8) if has_mask else np.zeros_like(image)
-    return Radiograph(image, truth)
+    return LabelledImage(image, truth)
 
 
 def read_compared(

@@ -29,7 +29,7 @@ LARGE = 0.5  # share of the image: larger than both lungs
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingMasks:
     """The training images.
 
     Attributes:
@@ -49,7 +49,7 @@ class Reference:
 
     sample: SampleSubmission | None = None
     shapes: Mapping[str, Shape] = field(default_factory=dict)  # image id -> (H, W)
-    training: Training | None = None
+    training: TrainingMasks | None = None
 
 
 @dataclass
@@ -75,7 +75,7 @@ def read_reference(output: Path | None, sample_path: Path | None) -> Reference:
     manifest = artifacts.read_table(output, artifacts.MANIFEST)
     shapes = artifacts.image_shapes(manifest)
     train = manifest[manifest["split"] == artifacts.TRAIN]
-    training = Training(
+    training = TrainingMasks(
         len(train), float(train["positive"].mean()), _training_masks(output, shapes)
     )
     return Reference(labels.read_sample(sample_path) if sample_path else None, shapes, training)
@@ -146,7 +146,7 @@ def _order(submitted: Submitted, sample: SampleSubmission) -> list[str]:
     return [f"the order of the ids differs from the sample's, starting at {where}"]
 
 
-def _shares(submitted: Submitted, training: Training | None) -> str:
+def _shares(submitted: Submitted, training: TrainingMasks | None) -> str:
     rows, positive = len(submitted.rows), len(submitted.positives)
     share = f"{positive / rows:.1%}" if rows else "none"
     if training:
@@ -157,7 +157,7 @@ def _shares(submitted: Submitted, training: Training | None) -> str:
     )
 
 
-def _odd_share(submitted: Submitted, training: Training | None) -> list[str]:
+def _odd_share(submitted: Submitted, training: TrainingMasks | None) -> list[str]:
     """A remark on the share of positives, if every row is legal."""
     rows = submitted.rows
     if not rows or len(rows) < len(submitted.lines):
@@ -185,7 +185,7 @@ def _large(submitted: Submitted) -> list[str]:
     return [f"{_masks(large)} more than half of the image: {_named(large)}"]
 
 
-def _compare_areas(report: Report, training: Training | None) -> None:
+def _compare_areas(report: Report, training: TrainingMasks | None) -> None:
     masks = [row.mask for row in report.submitted.positives]
     trained = training.masks if training else []
     if not masks:
@@ -210,7 +210,7 @@ def _compare_areas(report: Report, training: Training | None) -> None:
         )
 
 
-def _judge_orientation(report: Report, training: Training) -> None:
+def _judge_orientation(report: Report, training: TrainingMasks) -> None:
     """A line with what was measured, and an error or a warning if it is wrong."""
     rows = report.submitted.positives
     verdict = orientation.judge([row.mask for row in rows], training.masks)

@@ -359,7 +359,7 @@ def test_files_that_vanish_change_or_cannot_be_read_are_listed(
     assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # only reading it can tell
     replaced = reading.Listed(files=[reading.DicomFile(path, "b.dcm", "b", "hash")])
     run = settled.read(output, "tiny")
-    task = predicting.Task(tmp_path / "to", run, False, 2, CPU, BF16)
+    task = predicting.FolderTask(tmp_path / "to", run, False, 2, CPU, BF16)
     assert predicting.predict(replaced, task, lambda: networks).empty
     assert replaced.rejected == [
         {"source": "b.dcm", "code": "IO", "message": "the file changed while it was read"}
@@ -445,7 +445,7 @@ def test_a_killed_call_resumes_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path
 def test_results_are_made_again_when_any_of_their_inputs_changes(tiny, tmp_path, monkeypatch):
     _, output = tiny
     run = settled.read(output, "tiny")
-    task = predicting.Task(tmp_path, run, False, 2, CPU, False)
+    task = predicting.FolderTask(tmp_path, run, False, 2, CPU, False)
     file = reading.DicomFile(tmp_path / "a", "a", "a", "hash")
     keys = {
         task.key(file),

@@ -14,7 +14,7 @@ from pneumothorax.pipeline import artifacts
 from pneumothorax.plotting import DARK, LIGHT, PICTURES
 from pneumothorax.report import figures, paper_figures
 from pneumothorax.report.learning import learning as learning_figure
-from pneumothorax.report.paper_figures import Compared, Radiograph
+from pneumothorax.report.paper_figures import Compared, LabelledImage
 from tests.helpers.figures import save
 from tests.helpers.images import disc, noise
 from tests.helpers.stages import ROOT
@@ -127,7 +127,7 @@ def learning(style=LIGHT):
 
 
 def radiograph(seed=1, radius=9):
-    return Radiograph(
+    return LabelledImage(
         noise(seed, SIZE),
         disc(SIZE, 20, 40, radius) if radius else np.zeros((SIZE, SIZE), np.uint8),
     )

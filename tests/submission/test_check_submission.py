@@ -7,7 +7,7 @@ from pneumothorax import rle
 from pneumothorax.data import labels
 from pneumothorax.pipeline import artifacts, locks
 from pneumothorax.submission import checking
-from pneumothorax.submission.checking import Reference, Training
+from pneumothorax.submission.checking import Reference, TrainingMasks
 from pneumothorax.submission.pixel_runs import Mask
 from tests.helpers.stages import write_lines
 from tests.helpers.submission_samples import SIZE, absolute, called, downsampled, drawn, prepared
@@ -461,7 +461,9 @@ def real_subset(real, folder, seed, write=lambda text: text):
     path = write_lines(
         folder / f"{seed}.csv", ["ImageId,EncodedPixels", *(f"{name},{rows[name]}" for name in ids)]
     )
-    training = Training(11147, len(others) / 11147, [positives[name][1] for name in others[:1000]])
+    training = TrainingMasks(
+        11147, len(others) / 11147, [positives[name][1] for name in others[:1000]]
+    )
     sample = labels.SampleSubmission(("ImageId", "EncodedPixels"), tuple(ids))
     return checking.check(path, Reference(sample, training=training))
 
