@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pneumothorax import rle
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import atomic
 from pneumothorax.pipeline.records import Record
@@ -36,6 +37,16 @@ HISTORY_COLUMNS = tuple(
     "siim_dice positive_dice all_empty seconds images_per_second".split()
 )
 ALL_EMPTY, FINAL = "all-empty baseline", "final thresholds"  # rows of a cross-validation table
+# Rows of a table of test scores; the all-empty baseline has two as well
+TEST_ALL, TEST_UNSEEN = "test images", "unseen patients"
+TEST_CLAIMED = "thresholds fitted on the test labels"  # what they would claim: too high
+TEST_SCORE_COLUMNS = (
+    "row",
+    "images",
+    "positives",
+    *SCORE_COLUMNS,
+    *(f"{score}_{end}" for score in SCORE_COLUMNS for end in ("low", "high")),
+)
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,23 @@ MANIFEST = Table(
 )
 REJECTED = Table("rejected.csv", ("source", "code", "message"), "00_prepare_data.py")
 LABELS = Table("labels.csv", ("image_id", "rle"), "00_prepare_data.py")
+# Labels of test images: "-1" for a negative one, no row for one that nobody annotated. Only
+# scoring reads them.
+TEST_LABELS = Table("test_labels.csv", ("image_id", "rle"), "00_prepare_data.py")
 SAMPLE_SUBMISSION = "sample_submission.csv"  # the sample's own header and ids, all rows empty
 
 # Stage 01
 FOLDED = Record("folds.json", "01_make_folds.py")
 FOLDS = Table(
     "folds.csv", ("image_id", "patient_id", "fold", "stratum"), "01_make_folds.py", ("fold",)
+)
+# Test images, if there are any; `in_training`: whether the patient, or an image with the same
+# pixels, is among the training images: 1 or 0, empty if the patient is unknown.
+TEST_PATIENTS = Table(
+    "test_patients.csv",
+    ("image_id", "patient_id", "in_training"),
+    "01_make_folds.py",
+    numbers=("in_training",),
 )
 
 # Stage 05
@@ -285,6 +307,29 @@ class Submission:
             ("p_positive", "dice"),
         )
 
+    @property
+    def test_scores(self) -> Table:
+        """Scores of the labelled test images, with 95 % intervals over patients.
+
+        The rows TEST_ALL, TEST_UNSEEN (the images of patients who are not in training),
+        the all-empty baseline of both, and TEST_CLAIMED; scores of an empty group are
+        empty.
+        """
+        path = f"{self.folder}/test.csv"
+        counts = ("images", "positives")
+        return Table(path, TEST_SCORE_COLUMNS, self.made_by, counts, TEST_SCORE_COLUMNS[3:])
+
+    @property
+    def test_images(self) -> Table:
+        """One row per labelled test image: its mask in submission.csv, and the truth."""
+        return Table(
+            f"{self.folder}/test_images.csv",
+            tuple("image_id p_positive true_px predicted_px overlap_px dice rle".split()),
+            self.made_by,
+            ("true_px", "predicted_px", "overlap_px"),
+            ("p_positive", "dice"),
+        )
+
 
 def submission_names(output: Path) -> list[str]:
     """The submissions that exist, sorted."""
@@ -344,12 +389,15 @@ def training_rows(output: Path) -> "pd.DataFrame":
     return manifest[manifest["split"] == TRAIN].merge(folds[["image_id", "fold"]], on="image_id")
 
 
-def label_rows(output: Path) -> dict[str, tuple[str, ...]]:
-    """image id -> mask rows, of every positive training image."""
+def label_rows(output: Path, table: Table = LABELS) -> dict[str, tuple[str, ...]]:
+    """image id -> mask rows: of every positive training image, or of TEST_LABELS.
+
+    An image whose row is "-1" has none.
+    """
     rows: dict[str, tuple[str, ...]] = {}
-    table = read_table(output, LABELS)
-    for image_id, text in zip(table["image_id"], table["rle"], strict=True):
-        rows[image_id] = (*rows.get(image_id, ()), text)
+    frame = read_table(output, table)
+    for image_id, text in zip(frame["image_id"], frame["rle"], strict=True):
+        rows[image_id] = (*rows.get(image_id, ()), *([] if text == rle.EMPTY else [text]))
     return rows
 
 
