@@ -1,16 +1,19 @@
-"""Stage 00: turn DICOM files and run-length labels into small PNGs and a manifest.
+"""Stage 00: turn radiographs and their labels into small PNGs and a manifest.
 
-Reads   *.dcm below --input, at any depth, a label CSV and, if there is one, a sample submission
+Reads   DICOM, PNG and JPEG files below --input, with run-length or mask-image labels, in one of
+        the layouts siim-dicom, siim-png, images-rle, images-masks, nnunet (docs/your-data.md)
 Writes  output/manifest.csv             one row per usable image
         output/rejected.csv             one row per unusable file, with a code and the reason
         output/cache/<size>/images/     8-bit grey PNGs, white = dense
-        output/cache/<size>/masks/      1-bit PNGs of the positives: the union of their label rows
-        output/labels.csv, output/sample_submission.csv    what later stages need of the two tables
+        output/cache/<size>/masks/      1-bit PNGs of the positives: the union of their labels
+        output/labels.csv               run lengths of the positives
+        output/test_labels.csv          those of labelled test images, which are only scored
+        output/sample_submission.csv    the ids of the submission
 
-Images with a label are for training, images in the sample submission for testing; an
-image in neither is listed and not used. Bad files do not stop the good ones: all are
-listed at the end, and the exit code is 3 unless --max-bad accepts them. With --scheduler,
-a Dask cluster whose workers see the same folders does the work, with the same result.
+The layout is found by looking; --layout overrules it. An image without an annotation is
+listed and not used. Bad files do not stop the good ones: all are listed at the end, and
+the exit code is 3 unless --max-bad accepts them. With --scheduler, a Dask cluster whose
+workers see the same folders does the work, with the same result.
 Safe to interrupt: run the same command again to resume.
 
     python 00_prepare_data.py --input input --output output
@@ -22,7 +25,8 @@ import re
 from pathlib import Path
 
 from pneumothorax import rle
-from pneumothorax.data import discovery, doctor, jobs, labels, outcome, prepare
+from pneumothorax.data import discovery, doctor, jobs, outcome, prepare
+from pneumothorax.data.layouts import choose
 from pneumothorax.pipeline import artifacts, locks, records, stage
 from pneumothorax.pipeline.engine import Engine
 from pneumothorax.submission import writing
@@ -31,16 +35,13 @@ from pneumothorax.submission import writing
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     flag = parser.add_argument
-    found = "(default: found by name below --input)"
-    flag("--labels", type=Path, metavar="CSV", help=f"label file {found}")
-    flag("--sample-submission", type=Path, metavar="CSV", help=f"sample submission {found}")
+    choose.add_flags(parser)
     size = "height and width of the cached images in pixels (default: %(default)s)"
     flag("--size", type=int, default=512, help=size)
     bad = "how many rejected files to accept (default: %(default)s)"
     flag("--max-bad", default="0", metavar="N|N%", help=bad)
     missing = "accept labels and test ids without an image"
     flag("--allow-missing", action="store_true", help=missing)
-    flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
     salt = "salt of the patient hashes: choose your own if patient ids can be guessed"
     flag("--salt", default="pneumothorax", help=salt)
     flag("--verify", action="store_true", help="check everything, list everything, write nothing")
@@ -56,29 +57,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     found = discovery.search(args.input, follow_symlinks=args.follow_symlinks, skip=args.output)
-    job = jobs.plan(
-        discovery.label_file(found, args.labels),
-        discovery.sample_file(found, args.sample_submission),
-        size=args.size,
-        salt=args.salt,
-        output=None if args.verify else args.output,
-    )
+    job = plan(args, found)
+    print(*choose.described(job.layout, found), sep="\n")
     if args.verify:
         verify(args, found, job)
         return
     with locks.lock(args.output, "00_prepare_data") as holder:
         locks.check_room(args.output, prepare.bytes_needed(found, job, args.output))
-        withdraw_record(args.output)
+        # Until this run succeeds, no later stage may use the output of an earlier one.
+        (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)
         engine = Engine(args.workers, args.scheduler, shared=holder)
         result = prepare.prepare_all(
             found, args.input, job, engine=engine, overwrite=args.overwrite
         )
-        write_tables(args.output, result, job)
-        judge(args, found, result)
-        write_record(args, result, job)
+        tables = write_tables(args.output, result, job)
+        judge(args, result, prepare.n_sources(found, job.layout))
+        write_record(args, result, job, tables)
     manifest, cache = args.output / artifacts.MANIFEST.path, args.output / "cache" / str(args.size)
     print(f"wrote {manifest} and {cache}")
     print(f"next: python 01_make_folds.py --output {args.output}")
+
+
+def plan(args: argparse.Namespace, found: discovery.Found) -> jobs.Job:
+    """Choose the layout and read its tables."""
+    return jobs.plan(
+        choose.choose(found, choose.from_flags(args)),
+        size=args.size,
+        salt=args.salt,
+        output=None if args.verify else args.output,
+        mask_threshold=args.mask_threshold,
+        test=args.test,
+        holdout=args.holdout,
+    )
 
 
 def verify(args: argparse.Namespace, found: discovery.Found, job: jobs.Job) -> None:
@@ -86,27 +96,25 @@ def verify(args: argparse.Namespace, found: discovery.Found, job: jobs.Job) -> N
     engine = Engine(args.workers, args.scheduler)
     result = prepare.prepare_all(found, args.input, job, engine=engine)
     print(*doctor.report(result), sep="\n")
-    judge(args, found, result)
-    print(f"{found.n_sources} files checked, nothing written")
+    n_sources = prepare.n_sources(found, job.layout)
+    judge(args, result, n_sources)
+    print(f"{n_sources} files checked, nothing written")
 
 
-def withdraw_record(output: Path) -> None:
-    """Until this run succeeds, no later stage may use the output of an earlier one."""
-    (output / artifacts.PREPARED.path).unlink(missing_ok=True)
+def write_tables(output: Path, result: outcome.Outcome, job: jobs.Job) -> list[str]:
+    """Write all tables, only rejected.csv when labels do not fit; returns their paths."""
+    tables = outcome.write_tables(output, result)
+    submission = job.listed.submission
+    if submission is None:
+        (output / artifacts.SAMPLE_SUBMISSION).unlink(missing_ok=True)
+    elif tables:
+        rows = dict.fromkeys(submission.image_ids, rle.EMPTY)
+        writing.write(output / artifacts.SAMPLE_SUBMISSION, submission, rows)
+        tables.append(artifacts.SAMPLE_SUBMISSION)
+    return tables
 
 
-def write_tables(output: Path, result: outcome.Outcome, job: jobs.Job) -> None:
-    """Write all tables; only rejected.csv when labels do not fit their images."""
-    outcome.write_tables(output, result, job)
-    sample_copy = output / artifacts.SAMPLE_SUBMISSION
-    if job.sample is None:
-        sample_copy.unlink(missing_ok=True)
-    elif not result.label_errors:
-        sample = labels.read_sample(job.sample)
-        writing.write(sample_copy, sample, dict.fromkeys(sample.image_ids, rle.EMPTY))
-
-
-def judge(args: argparse.Namespace, found: discovery.Found, result: outcome.Outcome) -> None:
+def judge(args: argparse.Namespace, result: outcome.Outcome, n_sources: int) -> None:
     """Print the numbers to check.
 
     Raises BadInput when training on these images would be wrong.
@@ -114,28 +122,25 @@ def judge(args: argparse.Namespace, found: discovery.Found, result: outcome.Outc
     print(*doctor.summary(result), sep="\n")
     doctor.require_usable(
         result,
-        found.n_sources,
+        n_sources,
         max_bad=args.max_bad,
         allow_missing=args.allow_missing,
         need_positives=args.verify,
     )
 
 
-def write_record(args: argparse.Namespace, result: outcome.Outcome, job: jobs.Job) -> None:
+def write_record(
+    args: argparse.Namespace, result: outcome.Outcome, job: jobs.Job, tables: list[str]
+) -> None:
     """Seal the tables: from now on, later stages accept them."""
-    inputs = {"label file": records.sha256(job.labels)}
-    outputs = [artifacts.MANIFEST.path, artifacts.LABELS.path]
-    if job.sample:
-        inputs["sample submission"] = records.sha256(job.sample)
-        outputs.append(artifacts.SAMPLE_SUBMISSION)
     records.write(
         args.output,
         artifacts.PREPARED,
-        settings={"size": args.size},
-        inputs=inputs,
-        outputs=outputs,
+        settings={"size": args.size, "layout": job.layout.name},
+        inputs={name: records.sha256(path) for name, path in job.tables.items()},
+        outputs=tables,
         phantoms=discovery.holds_phantoms(args.input),
-        **outcome.fingerprints(result, job),
+        **outcome.fingerprints(result, size=args.size),
     )
 
 

@@ -50,7 +50,7 @@ def manifest_row(path: Path, job: jobs.Job, folder: Path) -> dict[str, Any]:
         image = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_UNCHANGED)
     else:
         image = dataset.pixel_array
-    rows, mask_pixels, mask_png = job.listed.rows[image_id], 0, b""
+    rows, mask_pixels, mask_png = job.listed.annotations[image_id].rows, 0, b""
     if rows:
         mask = rle.union(rows, image.shape)
         mask_pixels = int(np.count_nonzero(mask))
@@ -70,7 +70,7 @@ def manifest_row(path: Path, job: jobs.Job, folder: Path) -> dict[str, Any]:
         "positive": int(bool(rows)),
         "mask_pixels": mask_pixels,
         "mask_rows": len(rows),
-        "source": path.relative_to(job.labels.parent).as_posix(),
+        "source": path.relative_to(job.tables["label file"].parent).as_posix(),
         "sha256": hashlib.sha256(image_png).hexdigest(),
         "mask_sha256": hashlib.sha256(mask_png).hexdigest(),
     }

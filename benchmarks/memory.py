@@ -1,6 +1,6 @@
 """Memory of stages 00, 03, 04 and 05 with as many images as the competition has.
 
-Goal: at most 2 GiB for each, all its processes together, with 12,000 training and 3,205
+Goal: at most 1 GiB for each, all its processes together, with 12,000 training and 3,205
 test images. The DICOM files are links to a few phantoms, and the network has random
 weights and works at 32 x 32: neither changes what is kept in memory. Linux only (reads
 /proc).
@@ -118,7 +118,7 @@ def measure(*command: str, title: str = "") -> None:
             log.seek(0)
             sys.exit(log.read().decode())
     seconds = time.perf_counter() - started
-    measured = f"{seconds:6.0f} s   {gib:5.2f} GiB   (goal: at most 2)"
+    measured = f"{seconds:6.0f} s   {gib:5.2f} GiB   (goal: at most 1)"
     print(f"{title or command[0]:30s} {measured}", flush=True)
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pneumothorax.data import discovery
+from pneumothorax.data.layouts import choose
 from pneumothorax.phantom import writing
 
 
@@ -49,7 +50,8 @@ def material(args: argparse.Namespace) -> Iterator[tuple[list[Path], Path]]:
                 folder, train_images=args.images, test_images=1, unlabelled_images=0
             )
         found = discovery.search(folder)
-        yield list(found.dicoms)[: args.images], discovery.label_file(found, None)
+        tables = choose.choose(found, choose.Given()).tables
+        yield list(found.dicoms)[: args.images], tables["label file"]
 
 
 def alternate(

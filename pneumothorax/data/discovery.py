@@ -1,4 +1,4 @@
-"""What is below the input folder: DICOM files, the label CSV, the sample submission."""
+"""What is below the input folder: images and tables, found in one walk."""
 
 import os
 from collections import Counter
@@ -8,64 +8,100 @@ from pathlib import Path
 from typing import TypeVar
 
 from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts
 
 File = TypeVar("File")
 
-LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
-SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
+DICOM_SUFFIXES = (".dcm",)
+RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = DICOM_SUFFIXES + RASTER_SUFFIXES
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
 
 
 @dataclass(frozen=True)
 class Found:
-    """Paths below the input folder, each tuple sorted."""
+    """Paths below the folder `root`, each tuple sorted."""
 
-    dicoms: tuple[Path, ...]
-    not_files: tuple[Path, ...]  # named *.dcm, but not regular files: folders, pipes, links
-    tables: tuple[Path, ...]
+    root: Path
+    images: tuple[Path, ...]  # with one of IMAGE_SUFFIXES, in any case
+    not_files: tuple[Path, ...]  # named like images, but not regular files: folders, pipes, links
+    tables: tuple[Path, ...]  # *.csv and *.csv.gz
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
 
     @property
-    def n_sources(self) -> int:
-        """How many files and folders stage 00 has to account for."""
-        return len(self.dicoms) + len(self.not_files) + len(self.unreadable)
+    def dicoms(self) -> tuple[Path, ...]:
+        """The images that are DICOM files by their name, or that have no image's suffix."""
+        return tuple(path for path in self.images if not is_raster(path))
+
+    def tables_named(self, *names: str) -> list[Path]:
+        """The tables with one of these names, gzipped or not."""
+        return [path for path in self.tables if path.name.removesuffix(".gz") in names]
+
+    def folders_named(self, *names: str) -> list[Path]:
+        """The folders with one of these names that hold images, at any depth."""
+        parents = {path.parent for path in self.images}
+        folders = {folder for parent in parents for folder in (parent, *parent.parents)}
+        return sorted(
+            folder
+            for folder in folders
+            if folder.name in names and folder != self.root and folder.is_relative_to(self.root)
+        )
+
+    def below(self, *folders: Path) -> tuple[Path, ...]:
+        """The images in these folders, at any depth."""
+        return tuple(path for path in self.images if not set(folders).isdisjoint(path.parents))
 
 
 def search(
     folder: Path, *, follow_symlinks: bool = False, skip: Path | None = None, any_name: bool = False
 ) -> Found:
-    """Walk the folder once, leaving out the folder `skip` (our own output).
+    """Walk the folder once, leaving out `skip` and every folder that stage 00 has written to.
 
     Args:
         any_name: also take every file that begins like a DICOM file, as clinical
             systems export files without a suffix.
 
-    Raises BadInput when the folder is missing or holds no DICOM file.
+    Raises BadInput when the folder is missing or holds no image.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: put the data there or pass --input")
-    dicoms: list[Path] = []
+    images: list[Path] = []
     not_files: list[Path] = []
     tables: list[Path] = []
     unreadable: list[Path] = []
     for entry in _walk(folder, unreadable, follow_symlinks=follow_symlinks, skip=skip):
         path = Path(entry.path)
         is_file = entry.is_file(follow_symlinks=follow_symlinks)
-        is_folder = entry.is_dir(follow_symlinks=follow_symlinks)
-        if path.suffix.lower() == ".dcm":
-            (dicoms if is_file else not_files).append(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            (images if is_file else not_files).append(path)
         elif any_name and is_file and begins_as_dicom(path):
-            dicoms.append(path)
-        elif not is_folder and path.name in LABEL_NAMES + SAMPLE_NAMES and entry.is_file():
+            images.append(path)
+        elif path.name.removesuffix(".gz").endswith(".csv") and entry.is_file():
             tables.append(path)
-    if not dicoms:
-        raise BadInput(f"{folder} holds no {'DICOM' if any_name else '*.dcm'} file at any depth")
+    if not images:
+        raise BadInput(f"{folder} holds no DICOM, PNG or JPEG file at any depth")
     return Found(
-        dicoms=tuple(sorted(dicoms)),
+        root=folder,
+        images=tuple(sorted(images)),
         not_files=tuple(sorted(not_files)),
         tables=tuple(sorted(tables)),
         unreadable=tuple(sorted(unreadable)),
     )
+
+
+def images_below(folder: Path, *, follow_symlinks: bool) -> tuple[Path, ...]:
+    """The images of a folder at any depth, sorted; () for a folder that does not exist."""
+    found = []
+    for entry in _walk(folder, [], follow_symlinks=follow_symlinks, skip=None):
+        path = Path(entry.path)
+        if path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file(follow_symlinks=follow_symlinks):
+            found.append(path)
+    return tuple(sorted(found))
+
+
+def is_raster(path: Path) -> bool:
+    """Whether the file is a PNG or JPEG file by its name."""
+    return path.suffix.lower() in RASTER_SUFFIXES
 
 
 def begins_as_dicom(path: Path) -> bool:
@@ -80,23 +116,6 @@ def begins_as_dicom(path: Path) -> bool:
 def source_name(path: Path, root: Path) -> str:
     """The path below `root` as text. Bytes of a name that are not text are escaped."""
     return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def label_file(found: Found, given: Path | None) -> Path:
-    """The label CSV: the one given, or the only one found.
-
-    Raises BadInput for none or several.
-    """
-    path = _given_or_only(found, given, LABEL_NAMES, "--labels")
-    if path is None:
-        names = " or ".join(LABEL_NAMES)
-        raise BadInput(f"no label CSV ({names}) below the input folder: pass --labels")
-    return path
-
-
-def sample_file(found: Found, given: Path | None) -> Path | None:
-    """The sample submission; None if there is none, and so no test images."""
-    return _given_or_only(found, given, SAMPLE_NAMES, "--sample-submission")
 
 
 def holds_phantoms(folder: Path) -> bool:
@@ -138,6 +157,8 @@ def _walk(
         except OSError:
             unreadable.append(current)
             continue
+        if any(entry.name == artifacts.PREPARED.path for entry in entries):
+            continue  # an output folder: its cache looks like a data set
         for entry in entries:
             yield entry
             if entry.is_dir(follow_symlinks=follow_symlinks):
@@ -145,17 +166,3 @@ def _walk(
                 if target not in seen:  # a link to a parent folder would never end
                     seen.add(target)
                     pending.append(Path(entry.path))
-
-
-def _given_or_only(
-    found: Found, given: Path | None, names: tuple[str, ...], flag: str
-) -> Path | None:
-    if given is not None:
-        if not given.is_file():
-            raise BadInput(f"{flag}: {given} does not exist or is not a regular file")
-        return given
-    paths = [path for path in found.tables if path.name in names]
-    if len(paths) > 1:
-        listed = ", ".join(map(str, paths))
-        raise BadInput(f"found several of {' and '.join(names)}: {listed}; choose with {flag}")
-    return paths[0] if paths else None

@@ -22,7 +22,7 @@ def summary(outcome: Outcome) -> list[str]:
     lines = [
         f"{len(train)} training images, {positives} with pneumothorax "
         f"({share}; SIIM-ACR has {SHARE_POSITIVE:.1%})",
-        f"{len(rows) - len(train)} test images",
+        _test_images(outcome),
         _counts("views", [row["view"] or "unknown" for row in rows]),
     ]
     if outcome.bad:
@@ -31,13 +31,25 @@ def summary(outcome: Outcome) -> list[str]:
     hashes = Counter(row["sha256"] for row in rows)
     twins = sum(count for count in hashes.values() if count > 1)
     remarks = [
-        (outcome.unlabelled, "images are not annotated (in neither list): not used, not negative"),
+        (outcome.unlabelled, "images are not annotated: not used, not negative"),
         (outcome.colour, "colour images converted to grey"),
         (outcome.duplicates, "files are copies of another: each image is kept once"),
         (outcome.repeated_rows, "label rows are listed twice (warning): each is used once"),
         (twins, "images share their pixels with another: they will share a fold"),
     ]
     return lines + [f"{count} {remark}" for count, remark in remarks if count]
+
+
+def _test_images(outcome: Outcome) -> str:
+    """The number of test images and, if some have labels, of those and of positives."""
+    labels = [
+        outcome.labels[row["image_id"]] for row in outcome.test if row["image_id"] in outcome.labels
+    ]
+    line = f"{len(outcome.test)} test images"
+    if not labels:
+        return line
+    positives = sum(bool(rows) for rows in labels)
+    return f"{line}, {len(labels)} of them labelled ({positives} with pneumothorax): only scored"
 
 
 def require_usable(
@@ -56,13 +68,16 @@ def require_usable(
     if outcome.missing and not allow_missing:
         headline = f"{len(outcome.missing)} listed ids have no image (--allow-missing accepts this)"
         problems.append(bad_list(headline, outcome.missing))
+    if outcome.orphans and not allow_missing:
+        headline = f"{len(outcome.orphans)} masks have no image (--allow-missing accepts this)"
+        problems.append(bad_list(headline, outcome.orphans))
     limit = float(max_bad.removesuffix("%"))
     if len(outcome.bad) > (limit / 100 * n_sources if max_bad.endswith("%") else limit):
         headline = f"{len(outcome.bad)} of {n_sources} files rejected (--max-bad accepts them)"
         problems.append(bad_list(headline, _as_lines(outcome.bad)))
     if not outcome.train:
-        question = "are the images and the label file from the same stage of the competition?"
-        problems.append(BadInput(f"no image has a label: {question}"))
+        question = "are the images and the labels from the same stage of the competition?"
+        problems.append(BadInput(f"no training image has a label: {question}"))
     elif need_positives and not any(row["positive"] for row in outcome.rows):
         problems.append(BadInput("no training image is positive: there is nothing to learn"))
     if problems:

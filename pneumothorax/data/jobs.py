@@ -1,27 +1,14 @@
-"""What preparing an image needs beyond its file: the two tables, size, salt, output."""
+"""What preparing an image needs beyond its file: the layout, size, salt, output."""
 
 import functools
+import hashlib
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pneumothorax.data import labels
+from pneumothorax.data.layouts.listed import Layout, Listed, submission_of
 from pneumothorax.errors import BadInput, bad_list
-from pneumothorax.pipeline import records
-
-
-@dataclass(frozen=True)
-class Listed:
-    """The two tables: label rows by training id, test ids, number of repeated rows."""
-
-    rows: dict[str, tuple[str, ...]]
-    test_ids: frozenset[str]
-    repeated: int
-
-    @property
-    def image_ids(self) -> set[str]:
-        """Every id that should have an image."""
-        return set(self.rows) | self.test_ids
 
 
 @dataclass(frozen=True)
@@ -29,58 +16,86 @@ class Job:
     """One run of stage 00, small enough to send to a worker with every file.
 
     Args:
-        tables_hash: of `labels` and `sample` as the run found them. A worker may
-            outlive a run or see another folder: it must not answer from another
-            version.
+        version: hash of what the layout listed when the run began. A worker may outlive
+            a run or see another folder: it must not answer from another version.
         size: height and width of the cached images in pixels.
         output: None checks everything and writes nothing.
+        mask_threshold: from which value on, of 0 to 255, a pixel of a mask image is
+            inside; None for masks of two values.
+        test, holdout: CSV files with the ids of further test images; those of `holdout`
+            must be labelled.
     """
 
-    labels: Path
-    sample: Path | None
-    tables_hash: str
+    layout: Layout
+    version: str
     size: int
     salt: str
     output: Path | None
+    mask_threshold: int | None = None
+    test: Path | None = None
+    holdout: Path | None = None
 
     @property
     def listed(self) -> Listed:
-        """The tables, read once per process.
+        """What the layout lists, read once per process.
 
-        Raises BadInput if they have changed.
+        Raises BadInput if it has changed.
         """
-        return _read_tables(self.labels, self.sample, self.tables_hash)
+        return _unchanged(self.layout, self.test, self.holdout, self.version)
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        """Every CSV file that is read, by what it is."""
+        given = {"test ids": self.test, "held-out ids": self.holdout}
+        return {**self.layout.tables, **{name: path for name, path in given.items() if path}}
 
 
 def plan(
-    labels_csv: Path, sample_csv: Path | None, *, size: int, salt: str, output: Path | None
+    layout: Layout,
+    *,
+    size: int,
+    salt: str,
+    output: Path | None,
+    mask_threshold: int | None = None,
+    test: Path | None = None,
+    holdout: Path | None = None,
 ) -> Job:
-    """The job, for the tables with their present contents."""
-    tables_hash = _tables_hash(labels_csv, sample_csv)
-    return Job(labels_csv, sample_csv, tables_hash, size, salt, output)
-
-
-def check_tables(listed: Listed) -> None:
-    """Raises BadInput when an image is listed for training and for testing."""
-    both = sorted(set(listed.rows) & listed.test_ids)
-    if both:
-        raise bad_list(f"{len(both)} ids are in the label file and in the sample submission", both)
+    """The job, for the tables and folders with their present contents."""
+    version = _version(_read(layout, test, holdout))
+    return Job(layout, version, size, salt, output, mask_threshold, test, holdout)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_tables(labels_csv: Path, sample_csv: Path | None, tables_hash: str) -> Listed:
+def _unchanged(layout: Layout, test: Path | None, holdout: Path | None, version: str) -> Listed:
     try:
-        unchanged = _tables_hash(labels_csv, sample_csv) == tables_hash
-    except OSError:
-        unchanged = False
-    if not unchanged:
-        names = " and ".join(str(path) for path in (labels_csv, sample_csv) if path)
-        node = platform.node()
-        raise BadInput(f"{names}: missing or changed since the run began, seen from {node}")
-    found = labels.read(labels_csv)
-    test_ids = labels.read_sample(sample_csv).image_ids if sample_csv else ()
-    return Listed(found.rows, frozenset(test_ids), found.repeated)
+        listed = _read(layout, test, holdout)
+    except (BadInput, OSError) as error:
+        raise BadInput(f"{error} (seen from {platform.node()})") from error
+    if _version(listed) != version:
+        names = ", ".join(str(path) for path in layout.tables.values()) or layout.reason
+        raise BadInput(f"{names}: changed since the run began, seen from {platform.node()}")
+    return listed
 
 
-def _tables_hash(labels_csv: Path, sample_csv: Path | None) -> str:
-    return "".join(records.sha256(path) for path in (labels_csv, sample_csv) if path)
+def _read(layout: Layout, test: Path | None, holdout: Path | None) -> Listed:
+    """What the layout lists, with the test images that --test and --holdout name."""
+    listed = layout.read()
+    held_out = labels.read_ids(holdout) if holdout else ()
+    unlabelled = [image_id for image_id in held_out if image_id not in listed.annotations]
+    if unlabelled:
+        raise bad_list(f"--holdout {holdout}: {len(unlabelled)} images have no label", unlabelled)
+    both = sorted(set(listed.in_both) - set(held_out))
+    if both:
+        raise bad_list(
+            f"{len(both)} ids are in the label file and in the sample submission "
+            "(--holdout CSV makes test images of them)",
+            both,
+        )
+    further = (*(labels.read_ids(test) if test else ()), *held_out)
+    test_ids = tuple(dict.fromkeys((*listed.test_ids, *further)))
+    submission = listed.submission or submission_of(test_ids)
+    return replace(listed, test_ids=test_ids, submission=submission)
+
+
+def _version(listed: Listed) -> str:
+    return hashlib.sha256(repr(listed).encode("utf-8", "backslashreplace")).hexdigest()

@@ -1,4 +1,4 @@
-"""The label CSV, the sample submission and the patients CSV, read strictly.
+"""The CSV files of a data set, read strictly: labels, ids, flags, patients.
 
 Every error is reported with its line and id. Leading spaces, a BOM, CRLF, blank lines
 and several rows per image are accepted. Everything is read as text, so the id `1.20`
@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def read(path: Path) -> Labels:
     empty: set[str] = set()
     problems: list[str] = []
     repeated = 0
-    for line, (image_id, text) in _table(path, SUBMISSION_COLUMNS):
+    for line, (image_id, text) in table(path, SUBMISSION_COLUMNS):
         problem = cell_problem(image_id, text)
         if problem:
             problems.append(f"line {line}, {image_id[:70]!r}: {problem}")
@@ -79,7 +79,7 @@ def read(path: Path) -> Labels:
 
 def read_sample(path: Path) -> SampleSubmission:
     """Read a sample submission; repeated ids (of positives, in stage 1) count once."""
-    rows = list(_table(path, SUBMISSION_COLUMNS))
+    rows = list(table(path, SUBMISSION_COLUMNS))
     problems = [
         f"line {line}, {row[0][:70]!r}: not an image id"
         for line, row in rows
@@ -97,7 +97,7 @@ def read_patients(path: Path) -> dict[str, str]:
     """Read a CSV with the columns ImageId and PatientId -> {image id: patient id}."""
     patients: dict[str, str] = {}
     problems: list[str] = []
-    for line, (image_id, patient) in _table(path, ("ImageId", "PatientId")):
+    for line, (image_id, patient) in table(path, ("ImageId", "PatientId")):
         if not dicom.is_image_id(image_id) or not patient:
             problems.append(f"line {line}: needs an image id and a patient id")
         elif patients.setdefault(image_id, patient) != patient:
@@ -151,25 +151,78 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise BadInput(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _table(path: Path, columns: tuple[str, str]) -> list[tuple[int, tuple[str, str]]]:
-    """(line number, (first cell, second cell)) of every row below the header, stripped.
+def table(path: Path, columns: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+    """(line number, cells without spaces around them) of every row below the header.
 
     Raises BadInput when the file does not have exactly these columns.
     """
     found = records(path)
-    _, header = next(found, (1, []))
-    if [cell.strip() for cell in header] != list(columns):
-        raise BadInput(f"{path}: expected the columns {', '.join(columns)}; found {header[:10]}")
-    rows: list[tuple[int, tuple[str, str]]] = []
+    _, names = next(found, (1, []))
+    if [cell.strip() for cell in names] != list(columns):
+        raise BadInput(f"{path}: expected the columns {', '.join(columns)}; found {names[:10]}")
+    rows: list[tuple[int, tuple[str, ...]]] = []
     ragged: list[str] = []
     for line, cells in found:
-        if len(cells) != 2:
-            ragged.append(f"line {line}: {len(cells)} cells instead of 2")
-            continue
-        rows.append((line, (cells[0].strip(), cells[1].strip())))
+        if len(cells) == len(columns):
+            rows.append((line, tuple(cell.strip() for cell in cells)))
+        else:
+            ragged.append(f"line {line}: {len(cells)} cells instead of {len(columns)}")
     if ragged:
         raise bad_list(f"{path}: {len(ragged)} errors", ragged)
     return rows
+
+
+def header(path: Path) -> list[str]:
+    """The names of the columns, without spaces around them; [] for an empty file."""
+    _, names = next(records(path), (1, []))
+    return [name.strip() for name in names]
+
+
+def first_column(path: Path) -> set[str]:
+    """Its cells, without a judgement; nothing from a file that is no CSV text."""
+    try:
+        return {cells[0].strip() for _, cells in records(path)}
+    except BadInput:
+        return set()
+
+
+def read_ids(path: Path) -> tuple[str, ...]:
+    """The column ImageId of any CSV file, each id once, in order."""
+    names = header(path)
+    if SUBMISSION_COLUMNS[0] not in names:
+        raise BadInput(f"{path}: expected a column {SUBMISSION_COLUMNS[0]}; found {names[:10]}")
+    position = names.index(SUBMISSION_COLUMNS[0])
+    ids = {line: cells[position] for line, cells in table(path, names)}
+    problems = [
+        f"line {line}, {image_id[:70]!r}: not an image id"
+        for line, image_id in ids.items()
+        if not dicom.is_image_id(image_id)
+    ]
+    if problems:
+        raise bad_list(f"{path}: {len(problems)} errors", problems)
+    return tuple(dict.fromkeys(ids.values()))
+
+
+def read_flags(path: Path, columns: tuple[str, str]) -> dict[str, bool]:
+    """A CSV of image ids and 0 or 1 -> {image id: flag}."""
+    flags: dict[str, bool] = {}
+    problems: list[str] = []
+    for line, (image_id, flag) in table(path, columns):
+        problem = flag_problem(image_id, flag)
+        if not problem and flags.setdefault(image_id, flag == "1") != (flag == "1"):
+            problem = "listed with 0 and with 1"
+        if problem:
+            problems.append(f"line {line}, {image_id[:70]!r}: {problem}")
+    if problems:
+        raise bad_list(f"{path}: {len(problems)} errors", problems)
+    return flags
+
+
+def flag_problem(image_id: str, flag: str) -> str:
+    """What is wrong with an image id and a cell that should be 0 or 1; "" if nothing."""
+    if not dicom.is_image_id(image_id):
+        return "not an image id (letters, digits, '.', '_', '-', at most 64)"
+    return "" if flag in ("0", "1") else f"expected 0 or 1, found {flag[:40]!r}"
 
 
 def _text(path: Path) -> str:

@@ -1,7 +1,8 @@
 """One input file -> its PNGs in the cache and its entry in the journal.
 
-An entry holds either `row`, the image's row of the manifest, or `code` and `message`,
-the reason why the file cannot be used. Entries are plain JSON.
+An entry holds either `row`, the image's row of the manifest, and `label`, its mask as
+text if it came from mask images; or `code` and `message`, the reason why the file
+cannot be used. Entries are plain JSON.
 """
 
 import hashlib
@@ -11,15 +12,18 @@ from typing import Any
 import numpy as np
 
 from pneumothorax import dicom, png, rle
-from pneumothorax.data.discovery import source_name
-from pneumothorax.data.jobs import Job, Listed
+from pneumothorax.data import raster
+from pneumothorax.data.discovery import is_raster, source_name
+from pneumothorax.data.jobs import Job
 from pneumothorax.data.labels import patient_hash
+from pneumothorax.data.layouts import mask_images
+from pneumothorax.data.layouts.listed import Annotation, Listed
+from pneumothorax.data.layouts.mask_images import BAD_MASK, SIZE_MISMATCH
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, records
 
-VERSION = 3  # increase it when cached files would come out differently: old journals are ignored
+VERSION = 4  # increase it when cached files would come out differently: old journals are ignored
 UNLABELLED = "UNLABELLED"
-BAD_LABEL = "SIZE_MISMATCH"
 
 Entry = dict[str, Any]
 
@@ -40,22 +44,20 @@ def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
         return {"code": error.code, "message": str(error)}
 
 
-def identify(uid: str, stem: str, listed: Listed) -> tuple[str, str]:
-    """(image id, split) of a file with this SOPInstanceUID and this name (no suffix).
+def identify(uid: str, stem: str, listed: Listed) -> str:
+    """The image id of a file with this SOPInstanceUID and this name (no suffix).
 
     The two usually agree; where they differ, the one that is listed names the image.
     Raises Rejected when neither or both are listed.
     """
-    labelled, tested = listed.rows, listed.test_ids
-    names = [name for name in dict.fromkeys((uid, stem)) if name in labelled or name in tested]
+    known = listed.image_ids
+    names = [name for name in dict.fromkeys((uid, stem)) if name in known]
     if uid != stem and len(names) != 1:
         found = "both are" if names else "neither is"
         raise dicom.Rejected("BAD_ID", f"SOPInstanceUID and file name differ, and {found} listed")
     if not names:
-        raise dicom.Rejected(
-            UNLABELLED, "in neither the label file nor the sample submission: not used"
-        )
-    return names[0], artifacts.TRAIN if names[0] in labelled else artifacts.TEST
+        raise dicom.Rejected(UNLABELLED, "neither annotated nor listed as a test image: not used")
+    return names[0]
 
 
 def remove_cached(image_id: str, job: Job) -> None:
@@ -65,52 +67,80 @@ def remove_cached(image_id: str, job: Job) -> None:
 
 def _prepare(path: Path, root: Path, job: Job) -> Entry:
     listed = job.listed  # first: a table that cannot be read here is not the file's fault
-    version = _version(path)  # before the file is read: a later change is noticed by the next run
-    header, dataset = dicom.open_header(path)
-    image_id, split = identify(header.image_id, path.stem, listed)
-    radiograph = dicom.decode(header, dataset)
-    label_rows = listed.rows.get(image_id, ())
+    version = _version(path)  # before the files are read: the next run notices a later change
+    image_id, radiograph = _open(path, listed)
+    annotation = listed.annotations.get(image_id, Annotation())
+    versions = version, *map(_version, annotation.masks)
+    header, (height, width) = radiograph.header, radiograph.image.shape
     try:
-        mask_pixels, mask_png = _encode_mask(label_rows, radiograph.image.shape, job.size)
-    except BadInput as error:
+        mask = _mask(annotation, (height, width), job)
+    except dicom.Rejected as error:
         message = f"label of {image_id}: {error}"
-        return {"code": BAD_LABEL, "message": message, "label_error": True}
+        is_wrong = error.code in (SIZE_MISMATCH, BAD_MASK)  # and not a damaged file
+        return {"code": error.code, "message": message, "label_error": is_wrong}
+    tested = image_id in listed.test_set
+    shown = None if tested else mask  # the label of a test image stays out of manifest and cache
     image_png = png.encode(png.downsample(radiograph.image, job.size))
+    mask_png = b"" if shown is None else png.encode_mask(png.downsample_mask(shown, job.size))
     _store(image_id, job, image_png=image_png, mask_png=mask_png)
     # A SOPInstanceUID that does not name the image is not kept: in a damaged file it may be
     # the text of another tag.
     uid = header.image_id if header.image_id in (path.stem, image_id) else ""
-    height, width = radiograph.image.shape
     row = {
         "image_id": image_id,
-        "split": split,
+        "split": artifacts.TEST if tested else artifacts.TRAIN,
         "patient_id": patient_hash(header.patient_id, job.salt),
         "view": header.view,
         "sex": header.sex,
         "age": header.age,
         "height": height,
         "width": width,
-        "positive": int(bool(label_rows)),
-        "mask_pixels": mask_pixels,
-        "mask_rows": len(label_rows),
+        "positive": int(shown is not None),
+        "mask_pixels": 0 if shown is None else int(np.count_nonzero(shown)),
+        "mask_rows": 0 if shown is None else max(1, len(annotation.rows)),
         "source": source_name(path, root),
         "decoder": radiograph.decoder,
         "sha256": digest(image_png),
         "mask_sha256": digest(mask_png),
     }
-    key = _key(version, path.stem, uid, image_id, job)
-    return {"key": key, "uid": uid, "colour": radiograph.colour, "row": row}
+    return {
+        "key": _key(path, versions, uid, image_id, job),
+        "uid": uid,
+        "colour": radiograph.colour,
+        "row": row,
+        "label": [rle.encode(mask)] if annotation.masks and mask is not None else [],
+    }
 
 
-def _encode_mask(
-    label_rows: tuple[str, ...], shape: tuple[int, ...], size: int
-) -> tuple[int, bytes]:
-    """The mask's (area in pixels of the image, PNG at `size`); (0, b"") without rows."""
-    if not label_rows:
-        return 0, b""
-    height, width = shape
-    mask = rle.union(label_rows, (height, width))
-    return int(np.count_nonzero(mask)), png.encode_mask(png.downsample_mask(mask, size))
+def _open(path: Path, listed: Listed) -> tuple[str, dicom.Radiograph]:
+    """(image id, radiograph). Pixels are decoded only if the image is used."""
+    if is_raster(path):
+        name = listed.id_of.get(path.name, path.stem)
+        return identify(name, name, listed), raster.read(path)
+    header, dataset = dicom.open_header(path)
+    return identify(header.image_id, path.stem, listed), dicom.decode(header, dataset)
+
+
+def _mask(annotation: Annotation, shape: tuple[int, int], job: Job) -> np.ndarray | None:
+    """(H, W) uint8 of 0 and 1; None for an empty mask.
+
+    Raises Rejected, also if a table says something else than the mask.
+    """
+    mask = None
+    if annotation.rows:
+        try:
+            mask = rle.union(annotation.rows, shape)
+        except BadInput as error:
+            raise dicom.Rejected(SIZE_MISMATCH, str(error)) from error
+    elif annotation.masks:
+        union = mask_images.read(annotation.masks, shape, threshold=job.mask_threshold)
+        mask = union if union.any() else None
+    positive = mask is not None
+    if annotation.positive is not None and annotation.positive != positive:
+        found = "a mask" if positive else "no mask or an empty one"
+        said = "positive" if annotation.positive else "negative"
+        raise dicom.Rejected(BAD_MASK, f"{said} by the table, but with {found}")
+    return mask
 
 
 def _store(image_id: str, job: Job, *, image_png: bytes, mask_png: bytes) -> None:
@@ -131,8 +161,10 @@ def _is_current(known: Entry, path: Path, job: Job) -> bool:
     row = known["row"]
     image_id, cache = row["image_id"], artifacts.Cache(job.size)
     expected = {cache.image(image_id): row["sha256"], cache.mask(image_id): row["mask_sha256"]}
+    masks = job.listed.annotations.get(image_id, Annotation()).masks
     try:
-        if known["key"] != _key(_version(path), path.stem, known["uid"], image_id, job):
+        versions = tuple(map(_version, (path, *masks)))
+        if known["key"] != _key(path, versions, known["uid"], image_id, job):
             return False
         return all(
             not sha256 or records.sha256(job.output / cached) == sha256
@@ -154,18 +186,25 @@ def _version(path: Path) -> tuple[str, int, int]:
     return str(path.resolve()), found.st_size, found.st_mtime_ns
 
 
-def _key(version: tuple[str, int, int], stem: str, uid: str, image_id: str, job: Job) -> str:
+def _key(
+    path: Path, versions: tuple[tuple[str, int, int], ...], uid: str, image_id: str, job: Job
+) -> str:
     """A hash of everything an entry was made from; any change makes the entry stale.
 
     Args:
+        versions: of the file and of its masks.
         uid: "" if it was not kept. Then every change of the tables counts, since a
             new table might list it.
     """
-    rows, test_ids = job.listed.rows, job.listed.test_ids
-    listed: Any = [(name in rows, name in test_ids) for name in (uid, stem)]
-    if not uid:
-        listed = job.tables_hash
-    made_from = (*version, listed, rows.get(image_id))
+    listed = job.listed
+    annotation = listed.annotations.get(image_id, Annotation())
+    names = [(name in listed.annotations, name in listed.test_set) for name in (uid, path.stem)]
+    made_from = (
+        versions,
+        names if uid else job.version,
+        (listed.id_of.get(path.name), image_id in listed.test_set),
+        (annotation.rows, annotation.positive, job.mask_threshold if annotation.masks else None),
+    )
     return digest(repr((VERSION, job.size, job.salt, *made_from)).encode())
 
 

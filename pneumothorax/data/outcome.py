@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pneumothorax import rle
 from pneumothorax.data import discovery
 from pneumothorax.data.jobs import Job
 from pneumothorax.data.one_image import UNLABELLED, Entry, digest
@@ -22,9 +23,11 @@ class Outcome:
     """Every file is either a row of the manifest, a copy of one, or rejected."""
 
     rows: list[Entry]
+    labels: dict[str, list[str]]  # of the annotated images among the rows, [] for a negative one
     rejected: list[dict[str, str]]  # source, code, message
     label_errors: list[str]
     missing: list[str]  # listed ids without a file
+    orphans: list[str]  # mask files without an image
     ambiguous: list[str]  # ids of several files with different contents: all of them rejected
     colour: int  # images converted to grey
     duplicates: int  # files that are copies of another
@@ -34,6 +37,11 @@ class Outcome:
     def train(self) -> list[Entry]:
         """The manifest's training rows."""
         return [row for row in self.rows if row["split"] == artifacts.TRAIN]
+
+    @property
+    def test(self) -> list[Entry]:
+        """The manifest's test rows."""
+        return [row for row in self.rows if row["split"] == artifacts.TEST]
 
     @property
     def unlabelled(self) -> int:
@@ -74,17 +82,31 @@ def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Ou
         rejected += [
             {"source": twin["row"]["source"], "code": code, "message": message} for twin in twins
         ]
-    already_listed = {Path(entry["source"]).stem for entry in rejected}
+    id_of = job.listed.id_of
+    already_listed = {
+        id_of.get(path.name, path.stem) for path in (Path(entry["source"]) for entry in rejected)
+    }
     return Outcome(
         rows=[entry["row"] for entry in used],
+        labels=_labels(used, job),
         rejected=rejected,
         label_errors=label_errors,
         missing=sorted(job.listed.image_ids - set(by_id) - already_listed),
+        orphans=list(job.listed.orphans),
         ambiguous=ambiguous,
         colour=sum(entry["colour"] for entry in used),
         duplicates=sum(len(by_id[entry["row"]["image_id"]]) - 1 for entry in used),
         repeated_rows=job.listed.repeated,
     )
+
+
+def _labels(used: list[Entry], job: Job) -> dict[str, list[str]]:
+    annotations = job.listed.annotations
+    return {
+        image_id: [*annotations[image_id].rows, *entry["label"]]
+        for image_id, entry in ((entry["row"]["image_id"], entry) for entry in used)
+        if image_id in annotations
+    }
 
 
 def same_contents(paths: Sequence[Path]) -> bool:
@@ -107,34 +129,61 @@ def rejections(outcome: Outcome) -> pd.DataFrame:
     return frame.sort_values(["code", "source"], ignore_index=True)
 
 
-def label_table(outcome: Outcome, job: Job) -> pd.DataFrame:
-    """The label rows of the positive training images, several rows per image."""
-    ids = sorted(row["image_id"] for row in outcome.rows if row["positive"])
-    pairs = [(image_id, text) for image_id in ids for text in job.listed.rows[image_id]]
+def label_table(outcome: Outcome, *, split: str) -> pd.DataFrame:
+    """image_id, rle: the mask rows of a split's annotated images.
+
+    Several rows per image. A negative training image has none, a negative test image "-1",
+    since a test image without a row is not annotated.
+    """
+    negative = [rle.EMPTY] if split == artifacts.TEST else []
+    ids = sorted(row["image_id"] for row in outcome.rows if row["split"] == split)
+    pairs = [
+        (image_id, text)
+        for image_id in ids
+        if image_id in outcome.labels
+        for text in outcome.labels[image_id] or negative
+    ]
     return pd.DataFrame(pairs, columns=list(artifacts.LABELS.columns))
 
 
-def write_tables(output: Path, outcome: Outcome, job: Job) -> None:
-    """Write rejected.csv and, if all labels fit their images, manifest and labels."""
+def write_tables(output: Path, outcome: Outcome) -> list[str]:
+    """Write rejected.csv and, if all labels fit their images, the others.
+
+    Returns the paths of the tables that later stages read, below `output`.
+    """
     artifacts.write_table(output, artifacts.REJECTED, rejections(outcome))
-    if not outcome.label_errors:
-        artifacts.write_table(output, artifacts.MANIFEST, manifest(outcome))
-        artifacts.write_table(output, artifacts.LABELS, label_table(outcome, job))
+    if outcome.label_errors:
+        return []
+    tables = {
+        artifacts.MANIFEST: manifest(outcome),
+        artifacts.LABELS: label_table(outcome, split=artifacts.TRAIN),
+        artifacts.TEST_LABELS: label_table(outcome, split=artifacts.TEST),
+    }
+    if tables[artifacts.TEST_LABELS].empty:
+        (output / artifacts.TEST_LABELS.path).unlink(missing_ok=True)
+        del tables[artifacts.TEST_LABELS]
+    for table, frame in tables.items():
+        artifacts.write_table(output, table, frame)
+    return [table.path for table in tables]
 
 
-def fingerprints(outcome: Outcome, job: Job) -> dict[str, str]:
+def fingerprints(outcome: Outcome, *, size: int) -> dict[str, str]:
     """Two hashes: of everything that training depends on, and of the test images.
 
-    Separate, because either may change without the other.
+    Separate, because either may change without the other. Labels of test images are in
+    neither.
+
+    Args:
+        size: height and width of the cached images in pixels.
     """
     table = manifest(outcome)
     text = {
         split: table.loc[table["split"] == split, FINGERPRINT_COLUMNS].to_csv(index=False)
         for split in (artifacts.TRAIN, artifacts.TEST)
     }
-    labels = label_table(outcome, job).to_csv(index=False)
-    training = f"{job.size}\n{text[artifacts.TRAIN]}\n{labels}"
-    test = f"{job.size}\n{text[artifacts.TEST]}"
+    labels = label_table(outcome, split=artifacts.TRAIN).to_csv(index=False)
+    training = f"{size}\n{text[artifacts.TRAIN]}\n{labels}"
+    test = f"{size}\n{text[artifacts.TEST]}"
     return {
         artifacts.TRAINING_IMAGES: digest(training.encode()),
         artifacts.TEST_IMAGES: digest(test.encode()),

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pneumothorax.data import one_image
 from pneumothorax.data.discovery import Found, source_name
-from pneumothorax.data.jobs import Job, check_tables
+from pneumothorax.data.jobs import Job
+from pneumothorax.data.layouts.listed import Layout
 from pneumothorax.data.one_image import Entry
 from pneumothorax.data.outcome import Outcome, account
 from pneumothorax.pipeline import artifacts, atomic
@@ -28,34 +29,49 @@ def prepare_all(
 
     Raises BadInput when the label tables are wrong. Bad files are in the outcome.
     """
-    check_tables(job.listed)
+    images = job.layout.images(found.images)
     if job.output is None:
-        entries = dict(_prepare_files(found.dicoms, root, job, known={}, engine=engine))
+        entries = dict(_prepare_files(images, root, job, known={}, engine=engine))
     else:
         if overwrite:
             (job.output / artifacts.Cache(job.size).journal).unlink(missing_ok=True)
-        entries = _prepare_with_journal(found.dicoms, root, job, job.output, engine)
-    for path in found.not_files:
+        entries = _prepare_with_journal(images, root, job, job.output, engine)
+    for path in not_files(found, job.layout):
         message = "not a regular file (links: --follow-symlinks)"
         entries[source_name(path, root)] = {"code": "NOT_A_FILE", "message": message}
     for path in found.unreadable:
         entries[source_name(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
-    outcome = account(entries, {source_name(path, root): path for path in found.dicoms}, job)
+    outcome = account(entries, {source_name(path, root): path for path in images}, job)
     for image_id in outcome.ambiguous:
         one_image.remove_cached(image_id, job)
     return outcome
+
+
+def not_files(found: Found, layout: Layout) -> list[Path]:
+    """What is named like an image or a mask of the layout, but is no regular file."""
+    masks = set(layout.mask_folders)
+    images = set(layout.images(found.not_files))
+    return [
+        path for path in found.not_files if path in images or not masks.isdisjoint(path.parents)
+    ]
+
+
+def n_sources(found: Found, layout: Layout) -> int:
+    """How many files and folders stage 00 has to account for."""
+    images = layout.images(found.images)
+    return len(images) + len(not_files(found, layout)) + len(found.unreadable)
 
 
 def bytes_needed(found: Found, job: Job, output: Path) -> int:
     """An estimate of the disk space for the images that are not in the cache yet."""
     folder = (output / artifacts.Cache(job.size).image("x")).parent
     cached = sum(1 for _ in folder.glob("[!.]*.png"))
-    images = min(len(found.dicoms), len(job.listed.image_ids))
+    images = min(len(job.layout.images(found.images)), len(job.listed.image_ids))
     return max(0, images - cached) * job.size * (job.size + 1)  # a filter byte per row
 
 
 def _prepare_with_journal(
-    dicoms: tuple[Path, ...], root: Path, job: Job, output: Path, engine: Engine
+    images: tuple[Path, ...], root: Path, job: Job, output: Path, engine: Engine
 ) -> dict[str, Entry]:
     """Entries by source; each is in the journal as soon as its file is done."""
     cache = artifacts.Cache(job.size)
@@ -66,7 +82,7 @@ def _prepare_with_journal(
     with Journal(output / cache.journal) as journal:
         known = dict(journal.entries)
         entries: dict[str, Entry] = {}
-        for source, entry in _prepare_files(dicoms, root, job, known=known, engine=engine):
+        for source, entry in _prepare_files(images, root, job, known=known, engine=engine):
             entries[source] = entry
             if entry != known.get(source):
                 journal.append(source, entry)
@@ -76,12 +92,12 @@ def _prepare_with_journal(
 
 
 def _prepare_files(
-    dicoms: tuple[Path, ...], root: Path, job: Job, *, known: dict[str, Entry], engine: Engine
+    images: tuple[Path, ...], root: Path, job: Job, *, known: dict[str, Entry], engine: Engine
 ) -> Iterator[tuple[str, Entry]]:
     """(source, entry) of every file, in any order, with a progress bar."""
-    sources = [source_name(path, root) for path in dicoms]
+    sources = [source_name(path, root) for path in images]
     calls = [
-        (path, root, job, known.get(source)) for path, source in zip(dicoms, sources, strict=True)
+        (path, root, job, known.get(source)) for path, source in zip(images, sources, strict=True)
     ]
     finished = as_finished(
         one_image.prepare, calls, engine, per_task=FILES_PER_TASK, title="preparing"

@@ -543,13 +543,13 @@ def test_an_id_for_training_and_for_testing_at_once_is_refused(tmp_path):
 def test_images_and_labels_of_different_stages_are_noticed(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "other,-1"])
-    assert "no image has a label" in refused(folder, tmp_path / "out", "--allow-missing")
+    assert "no training image has a label" in refused(folder, tmp_path / "out", "--allow-missing")
 
 
 def test_the_search_names_missing_and_ambiguous_files(tmp_path):
     with pytest.raises(BadInput, match="--input"):
         discovery.search(tmp_path / "nowhere")
-    with pytest.raises(BadInput, match=r"no \*\.dcm"):
+    with pytest.raises(BadInput, match="no DICOM, PNG or JPEG file"):
         discovery.search(tmp_path)
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     shutil.copy(folder / "train-rle.csv", folder / "stage_2_train.csv")

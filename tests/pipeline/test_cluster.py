@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import distributed
 import joblib
 import pytest
 
 from pneumothorax.data import jobs, one_image, prepare
+from pneumothorax.data.layouts.run_lengths import RunLengths
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, engine, journal, stage
 from pneumothorax.pipeline import cluster as dask_cluster
@@ -194,10 +195,11 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_no_work_on_the_cluster(
 
 def test_a_worker_that_sees_other_tables_stops_the_run_and_rejects_no_file(alone, tmp_path):
     source, _ = alone
-    job = jobs.plan(source / "train-rle.csv", None, size=64, salt="", output=tmp_path)
+    layout = RunLengths("siim-dicom", "by its name", labels=source / "train-rle.csv")
+    job = jobs.plan(layout, size=64, salt="", output=tmp_path)
     image = next((source / "dicom-images-train").rglob("*.dcm"))
     assert "row" in one_image.prepare(image, source, job, None)
-    elsewhere = jobs.Job(source / "gone.csv", None, job.tables_hash, 64, "", tmp_path)
+    elsewhere = replace(job, layout=replace(layout, labels=source / "gone.csv"))
     with pytest.raises(BadInput, match=r"gone\.csv.*seen from") as caught:
         one_image.prepare(image, source, elsewhere, None)
     assert type(caught.value) is BadInput  # not a rejection

@@ -1,0 +1,145 @@
+"""Which layout a data set has: found by looking, or given with --layout."""
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumothorax.data.discovery import Found
+from pneumothorax.data.layouts import images_masks, nnunet, run_lengths, siim_png
+from pneumothorax.data.layouts.listed import Layout
+from pneumothorax.errors import BadInput
+
+NAMES = (
+    run_lengths.SIIM_DICOM,
+    siim_png.NAME,
+    run_lengths.IMAGES_RLE,
+    images_masks.NAME,
+    nnunet.NAME,
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of stage 00 that say what the data are."""
+    found = "(default: found by name below --input)"
+    flag = parser.add_argument
+    flag("--layout", choices=NAMES, help="how the data are laid out (default: found by looking)")
+    flag("--labels", type=Path, metavar="PATH", help=f"label file, or folder of masks {found}")
+    flag("--sample-submission", type=Path, metavar="CSV", help=f"sample submission {found}")
+    flag("--test", type=Path, metavar="CSV", help="ids of further test images (column ImageId)")
+    held_out = "labelled images that become test images, which are only scored (column ImageId)"
+    flag("--holdout", type=Path, metavar="CSV", help=held_out)
+    inside = "value, from 1 to 255, from which on a pixel of a grey mask image is inside"
+    flag("--mask-threshold", type=_grey_value, metavar="N", help=inside)
+    flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
+
+
+def _grey_value(text: str) -> int:
+    """A number from 1 to 255, for argparse."""
+    value = int(text)
+    if not 1 <= value <= 255:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 255, got {value}")
+    return value
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says about the layout.
+
+    Args:
+        labels: the label CSV or, for images-masks, the folder of masks.
+    """
+
+    layout: str | None = None
+    labels: Path | None = None
+    sample: Path | None = None
+    follow_symlinks: bool = False
+
+
+def from_flags(args: argparse.Namespace) -> Given:
+    return Given(args.layout, args.labels, args.sample_submission, args.follow_symlinks)
+
+
+def choose(found: Found, given: Given) -> Layout:
+    """Raises BadInput that says what was found, and what is missing or decides."""
+    names = [given.layout] if given.layout else recognised(found, given.labels)
+    if len(names) > 1:
+        reasons = [f"{name} ({_layout(name, found, given).reason})" for name in names]
+        raise BadInput(
+            f"{found.root} fits several layouts: {'; '.join(reasons)}: choose with --layout"
+        )
+    if not names:
+        raise BadInput(_nothing(found))
+    return _layout(names[0], found, given)
+
+
+def recognised(found: Found, labels: Path | None) -> list[str]:
+    """The layouts that the folder has all parts of."""
+    folder_of_masks = labels is not None and labels.is_dir()
+    by_run_lengths = "" if folder_of_masks else run_lengths.recognise(found, labels)
+    fits = {
+        by_run_lengths: bool(by_run_lengths),
+        siim_png.NAME: siim_png.recognise(found),
+        images_masks.NAME: folder_of_masks or images_masks.recognise(found),
+        nnunet.NAME: nnunet.recognise(found),
+    }
+    return [name for name in NAMES if fits.get(name)]
+
+
+def described(layout: Layout, found: Found) -> list[str]:
+    """For the summary: the layout, and the images and label tables that it does not use."""
+    used = set(layout.images(found.images))
+    masks = set(found.below(*layout.mask_folders)) if layout.mask_folders else set()
+    rest = [path for path in found.images if path not in used and path not in masks]
+    lines = [f"layout {layout.name}: {layout.reason}"]
+    if isinstance(layout, siim_png.SiimPng) and not layout.table_of:
+        lines.append(
+            "warning: no table names the radiograph in each file, so patients are unknown; "
+            f"{' and '.join(siim_png.TABLES.values())} are published at {siim_png.PUBLISHED}"
+        )
+    if rest:
+        lines.append(f"not part of the layout, so not used: {_kinds(rest)} (--layout decides)")
+    read = {path.resolve() for path in layout.tables.values()}
+    for table in found.tables_named(*run_lengths.LABEL_NAMES):
+        if layout.mask_folders and table.resolve() not in read:
+            lines.append(f"not used: {table.name}, as the mask images are the labels")
+    return lines
+
+
+def _layout(name: str, found: Found, given: Given) -> Layout:
+    if name in (run_lengths.SIIM_DICOM, run_lengths.IMAGES_RLE):
+        return run_lengths.layout(name, found, given.labels, given.sample)
+    flag = "--sample-submission" if given.sample else "--labels"
+    if given.sample or (given.labels and name != images_masks.NAME):
+        raise BadInput(f"{flag} does not fit layout {name}, which brings its own labels")
+    if name == siim_png.NAME:
+        return siim_png.layout(found, follow_symlinks=given.follow_symlinks)
+    if name == images_masks.NAME:
+        return images_masks.layout(found, given.labels, follow_symlinks=given.follow_symlinks)
+    return nnunet.layout(found, follow_symlinks=given.follow_symlinks)
+
+
+def _nothing(found: Found) -> str:
+    """Why no layout fits."""
+    label_names = " or ".join(run_lengths.LABEL_NAMES)
+    masks = ", ".join([siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS])
+    half = found.folders_named(siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS)
+    tables = found.tables_named(*run_lengths.LABEL_NAMES)
+    lines = [f"{found.root} holds {_kinds(found.images)}, but no labels that go with them"]
+    if half:
+        images = ", ".join([siim_png.IMAGES, images_masks.IMAGES, nnunet.IMAGES])
+        names = ", ".join(folder.name for folder in half)
+        lines.append(f"found the folder {names}, but not its images ({images})")
+    if tables:
+        names = ", ".join(table.name for table in tables)
+        lines.append(f"found {names}, but it lists none of the images by name")
+    else:
+        lines.append(f"no label CSV ({label_names}): pass --labels")
+    lines.append(f"no folder of masks next to the images ({masks}); layouts: docs/your-data.md")
+    return "\n  ".join(lines)
+
+
+def _kinds(paths: tuple[Path, ...] | list[Path]) -> str:
+    names = {".dcm": "DICOM", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    counts = Counter(names.get(path.suffix.lower(), "DICOM") for path in paths)
+    return " and ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) + " files"

@@ -1,0 +1,136 @@
+"""Layout siim-png: the PNG re-upload of SIIM-ACR, masks as PNG files and two tables.
+
+    png_images/<number>_<train|test>_<0|1>_.png     png_masks/ with the same names
+    stage_1_train_images.csv, stage_1_test_images.csv    new_filename,ImageId,has_pneumo
+
+The tables name the image that a file shows, and so its patient. Where people kept the
+two folders alone, the file names say split and label, and the stem is the id.
+Published at https://www.kaggle.com/datasets/vbookshelf/pneumothorax-chest-xray-images-and-masks
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumothorax import dicom
+from pneumothorax.data import discovery, labels
+from pneumothorax.data.discovery import Found
+from pneumothorax.data.layouts.listed import (
+    Annotation,
+    Listed,
+    group_masks,
+    only,
+    submission_of,
+)
+from pneumothorax.errors import bad_list
+from pneumothorax.pipeline.artifacts import TEST, TRAIN
+
+NAME = "siim-png"
+IMAGES, MASKS = "png_images", "png_masks"
+TABLES = {TRAIN: "stage_1_train_images.csv", TEST: "stage_1_test_images.csv"}
+COLUMNS = ("new_filename", "ImageId", "has_pneumo")
+PUBLISHED = "https://www.kaggle.com/datasets/vbookshelf/pneumothorax-chest-xray-images-and-masks"
+_FILE_NAME = re.compile(r"\d+_(train|test)_([01])_\.(?:png|jpe?g)", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SiimPng:
+    """The folders `images` and `masks`, and the table of each split that there is one for."""
+
+    reason: str
+    image_folder: Path
+    mask_folders: tuple[Path, ...]
+    table_of: tuple[tuple[str, Path], ...]
+    follow_symlinks: bool = False
+    name: str = NAME
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        return {TABLES[split]: path for split, path in self.table_of}
+
+    def images(self, paths: Iterable[Path]) -> tuple[Path, ...]:
+        return tuple(path for path in paths if self.image_folder in path.parents)
+
+    def read(self) -> Listed:
+        entries = self._entries_of_tables() if self.table_of else self._entries_of_names()
+        stems = {Path(entry.file_name).stem for entry in entries}
+        masks, orphans = group_masks(stems, self._files(*self.mask_folders))
+        if self.table_of:  # the mask of an image that no table lists is not an orphan
+            unlisted = {path.stem for path in self._files(self.image_folder)} - stems
+            orphans = [path for path in orphans if path.stem not in unlisted]
+        test_ids = tuple(entry.image_id for entry in entries if entry.split == TEST)
+        return Listed(
+            annotations={
+                entry.image_id: Annotation(
+                    masks=masks.get(Path(entry.file_name).stem, ()), positive=entry.positive
+                )
+                for entry in entries
+            },
+            test_ids=test_ids,
+            submission=submission_of(test_ids),
+            id_of={entry.file_name: entry.image_id for entry in entries},
+            orphans=tuple(str(path) for path in orphans),
+        )
+
+    def _files(self, folder: Path) -> tuple[Path, ...]:
+        return discovery.images_below(folder, follow_symlinks=self.follow_symlinks)
+
+    def _entries_of_tables(self) -> "list[_Entry]":
+        entries: list[_Entry] = []
+        problems: list[str] = []
+        names: set[str] = set()
+        ids: set[str] = set()
+        for split, path in self.table_of:
+            for line, (file_name, image_id, flag) in labels.table(path, COLUMNS):
+                problem = labels.flag_problem(image_id, flag)
+                if not problem and Path(file_name).name != file_name:
+                    problem = "not the name of a file"
+                if not problem and (file_name in names or image_id in ids):
+                    problem = f"{file_name!r} or its image is listed twice"
+                if problem:
+                    problems.append(f"{path.name}, line {line}, {image_id[:70]!r}: {problem}")
+                    continue
+                names.add(file_name)
+                ids.add(image_id)
+                entries.append(_Entry(file_name, image_id, split, flag == "1"))
+        if problems:
+            raise bad_list(f"{self.image_folder.parent}: {len(problems)} errors", problems)
+        return entries
+
+    def _entries_of_names(self) -> "list[_Entry]":
+        entries = []
+        for path in self._files(self.image_folder):
+            said = _FILE_NAME.fullmatch(path.name)
+            if said and dicom.is_image_id(path.stem):
+                split = TRAIN if said[1].lower() == "train" else TEST
+                entries.append(_Entry(path.name, path.stem, split, said[2] == "1"))
+        return entries
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image of the tables, or of the file names."""
+
+    file_name: str
+    image_id: str
+    split: str
+    positive: bool
+
+
+def recognise(found: Found) -> bool:
+    return bool(found.folders_named(IMAGES) and found.folders_named(MASKS))
+
+
+def layout(found: Found, *, follow_symlinks: bool) -> SiimPng:
+    """Raises BadInput where a folder or a table is missing or found several times."""
+    image_folder = only(found.folders_named(IMAGES), f"folder {IMAGES}", flag="--input")
+    mask_folder = only(found.folders_named(MASKS), f"folder {MASKS}", flag="--input")
+    tables = tuple(
+        (split, only(found.tables_named(name), name, flag="--input"))
+        for split, name in TABLES.items()
+        if found.tables_named(name)
+    )
+    names = " and ".join(TABLES[split] for split, _ in tables)
+    reason = f"the folders {IMAGES} and {MASKS}" + (f" with {names}" if names else "")
+    return SiimPng(reason, image_folder, (mask_folder,), tables, follow_symlinks)

@@ -1,0 +1,590 @@
+"""Every layout is found by looking, and gives the same images, masks and splits."""
+
+import gzip
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from pneumothorax import rle
+from pneumothorax.data import discovery, labels
+from pneumothorax.data.layouts import choose
+from pneumothorax.data.layouts import siim_png as siim_png_layout
+from pneumothorax.data.layouts.choose import Given
+from pneumothorax.data.layouts.listed import group_masks
+from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts, records
+from tests.helpers.dicoms import write_dicom
+from tests.helpers.images import disc, noise
+from tests.helpers.stages import run_stage, write_lines
+
+SIZE = 64
+MASKS = {
+    "a": disc(SIZE, 20, 20, 6),
+    "b": np.zeros((SIZE, SIZE), np.uint8),
+    "c": disc(SIZE, 40, 30, 9),
+    "d": np.zeros((SIZE, SIZE), np.uint8),
+}
+IMAGES = {name: noise(number, SIZE) for number, name in enumerate(MASKS)}
+
+
+def write_png(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def pairs(folder, images="images", masks="masks", names=tuple(MASKS), pattern="{}.png"):
+    """Folders of images and masks, 0 and 255."""
+    for name in names:
+        write_png(folder / images / pattern.format(name), IMAGES[name])
+        write_png(folder / masks / f"{name}.png", MASKS[name] * 255)
+    return folder
+
+
+def run_lengths(path, names=tuple(MASKS)):
+    write_lines(
+        path, ["ImageId,EncodedPixels", *(f"{name},{rle.encode(MASKS[name])}" for name in names)]
+    )
+
+
+def siim_png(folder, *, tables=True):
+    """The layout of the re-upload: a and b for training, d and c for testing."""
+    root = folder / "siim-acr-pneumothorax"
+    names = {"a": "1_train_1_", "b": "2_train_0_", "c": "3_test_1_", "d": "4_test_0_"}
+    for name, stem in names.items():
+        write_png(root / "png_images" / f"{stem}.png", IMAGES[name])
+        write_png(root / "png_masks" / f"{stem}.png", MASKS[name] * 255)
+    for split, chosen in (("train", "ab"), ("test", "dc")):
+        rows = [f"{names[name]}.png,{name},{names[name][-2]}" for name in chosen]
+        if tables:
+            write_lines(
+                root / f"stage_1_{split}_images.csv", ["new_filename,ImageId,has_pneumo", *rows]
+            )
+    return folder
+
+
+def prepared(source, output, *flags):
+    """Run stage 00; -> the manifest, indexed by image id."""
+    run_stage(
+        "00_prepare_data.py",
+        "--input",
+        source,
+        "--output",
+        output,
+        "--size",
+        SIZE,
+        "--workers",
+        0,
+        *flags,
+    )
+    return artifacts.read_table(output, artifacts.MANIFEST).set_index("image_id")
+
+
+def refused(source, output, *flags):
+    with pytest.raises(BadInput) as caught:
+        prepared(source, output, *flags)
+    return str(caught.value)
+
+
+def layout_of(output):
+    return records.read(output, artifacts.PREPARED)["settings"]["layout"]
+
+
+def rejected(output):
+    table = artifacts.read_table(output, artifacts.REJECTED)
+    return dict(zip(table["source"], table["code"], strict=True))
+
+
+def cached(output, image_id):
+    """The cached image, and the mask or None."""
+    cache = artifacts.Cache(SIZE)
+    mask = output / cache.mask(image_id)
+    return (
+        cv2.imread(str(output / cache.image(image_id)), cv2.IMREAD_UNCHANGED),
+        cv2.imread(str(mask), cv2.IMREAD_UNCHANGED) if mask.exists() else None,
+    )
+
+
+def assert_holds(output, *, training, test=()):
+    """The manifest has these ids, and the cache their pixels and the training masks."""
+    manifest = artifacts.read_table(output, artifacts.MANIFEST).set_index("image_id")
+    assert dict(manifest["split"]) == {
+        **dict.fromkeys(training, "train"),
+        **dict.fromkeys(test, "test"),
+    }
+    for image_id in manifest.index:
+        image, mask = cached(output, image_id)
+        np.testing.assert_array_equal(image, IMAGES[image_id])
+        if image_id in test or not MASKS[image_id].any():
+            assert mask is None
+            assert manifest.loc[image_id, ["positive", "mask_pixels"]].tolist() == [0, 0]
+        else:
+            np.testing.assert_array_equal(mask, MASKS[image_id] * 255)
+            assert manifest.loc[image_id, "mask_pixels"] == MASKS[image_id].sum()
+    expected = {name: (rle.encode(MASKS[name]),) for name in training if MASKS[name].any()}
+    assert artifacts.label_rows(output) == expected
+
+
+def assert_test_labels(output, *names):
+    expected = {name: (rle.encode(MASKS[name]),) if MASKS[name].any() else () for name in names}
+    assert artifacts.label_rows(output, artifacts.TEST_LABELS) == expected
+
+
+def submission_ids(output):
+    lines = (output / artifacts.SAMPLE_SUBMISSION).read_text("utf-8").splitlines()
+    assert lines[0] == "ImageId,EncodedPixels"
+    return [line.split(",")[0] for line in lines[1:]]
+
+
+# Each layout, from a folder made by hand
+
+
+def test_dicom_files_with_run_lengths_are_siim_dicom(tmp_path, capsys):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / "deep" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    assert layout_of(tmp_path / "out") == "siim-dicom"
+    said = "layout siim-dicom: DICOM files with the run lengths of train-rle.csv"
+    assert said in capsys.readouterr().out
+
+
+def test_labels_of_test_images_lie_next_to_those_for_training(tmp_path):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv", "ab")
+    run_lengths(tmp_path / "in" / "test-rle.csv", "dc")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert_test_labels(tmp_path / "out", "c", "d")
+    assert submission_ids(tmp_path / "out") == ["d", "c"]
+
+
+def test_png_files_named_by_id_with_run_lengths_are_images_rle(tmp_path):
+    for name, image in IMAGES.items():
+        write_png(tmp_path / "in" / "train_png" / f"{name}.png", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    assert layout_of(tmp_path / "out") == "images-rle"
+
+
+def test_a_table_of_targets_must_agree_with_the_run_lengths(tmp_path):
+    for name, image in IMAGES.items():
+        write_png(tmp_path / "in" / f"{name}.png", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    write_lines(tmp_path / "in" / "train.csv", ["ImageId,target", "a,1", "b,0", "c,1", "d,0"])
+    prepared(tmp_path / "in", tmp_path / "out")
+    write_lines(tmp_path / "in" / "train.csv", ["ImageId,target", "a,0", "b,1", "c,1", "d,0"])
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "2 labels do not fit their image" in message
+    assert "label of a: negative by the table, but with a mask" in message
+    assert "label of b: positive by the table, but with no mask or an empty one" in message
+
+
+def test_dicom_and_png_files_with_run_lengths_work_together(tmp_path):
+    for name in "ab":
+        write_dicom(tmp_path / "in" / f"{name}.dcm", IMAGES[name])
+    for name in "cd":
+        write_png(tmp_path / "in" / f"{name}.png", IMAGES[name])
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    assert layout_of(tmp_path / "out") == "images-rle"
+
+
+def test_dicom_and_png_of_one_id_are_duplicates(tmp_path):
+    for name in "abc":
+        write_png(tmp_path / "in" / f"{name}.png", IMAGES[name])
+    write_dicom(tmp_path / "in" / "c.dcm", IMAGES["c"])
+    run_lengths(tmp_path / "in" / "train-rle.csv", "abc")
+    assert "DUPLICATE_ID" in refused(tmp_path / "in", tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"c.png": "DUPLICATE_ID", "c.dcm": "DUPLICATE_ID"}
+
+
+def test_the_png_re_upload_takes_ids_from_its_tables(tmp_path):
+    manifest = prepared(siim_png(tmp_path / "in"), tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert_test_labels(tmp_path / "out", "c", "d")
+    assert submission_ids(tmp_path / "out") == ["d", "c"]  # in the order of the table
+    source = "siim-acr-pneumothorax/png_images/1_train_1_.png"
+    assert manifest.loc["a", ["source", "decoder"]].tolist() == [source, "libpng"]
+    assert layout_of(tmp_path / "out") == "siim-png"
+
+
+def test_without_tables_the_file_names_say_split_and_label(tmp_path, capsys):
+    prepared(siim_png(tmp_path / "in", tables=False), tmp_path / "out")
+    manifest = artifacts.read_table(tmp_path / "out", artifacts.MANIFEST)
+    assert dict(zip(manifest["image_id"], manifest["split"], strict=True)) == {
+        "1_train_1_": "train",
+        "2_train_0_": "train",
+        "3_test_1_": "test",
+        "4_test_0_": "test",
+    }
+    assert manifest["positive"].sum() == 1
+    out = capsys.readouterr().out
+    assert "patients are unknown" in out
+    assert "kaggle.com/datasets/vbookshelf" in out
+
+
+def test_an_image_that_no_table_lists_is_not_used(tmp_path):
+    siim_png(tmp_path / "in")
+    root = tmp_path / "in" / "siim-acr-pneumothorax"
+    write_png(root / "png_images" / "5_train_0_.png", noise(9, SIZE))
+    write_png(root / "png_masks" / "5_train_0_.png", MASKS["b"])
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert set(rejected(tmp_path / "out").values()) == {"UNLABELLED"}
+
+
+def test_a_table_that_contradicts_its_mask_is_listed(tmp_path):
+    siim_png(tmp_path / "in")
+    table = tmp_path / "in" / "siim-acr-pneumothorax" / "stage_1_train_images.csv"
+    table.write_text(table.read_text().replace("a,1", "a,0").replace("b,0", "b,1"))
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "label of a: negative by the table, but with a mask" in message
+    assert "label of b: positive by the table, but with no mask or an empty one" in message
+
+
+def test_errors_of_the_tables_are_listed_by_line(tmp_path):
+    siim_png(tmp_path / "in")
+    table = tmp_path / "in" / "siim-acr-pneumothorax" / "stage_1_train_images.csv"
+    lines = ["1_train_1_.png,a,yes", "x.png,../x,0", "../y.png,y,0", "2_train_0_.png,b,0"]
+    write_lines(table, ["new_filename,ImageId,has_pneumo", *lines, lines[-1]])
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "line 2, 'a': expected 0 or 1, found 'yes'" in message
+    assert "line 3, '../x': not an image id" in message
+    assert "line 4, 'y': not the name of a file" in message
+    assert "line 6, 'b': '2_train_0_.png' or its image is listed twice" in message
+
+
+@pytest.mark.parametrize("masks", ["masks", "labels"])
+def test_images_and_masks_of_the_same_name(tmp_path, masks):
+    prepared(pairs(tmp_path / "in", masks=masks), tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    assert layout_of(tmp_path / "out") == "images-masks"
+
+
+def test_images_may_be_dicom_files_and_jpegs(tmp_path):
+    folder = pairs(tmp_path / "in", names="ab")
+    write_dicom(folder / "images" / "c.dcm", IMAGES["c"])
+    write_png(folder / "masks" / "c.png", MASKS["c"] * 255)
+    _, jpeg = cv2.imencode(".jpg", IMAGES["d"])
+    (folder / "images" / "d.jpg").write_bytes(jpeg.tobytes())
+    write_png(folder / "masks" / "d.png", MASKS["d"])
+    manifest = prepared(folder, tmp_path / "out")
+    assert sorted(manifest.index) == list("abcd")
+    np.testing.assert_array_equal(
+        cached(tmp_path / "out", "d")[0], cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE)
+    )
+
+
+def test_several_masks_of_one_image_are_united(tmp_path):
+    folder = pairs(tmp_path / "in")
+    left, right = MASKS["a"].copy(), MASKS["a"].copy()
+    left[:, 22:], right[:, :18] = 0, 0  # they overlap in columns 18 to 21
+    (folder / "masks" / "a.png").unlink()
+    write_png(folder / "masks" / "a_1.png", left * 255)
+    write_png(folder / "masks" / "a_2.png", right * 255)
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_an_image_without_mask_and_entry_is_not_annotated(tmp_path):
+    folder = pairs(tmp_path / "in")
+    (folder / "masks" / "d.png").unlink()
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abc")
+    assert rejected(tmp_path / "out") == {"images/d.png": "UNLABELLED"}
+    write_lines(folder / "annotated.csv", ["ImageId,has_pneumo", "d,0"])
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_annotated_images_may_be_a_list_of_ids(tmp_path):
+    folder = pairs(tmp_path / "in")
+    (folder / "masks" / "d.png").unlink()
+    write_lines(folder / "annotated.csv", ["ImageId", *"abcd"])
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_a_folder_of_test_images_may_have_masks(tmp_path):
+    folder = pairs(tmp_path / "in", names="ab")
+    pairs(folder, images="images-test", masks="masks-test", names="c")
+    write_png(folder / "images-test" / "d.png", IMAGES["d"])
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert_test_labels(tmp_path / "out", "c")  # d has no mask: not annotated
+    assert submission_ids(tmp_path / "out") == ["c", "d"]
+
+
+def test_the_raw_folder_of_nnunet(tmp_path):
+    folder = tmp_path / "in" / "Dataset001_Pneumothorax"
+    pairs(folder, "imagesTr", "labelsTr", "ab", "{}_0000.png")
+    pairs(folder, "imagesTs", "labelsTs", "cd", "{}_0000.png")
+    for path in folder.glob("labelsT*/*.png"):  # nnU-Net's labels are 0 and 1
+        write_png(path, MASKS[path.stem])
+    (folder / "dataset.json").write_text("{}")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert_test_labels(tmp_path / "out", "c", "d")
+    assert layout_of(tmp_path / "out") == "nnunet"
+
+
+def test_images_of_several_channels_are_refused(tmp_path):
+    folder = pairs(tmp_path / "in", "imagesTr", "labelsTr", "ab", "{}_0000.png")
+    write_png(folder / "imagesTr" / "a_0001.png", IMAGES["a"])
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "1 files are not <case>_0000.png" in message
+    assert "a_0001.png" in message
+
+
+# Test images by list
+
+
+def test_labelled_images_are_held_out_for_testing(tmp_path):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    write_lines(tmp_path / "holdout.csv", ["new,ImageId", "1,d", "2,c"])
+    prepared(tmp_path / "in", tmp_path / "out", "--holdout", tmp_path / "holdout.csv")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert_test_labels(tmp_path / "out", "c", "d")
+    assert submission_ids(tmp_path / "out") == ["d", "c"]
+    prepared(tmp_path / "in", tmp_path / "out")  # and back
+    assert_holds(tmp_path / "out", training="abcd")
+    assert not (tmp_path / "out" / artifacts.TEST_LABELS.path).exists()
+    assert not (tmp_path / "out" / artifacts.SAMPLE_SUBMISSION).exists()
+
+
+def test_only_labelled_images_can_be_held_out(tmp_path):
+    write_lines(tmp_path / "holdout.csv", ["ImageId", "a", "e"])
+    flags = ("--holdout", tmp_path / "holdout.csv")
+    message = refused(pairs(tmp_path / "in"), tmp_path / "out", *flags)
+    assert "holdout.csv: 1 images have no label" in message
+    assert "e" in message.splitlines()[-1]
+
+
+def test_images_in_label_file_and_sample_can_be_held_out(tmp_path):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    sample = tmp_path / "in" / "sample_submission.csv"
+    write_lines(sample, ["ImageId,EncodedPixels", "c,-1", "d,-1"])
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "2 ids are in the label file and in the sample submission (--holdout CSV" in message
+    prepared(tmp_path / "in", tmp_path / "out", "--holdout", sample)
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+
+
+def test_test_images_may_be_listed(tmp_path):
+    folder = pairs(tmp_path / "in")
+    (folder / "masks" / "d.png").unlink()
+    write_lines(tmp_path / "test.csv", ["ImageId", "d", "c"])
+    prepared(folder, tmp_path / "out", "--test", tmp_path / "test.csv")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert_test_labels(tmp_path / "out", "c")
+
+
+# What is found twice or half
+
+
+def test_two_layouts_need_a_flag(tmp_path):
+    folder = pairs(tmp_path / "in")
+    run_lengths(folder / "train-rle.csv")
+    message = refused(folder, tmp_path / "out")
+    assert "fits several layouts: images-rle (" in message
+    assert "images-masks (the folders images and masks): choose with --layout" in message
+    prepared(folder, tmp_path / "out", "--layout", "images-masks")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_two_folders_of_masks_need_a_flag(tmp_path):
+    folder = pairs(tmp_path / "in")
+    shutil.copytree(folder / "masks", folder / "labels")
+    message = refused(folder, tmp_path / "out")
+    assert "found several folder of masks" in message
+    assert "choose with --labels" in message
+    prepared(folder, tmp_path / "out", "--labels", folder / "labels")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_two_label_files_need_a_flag(tmp_path):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image)
+    for name in ("train-rle.csv", "stage_2_train.csv"):
+        run_lengths(tmp_path / "in" / name)
+    assert "choose with --labels" in refused(tmp_path / "in", tmp_path / "out")
+
+
+def test_masks_without_images_are_listed(tmp_path):
+    folder = pairs(tmp_path / "in")
+    write_png(folder / "masks" / "e.png", MASKS["a"])
+    message = refused(folder, tmp_path / "out")
+    assert "1 masks have no image (--allow-missing accepts this)" in message
+    assert "masks/e.png" in message
+    prepared(folder, tmp_path / "out", "--allow-missing")
+
+
+def test_a_folder_of_masks_alone_says_what_is_missing(tmp_path):
+    pairs(tmp_path / "in")
+    shutil.rmtree(tmp_path / "in" / "images")
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "found the folder masks, but not its images" in message
+
+
+def test_images_without_labels_say_which_labels_would_do(tmp_path):
+    write_png(tmp_path / "in" / "a.png", IMAGES["a"])
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "holds 1 PNG files, but no labels that go with them" in message
+    assert "pass --labels" in message
+    run_lengths(tmp_path / "in" / "train-rle.csv", "bc")
+    message = refused(tmp_path / "in", tmp_path / "out")
+    assert "found train-rle.csv, but it lists none of the images by name" in message
+
+
+def test_files_that_are_not_part_of_the_layout_are_named(tmp_path, capsys):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    write_png(tmp_path / "in" / "screenshot.png", IMAGES["a"])
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert "not part of the layout, so not used: 1 PNG files" in capsys.readouterr().out
+
+
+def test_a_label_file_next_to_masks_is_named_as_unused(tmp_path, capsys):
+    run_lengths(siim_png(tmp_path / "in") / "train-rle.csv")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert "not used: train-rle.csv, as the mask images are the labels" in capsys.readouterr().out
+
+
+def test_labels_that_do_not_fit_the_layout_are_refused(tmp_path):
+    run_lengths(tmp_path / "other.csv")
+    flags = ("--layout", "siim-png", "--labels", tmp_path / "other.csv")
+    message = refused(siim_png(tmp_path / "in"), tmp_path / "out", *flags)
+    assert "--labels does not fit layout siim-png" in message
+
+
+def test_an_output_folder_below_the_input_is_not_a_data_set(tmp_path):
+    folder = pairs(tmp_path / "in")
+    prepared(folder, folder / "first")
+    prepared(folder, folder / "second")  # first/cache/64/images and masks lie below the input
+    assert_holds(folder / "second", training="abcd")
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    ("mask", "code", "said"),
+    [
+        (np.zeros((32, 32), np.uint8), "SIZE_MISMATCH", "32 x 32"),
+        (
+            np.arange(SIZE * SIZE, dtype=np.uint8).reshape(SIZE, SIZE),
+            "BAD_MASK",
+            "--mask-threshold",
+        ),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_an_error_of_the_label(tmp_path, mask, code, said):
+    folder = pairs(tmp_path / "in")
+    write_png(folder / "masks" / "a.png", mask)
+    message = refused(folder, tmp_path / "out", "--max-bad", "100%")
+    assert "1 labels do not fit their image" in message
+    assert said in message
+    assert rejected(tmp_path / "out") == {"images/a.png": code}
+
+
+def test_a_threshold_says_how_to_read_a_grey_mask(tmp_path):
+    folder = pairs(tmp_path / "in")
+    grey = np.where(MASKS["a"] == 1, 128, 127).astype(np.uint8)
+    grey[0, 0] = 3
+    write_png(folder / "masks" / "a.png", grey)
+    prepared(folder, tmp_path / "out", "--mask-threshold", 128)
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_a_damaged_mask_rejects_its_image(tmp_path):
+    folder = pairs(tmp_path / "in")
+    data = (folder / "masks" / "a.png").read_bytes()
+    (folder / "masks" / "a.png").write_bytes(data[: len(data) // 2])
+    message = refused(folder, tmp_path / "out")
+    assert "images/a.png: TRUNCATED: label of a: " in message
+    prepared(folder, tmp_path / "out", "--max-bad", 1)
+    assert_holds(tmp_path / "out", training="bcd")
+
+
+def test_a_changed_mask_is_prepared_again(tmp_path):
+    folder = pairs(tmp_path / "in")
+    prepared(folder, tmp_path / "out")
+    write_png(folder / "masks" / "b.png", MASKS["c"] * 255)
+    manifest = prepared(folder, tmp_path / "out")
+    assert manifest.loc["b", "mask_pixels"] == MASKS["c"].sum()
+
+
+def test_masks_are_grouped_by_image(tmp_path):
+    masks = [tmp_path / f"{name}.png" for name in ("a", "b_1", "b_2", "b_1_1", "e", "e_x")]
+    grouped, orphans = group_masks({"a", "b", "b_1"}, masks)
+    assert grouped == {
+        "a": (masks[0],),
+        "b_1": (masks[1], masks[3]),  # the name of an image comes before the number of a mask
+        "b": (masks[2],),
+    }
+    assert orphans == masks[4:]
+
+
+# The published tables and the real sample
+
+
+def test_the_published_tables_list_all_12047_images(real_data, tmp_path):
+    """10,675 images for training and 1,372 for testing, 2,379 and 290 of them positive."""
+    for table in siim_png_layout.TABLES.values():
+        data = gzip.decompress((real_data / "labels" / f"{table}.gz").read_bytes())
+        (tmp_path / table).write_bytes(data)
+    for folder in ("png_images", "png_masks"):
+        write_png(tmp_path / folder / "0_train_0_.png", IMAGES["a"])
+    found = discovery.search(tmp_path)
+    listed = choose.choose(found, Given()).read()
+    positive = {name for name, one in listed.annotations.items() if one.positive}
+    assert len(listed.annotations) == 12047
+    assert len(listed.test_ids) == 1372
+    assert len(positive) == 2379 + 290
+    assert len(positive.intersection(listed.test_ids)) == 290
+    known = labels.read(real_data / "labels" / "stage_2_train.csv.gz").rows
+    assert positive == {image_id for image_id, rows in known.items() if rows}
+
+
+def test_the_real_png_sample_equals_the_dicom_files(real_data, tmp_path):
+    png, dicom = tmp_path / "png", tmp_path / "dicom"
+    flags = ("--size", 512)
+    of_png = prepared(real_data / "siim_png", png, *flags)
+    of_dicom = prepared(real_data / "siim", dicom, *flags)
+    assert of_png["split"].value_counts().to_dict() == {"train": 21, "test": 9}
+    assert of_png["positive"].sum() == 6
+    assert set(of_png.index) == set(of_dicom.index[of_dicom["split"] == "train"])
+    same = ["height", "width", "sha256"]
+    assert of_png[same].equals(of_dicom.loc[of_png.index, same])
+    training = of_png.index[of_png["split"] == "train"]
+    same = ["positive", "mask_pixels", "mask_sha256"]
+    assert of_png.loc[training, same].equals(of_dicom.loc[training, same])
+    tested = artifacts.label_rows(png, artifacts.TEST_LABELS)
+    known = artifacts.label_rows(dicom)
+    assert set(tested) == set(of_png.index[of_png["split"] == "test"])
+    assert sum(bool(rows) for rows in tested.values()) == 2
+    for image_id, rows in tested.items():
+        expected = rle.union(known.get(image_id, ()), (1024, 1024))
+        np.testing.assert_array_equal(rle.union(rows, (1024, 1024)), expected)
+
+
+def test_a_layout_that_is_asked_for_must_be_there(tmp_path):
+    found = discovery.search(pairs(tmp_path / "in"))
+    for name in choose.NAMES:
+        if name == "images-masks":
+            assert choose.choose(found, Given(layout=name)).name == name
+            continue
+        with pytest.raises(BadInput, match="below the input folder"):
+            choose.choose(found, Given(layout=name))
