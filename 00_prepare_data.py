@@ -26,6 +26,7 @@ from pathlib import Path
 
 from pneumothorax import rle
 from pneumothorax.data import discovery, doctor, jobs, outcome, prepare
+from pneumothorax.data.labels import SUBMISSION_COLUMNS, SampleSubmission
 from pneumothorax.data.layouts import choose
 from pneumothorax.pipeline import artifacts, locks, records, stage
 from pneumothorax.pipeline.engine import Engine
@@ -104,12 +105,13 @@ def verify(args: argparse.Namespace, found: discovery.Found, job: jobs.Job) -> N
 def write_tables(output: Path, result: outcome.Outcome, job: jobs.Job) -> list[str]:
     """Write all tables, only rejected.csv when labels do not fit; returns their paths."""
     tables = outcome.write_tables(output, result)
-    submission = job.listed.submission
-    if submission is None:
+    listed = job.listed
+    sample = listed.sample or SampleSubmission(SUBMISSION_COLUMNS, listed.test_ids)
+    if not sample.image_ids:
         (output / artifacts.SAMPLE_SUBMISSION).unlink(missing_ok=True)
     elif tables:
-        rows = dict.fromkeys(submission.image_ids, rle.EMPTY)
-        writing.write(output / artifacts.SAMPLE_SUBMISSION, submission, rows)
+        rows = dict.fromkeys(sample.image_ids, rle.EMPTY)
+        writing.write(output / artifacts.SAMPLE_SUBMISSION, sample, rows)
         tables.append(artifacts.SAMPLE_SUBMISSION)
     return tables
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pneumothorax.data import labels
-from pneumothorax.data.layouts.listed import Layout, Listed, submission_of
+from pneumothorax.data.layouts.listed import Layout, Listed
 from pneumothorax.errors import BadInput, bad_list
 
 
@@ -92,9 +92,7 @@ def _read(layout: Layout, test: Path | None, holdout: Path | None) -> Listed:
             both,
         )
     further = (*(labels.read_ids(test) if test else ()), *held_out)
-    test_ids = tuple(dict.fromkeys((*listed.test_ids, *further)))
-    submission = listed.submission or submission_of(test_ids)
-    return replace(listed, test_ids=test_ids, submission=submission)
+    return replace(listed, test_ids=tuple(dict.fromkeys((*listed.test_ids, *further))))
 
 
 def _version(listed: Listed) -> str:

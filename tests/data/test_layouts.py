@@ -407,7 +407,7 @@ def test_two_folders_of_masks_need_a_flag(tmp_path):
     folder = pairs(tmp_path / "in")
     shutil.copytree(folder / "masks", folder / "labels")
     message = refused(folder, tmp_path / "out")
-    assert "found several folder of masks" in message
+    assert "more than one folder of masks" in message
     assert "choose with --labels" in message
     prepared(folder, tmp_path / "out", "--labels", folder / "labels")
     assert_holds(tmp_path / "out", training="abcd")
@@ -454,6 +454,16 @@ def test_files_that_are_not_part_of_the_layout_are_named(tmp_path, capsys):
     write_png(tmp_path / "in" / "screenshot.png", IMAGES["a"])
     prepared(tmp_path / "in", tmp_path / "out")
     assert "not part of the layout, so not used: 1 PNG files" in capsys.readouterr().out
+
+
+def test_masks_named_like_the_images_are_no_images(tmp_path, capsys):
+    for name, image in IMAGES.items():
+        write_png(tmp_path / "in" / "train_png" / f"{name}.png", image)
+        write_png(tmp_path / "in" / "masks" / f"{name}.png", MASKS[name] * 255)
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    assert "not part of the layout, so not used: 4 PNG files" in capsys.readouterr().out
 
 
 def test_a_label_file_next_to_masks_is_named_as_unused(tmp_path, capsys):

@@ -19,7 +19,6 @@ from pneumothorax.data.layouts.listed import (
     Listed,
     group_masks,
     only,
-    submission_of,
 )
 from pneumothorax.errors import BadInput
 
@@ -63,7 +62,6 @@ class ImagesMasks:
                 for image_id, positive in annotated.items()
             },
             test_ids=tuple(tested),
-            submission=submission_of(tuple(tested)),
             orphans=tuple(str(path) for path in orphans),
         )
 

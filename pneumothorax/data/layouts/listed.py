@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pneumothorax.data import labels
 from pneumothorax.data.labels import SampleSubmission
 from pneumothorax.errors import BadInput
 
@@ -35,7 +34,7 @@ class Listed:
     Args:
         annotations: by image id, of training and test images.
         test_ids: the images for testing, in the order of their table.
-        submission: columns and ids of the submission; None without test images.
+        sample: the sample submission, if there is one.
         id_of: file name -> image id, where the name of a file is not its image's id.
         repeated: label rows that are listed twice, word for word.
         in_both: ids of the label file that the sample submission lists as well.
@@ -44,7 +43,7 @@ class Listed:
 
     annotations: dict[str, Annotation]
     test_ids: tuple[str, ...] = ()
-    submission: SampleSubmission | None = None
+    sample: SampleSubmission | None = None
     id_of: dict[str, str] = field(default_factory=dict)
     repeated: int = 0
     in_both: tuple[str, ...] = ()
@@ -86,17 +85,12 @@ class Layout(Hashable, Protocol):
         """Raises BadInput that lists all errors of a table."""
 
 
-def submission_of(test_ids: tuple[str, ...]) -> SampleSubmission | None:
-    """The submission of a data set that brings no sample; None without test images."""
-    return SampleSubmission(labels.SUBMISSION_COLUMNS, test_ids) if test_ids else None
-
-
 def only(paths: Collection[Path], what: str, *, flag: str) -> Path:
     """The only path. Raises BadInput for none, or for several, with the flag that decides."""
     if not paths:
         raise BadInput(f"no {what} below the input folder")
     if len(paths) > 1:
-        raise BadInput(f"found several {what}: {', '.join(map(str, paths))}; choose with {flag}")
+        raise BadInput(f"more than one {what}: {', '.join(map(str, paths))}; choose with {flag}")
     return next(iter(paths))
 
 

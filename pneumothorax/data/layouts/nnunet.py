@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pneumothorax.data import discovery
 from pneumothorax.data.discovery import Found
-from pneumothorax.data.layouts.listed import Annotation, Listed, only, submission_of
+from pneumothorax.data.layouts.listed import Annotation, Listed, only
 from pneumothorax.errors import BadInput, bad_list
 
 NAME = "nnunet"
@@ -58,7 +58,6 @@ class NnUnet:
         return Listed(
             annotations=annotations,
             test_ids=test_ids,
-            submission=submission_of(test_ids),
             id_of={**cases[IMAGES], **cases[TEST_IMAGES]},
             orphans=tuple(orphans),
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pneumothorax.data import discovery, labels
 from pneumothorax.data.discovery import Found
-from pneumothorax.data.layouts.listed import Annotation, Listed, only, submission_of
+from pneumothorax.data.layouts.listed import Annotation, Listed, only
 from pneumothorax.errors import BadInput, bad_list
 
 SIIM_DICOM, IMAGES_RLE = "siim-dicom", "images-rle"
@@ -23,6 +23,7 @@ SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 TEST_LABEL_NAMES = ("test-rle.csv",)
 TARGET_NAMES = ("train.csv",)
 TARGET_COLUMNS = ("ImageId", "target")
+MASK_FOLDERS = ("masks", "png_masks", "labels", "labelsTr", "labelsTs")  # hold no radiographs
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RunLengths:
 
     def images(self, paths: Iterable[Path]) -> tuple[Path, ...]:
         if self.name == IMAGES_RLE:
-            return tuple(paths)
+            return tuple(path for path in paths if path.parent.name not in MASK_FOLDERS)
         return tuple(path for path in paths if not discovery.is_raster(path))
 
     def read(self) -> Listed:
@@ -73,7 +74,7 @@ class RunLengths:
                 for image_id, texts in {**rows, **test_rows}.items()
             },
             test_ids=tuple(dict.fromkeys((*sampled, *test_rows))),
-            submission=sample or submission_of(tuple(test_rows)),
+            sample=sample,
             repeated=repeated,
             in_both=tuple(sorted(rows.keys() & set(sampled))),
         )

@@ -21,7 +21,6 @@ from pneumothorax.data.layouts.listed import (
     Listed,
     group_masks,
     only,
-    submission_of,
 )
 from pneumothorax.errors import bad_list
 from pneumothorax.pipeline.artifacts import TEST, TRAIN
@@ -68,7 +67,6 @@ class SiimPng:
                 for entry in entries
             },
             test_ids=test_ids,
-            submission=submission_of(test_ids),
             id_of={entry.file_name: entry.image_id for entry in entries},
             orphans=tuple(str(path) for path in orphans),
         )
