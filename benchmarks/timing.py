@@ -49,7 +49,7 @@ def material(args: argparse.Namespace) -> Iterator[tuple[list[Path], Path]]:
                 folder, train_images=args.images, test_images=1, unlabelled_images=0
             )
         found = discovery.search(folder)
-        yield list(found.dicoms)[: args.images], discovery.label_file(found, None)
+        yield list(found.images)[: args.images], discovery.label_file(found, None)
 
 
 def alternate(

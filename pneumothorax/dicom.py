@@ -47,7 +47,7 @@ WHITELIST = [
 
 
 class Rejected(BadInput):
-    """A DICOM file that cannot be used; `code` is one of those in rejected.csv."""
+    """A file that cannot be used; `code` is one of those in rejected.csv."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -65,7 +65,7 @@ class Header:
     `patient_id` is the raw PatientID: hash it before it is written anywhere.
     """
 
-    image_id: str  # SOPInstanceUID
+    image_id: str  # SOPInstanceUID; of a file without tags, its name
     patient_id: str
     view: str  # PA, AP, LL, ... or ""
     sex: str  # M, F, O or ""
@@ -81,7 +81,7 @@ class Radiograph:
     header: Header
     image: np.ndarray
     decoder: str  # name of the decoder
-    colour: bool  # whether the file held RGB or YBR
+    colour: bool  # whether the grey values were made from colours
 
     @property
     def image_id(self) -> str:
@@ -155,6 +155,19 @@ def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
     return None, ""
 
 
+def read_regular_file(path: Path) -> bytes:
+    """The bytes of a file of any kind. Raises Rejected: NOT_A_FILE, TOO_LARGE or IO."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Rejected("NOT_A_FILE", "not a regular file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise Rejected("TOO_LARGE", f"{found.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise Rejected("IO", f"cannot be read: {error.strerror or error}") from error
+
+
 def is_image_id(text: str) -> bool:
     """Ids become file names: 1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `-`, no leading dot."""
     return IMAGE_ID.fullmatch(text) is not None
@@ -174,15 +187,7 @@ def _tolerant() -> Iterator[None]:
 
 def _read_file(path: Path) -> bytes:
     """The bytes of a regular file that has "DICM" at byte 128 (PS3.10 7.1)."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise Rejected("NOT_A_FILE", "not a regular file")
-        if found.st_size > MAX_FILE_BYTES:
-            raise Rejected("TOO_LARGE", f"{found.st_size} bytes; at most {MAX_FILE_BYTES} are read")
-        data = path.read_bytes()
-    except OSError as error:
-        raise Rejected("IO", f"cannot be read: {error.strerror or error}") from error
+    data = read_regular_file(path)
     if not data:
         raise Rejected("NOT_DICOM", "the file is empty")
     if data[128:132] != b"DICM":

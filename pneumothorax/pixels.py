@@ -21,6 +21,7 @@ COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 # Pillow before the others: it uses libjpeg-turbo and OpenJPEG and notices frames cut short.
 PLUGIN_ORDER = ("pydicom", "pillow", "pylibjpeg", "pyjpegls", "gdcm")
+_START_OF_SCAN = b"\xff\xda"  # of JPEG
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG and of JPEG 2000
 INSTALL = "python -m pip install -r requirements-dicom.txt"
 
@@ -53,13 +54,26 @@ def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
         bits = 8 * stored.dtype.itemsize
         raise Undecodable("BAD_HEADER", f"{bits} bits per pixel; at most 16 are supported")
     if kind in COLOUR:
-        image = _to_8_bits(cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), *_stored_range(dataset))
+        image = to_8_bits(cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), *_stored_range(dataset))
     else:
         image = _grey(stored, dataset, inverted=kind == "MONOCHROME1")
+    return zeros_if_constant(image), decoder, kind in COLOUR
+
+
+def zeros_if_constant(image: np.ndarray) -> np.ndarray:
+    """(H, W), unchanged unless all values are equal: every empty exposure looks the same."""
     low, high, _, _ = cv2.minMaxLoc(image)
-    if low == high:
-        image = np.zeros_like(image)  # every empty exposure looks the same
-    return image, decoder, kind in COLOUR
+    return np.zeros_like(image) if low == high else image
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether a JPEG has an end, possibly with other bytes behind it.
+
+    OpenCV 4 fills the rest of a file cut short with grey. Previews in the header have an
+    end of their own, but it comes before the last scan.
+    """
+    scan = data.rfind(_START_OF_SCAN)
+    return scan >= 0 and data.find(_END_OF_IMAGE, scan) >= 0
 
 
 def _stored_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
@@ -91,7 +105,7 @@ def _single_frame(dataset: pydicom.Dataset) -> bytes:
 
 def _jpeg(frame: bytes, height: int, width: int) -> np.ndarray:
     """A baseline JPEG -> (H, W) uint8: the same pixels as Pillow's, faster."""
-    if _END_OF_IMAGE not in frame[-64:]:  # libjpeg would fill the rest with grey and only warn
+    if not is_whole_jpeg(frame):
         raise Undecodable("TRUNCATED", "the JPEG frame has no end-of-image marker: cut short")
     image = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
@@ -182,7 +196,7 @@ def _grey(stored: np.ndarray, dataset: pydicom.Dataset, *, inverted: bool) -> np
     values = apply_modality_lut(stored, dataset)
     values = apply_voi_lut(values, dataset, prefer_lut=False)
     low, high = _output_range(dataset)
-    return _to_8_bits(low + high - values if inverted else values, low, high)
+    return to_8_bits(low + high - values if inverted else values, low, high)
 
 
 def _output_range(dataset: pydicom.Dataset) -> tuple[float, float]:
@@ -211,9 +225,12 @@ def _stored_range(dataset: pydicom.Dataset) -> tuple[float, float]:
     return 0.0, 2.0**bits - 1
 
 
-def _to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Values in low..high -> uint8 in 0..255, rounded and clipped."""
     if values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
         return values
-    scaled = (values.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    scaled = values.astype(np.float32)  # changed in place: a large image takes 256 MB
+    scaled -= np.float32(low)
+    scaled *= np.float32(255.0 / (high - low))
+    np.rint(scaled, out=scaled)
+    return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)

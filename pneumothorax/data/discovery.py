@@ -1,4 +1,4 @@
-"""What is below the input folder: DICOM files, the label CSV, the sample submission."""
+"""What is below the input folder: images, the label CSV, the sample submission."""
 
 import os
 from collections import Counter
@@ -11,6 +11,7 @@ from pneumothorax.errors import BadInput
 
 File = TypeVar("File")
 
+IMAGE_SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")  # in any case
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
 SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
@@ -20,15 +21,15 @@ PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not 
 class Found:
     """Paths below the input folder, each tuple sorted."""
 
-    dicoms: tuple[Path, ...]
-    not_files: tuple[Path, ...]  # named *.dcm, but not regular files: folders, pipes, links
+    images: tuple[Path, ...]
+    not_files: tuple[Path, ...]  # named like images, but not regular files: folders, pipes, links
     tables: tuple[Path, ...]
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
 
     @property
     def n_sources(self) -> int:
         """How many files and folders stage 00 has to account for."""
-        return len(self.dicoms) + len(self.not_files) + len(self.unreadable)
+        return len(self.images) + len(self.not_files) + len(self.unreadable)
 
 
 def search(
@@ -40,11 +41,11 @@ def search(
         any_name: also take every file that begins like a DICOM file, as clinical
             systems export files without a suffix.
 
-    Raises BadInput when the folder is missing or holds no DICOM file.
+    Raises BadInput when the folder is missing or holds no image.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: put the data there or pass --input")
-    dicoms: list[Path] = []
+    images: list[Path] = []
     not_files: list[Path] = []
     tables: list[Path] = []
     unreadable: list[Path] = []
@@ -52,16 +53,16 @@ def search(
         path = Path(entry.path)
         is_file = entry.is_file(follow_symlinks=follow_symlinks)
         is_folder = entry.is_dir(follow_symlinks=follow_symlinks)
-        if path.suffix.lower() == ".dcm":
-            (dicoms if is_file else not_files).append(path)
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            (images if is_file else not_files).append(path)
         elif any_name and is_file and begins_as_dicom(path):
-            dicoms.append(path)
+            images.append(path)
         elif not is_folder and path.name in LABEL_NAMES + SAMPLE_NAMES and entry.is_file():
             tables.append(path)
-    if not dicoms:
-        raise BadInput(f"{folder} holds no {'DICOM' if any_name else '*.dcm'} file at any depth")
+    if not images:
+        raise BadInput(f"{folder} holds no DICOM, PNG or JPEG file at any depth")
     return Found(
-        dicoms=tuple(sorted(dicoms)),
+        images=tuple(sorted(images)),
         not_files=tuple(sorted(not_files)),
         tables=tuple(sorted(tables)),
         unreadable=tuple(sorted(unreadable)),

@@ -30,17 +30,17 @@ def prepare_all(
     """
     check_tables(job.listed)
     if job.output is None:
-        entries = dict(_prepare_files(found.dicoms, root, job, known={}, engine=engine))
+        entries = dict(_prepare_files(found.images, root, job, known={}, engine=engine))
     else:
         if overwrite:
             (job.output / artifacts.Cache(job.size).journal).unlink(missing_ok=True)
-        entries = _prepare_with_journal(found.dicoms, root, job, job.output, engine)
+        entries = _prepare_with_journal(found.images, root, job, job.output, engine)
     for path in found.not_files:
         message = "not a regular file (links: --follow-symlinks)"
         entries[source_name(path, root)] = {"code": "NOT_A_FILE", "message": message}
     for path in found.unreadable:
         entries[source_name(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
-    outcome = account(entries, {source_name(path, root): path for path in found.dicoms}, job)
+    outcome = account(entries, {source_name(path, root): path for path in found.images}, job)
     for image_id in outcome.ambiguous:
         one_image.remove_cached(image_id, job)
     return outcome
@@ -50,7 +50,7 @@ def bytes_needed(found: Found, job: Job, output: Path) -> int:
     """An estimate of the disk space for the images that are not in the cache yet."""
     folder = (output / artifacts.Cache(job.size).image("x")).parent
     cached = sum(1 for _ in folder.glob("[!.]*.png"))
-    images = min(len(found.dicoms), len(job.listed.image_ids))
+    images = min(len(found.images), len(job.listed.image_ids))
     return max(0, images - cached) * job.size * (job.size + 1)  # a filter byte per row
 
 

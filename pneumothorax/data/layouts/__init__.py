@@ -1,0 +1,1 @@
+"""Forms of input folders: where images, labels and test images are in each."""
