@@ -65,7 +65,7 @@ def write_input(folder: Path, n_train: int, n_test: int) -> None:
     """Links to 40 phantoms. Only the links' names are listed, so they are the ids."""
     writing.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
     rows_of = labels.read(folder / "phantoms" / "train-rle.csv").rows
-    found = discovery.search(folder / "phantoms").dicoms
+    found = discovery.search(folder / "phantoms").images
     originals = [path for path in found if path.stem in rows_of]
     lines = ["ImageId,EncodedPixels"]
     for number in range(n_train):

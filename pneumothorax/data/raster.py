@@ -99,7 +99,8 @@ def _grey(values: np.ndarray) -> tuple[np.ndarray, bool]:
         return values, False
     grey = cv2.extractChannel(values, 0)
     if all(
-        cv2.norm(grey, cv2.extractChannel(values, channel), cv2.NORM_INF) == 0 for channel in (1, 2)
+        cv2.norm(grey, cv2.extractChannel(values, channel), cv2.NORM_INF) == 0
+        for channel in (1, 2)
     ):
         return grey, False
     return cv2.cvtColor(values, cv2.COLOR_BGR2GRAY), True

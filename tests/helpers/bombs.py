@@ -7,6 +7,7 @@ import numpy as np
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 
+from tests.helpers import rasters
 from tests.helpers.dicoms import encode_jpeg, write_dicom
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -33,6 +34,16 @@ def deflated(path, *, group_length):
     chunks += [packer.compress(megabyte) for _ in range(1536)]
     meta = data[:start] if group_length else data[:132] + data[144:start]
     path.write_bytes(meta + b"".join([*chunks, packer.flush()]))
+    return path
+
+
+def png(path, side):
+    """A small PNG of side x side black pixels, which take 6 bytes each -> `path`."""
+    packer = zlib.compressobj(1)
+    row = bytes(1 + side * 6)
+    packed = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    data = rasters.encode((side, side), b"", bits=16, kind=rasters.COLOUR, packed=packed)
+    path.write_bytes(data)
     return path
 
 
