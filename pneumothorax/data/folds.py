@@ -34,8 +34,7 @@ def seen_in_training(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
     group = groups(pd.concat([train, test], ignore_index=True))
     seen = np.isin(group[len(train) :], group[: len(train)])
     unknown = (test["patient_id"] == "").to_numpy() | (train["patient_id"] == "").any()
-    in_training = pd.array(seen, dtype="Int64")
-    in_training[unknown & ~seen] = pd.NA
+    in_training = pd.Series(seen, index=test.index).astype("Int64").mask(unknown & ~seen)
     return test[["image_id", "patient_id"]].assign(in_training=in_training)
 
 
