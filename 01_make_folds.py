@@ -2,15 +2,17 @@
 
 Reads   output/manifest.csv   one row per image (stage 00); optionally --patients CSV
 Writes  output/folds.csv      image_id, patient_id (salted hash), fold 0..n-1, stratum
-        output/folds.json     leak report, counts, seed, and the hash that later stages check
+        output/test_patients.csv   if there are test images: image_id, patient_id, in_training
+        output/folds.json     leak report, counts, seed, and the hashes that later stages check
 
 All images of a patient share a fold, and so do images with identical pixels. Folds are
 balanced by "negative" and the quartiles of the mask's area. The same manifest and seed
-always give the same file, which lists training images only.
+always give the same folds.csv, which lists training images only. Test images change
+nothing in it; the leak report says how many of them show a patient of the training images.
 
 PatientID in the SIIM-ACR files does not identify patients: every image has a different
-one. Without --patients (ImageId,PatientId), images of one person end up in several
-folds and the scores come out too high.
+one. Without --patients (ImageId,PatientId, or Kaggle_ID,NIH_ID as published), images of
+one person end up in several folds and the scores come out too high.
 
     python 01_make_folds.py --folds 5 --patients nih_patients.csv
 """
@@ -24,12 +26,15 @@ import pandas as pd
 from pneumothorax.data import folds, labels
 from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
 
+PATIENTS_PAGE = "https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation/discussion/100941"
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
     flag = parser.add_argument
     flag("--folds", type=int, default=5, help="number of folds (default: %(default)s)")
-    flag("--patients", type=Path, metavar="CSV", help="each image's patient: ImageId,PatientId")
+    columns = "ImageId,PatientId, or Kaggle_ID,NIH_ID as published"
+    flag("--patients", type=Path, metavar="CSV", help=f"each image's patient: {columns}")
     flag("--salt", default="pneumothorax", help="salt of the patient hashes, as in stage 00")
     args = parser.parse_args(argv)
     if args.folds < 2:
@@ -47,12 +52,26 @@ def main(argv: list[str] | None = None) -> None:
         ):
             print(f"{args.output / artifacts.FOLDS.path} is up to date")
             return
-        train = read_training_rows(args.output, patients)
+        train, test = read_rows(args.output, patients)
         table = folds.assign(train, n_folds=args.folds, seed=settings["seed"])
         leaks = folds.require_no_leaks(train, table)
-        artifacts.write_table(args.output, artifacts.FOLDS, table)
-        write_record(args.output, table, leaks, settings=settings, inputs=inputs)
+        tested = folds.seen_in_training(train, test)
+        outputs = write_tables(args.output, table, tested)
+        records.write(
+            args.output,
+            artifacts.FOLDED,
+            settings=settings,
+            inputs=inputs,
+            outputs=outputs,
+            leaks=leaks,
+            test_leaks=folds.count_seen(tested),
+            counts={str(fold): row for fold, row in folds.summary(table).to_dict("index").items()},
+        )
     report(args, train, table, leaks)
+    if not tested.empty:
+        print(folds.seen_in_words(folds.count_seen(tested), training_images=len(train)))
+    print(f"wrote {args.output / artifacts.FOLDS.path}")
+    print(f"next: python 02_train.py --config configs/ica_resunet.yaml --output {args.output}")
 
 
 def read_patients(args: argparse.Namespace) -> dict[str, str] | None:
@@ -79,49 +98,48 @@ def made_from(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, str]]
     return settings, inputs
 
 
-def read_training_rows(output: Path, patients: dict[str, str] | None) -> pd.DataFrame:
-    """The manifest's training rows, with the patients of the file if one was given."""
+def read_rows(output: Path, patients: dict[str, str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The manifest's training and test rows, with the patients of the file if one was given.
+
+    The file must have all training images; a test image that it lacks has patient "".
+    """
     manifest = artifacts.read_table(output, artifacts.MANIFEST)
-    train = manifest[manifest["split"] == artifacts.TRAIN].reset_index(drop=True)
-    return train if patients is None else folds.with_patients(train, patients)
-
-
-def write_record(
-    output: Path,
-    table: pd.DataFrame,
-    leaks: dict[str, int],
-    *,
-    settings: dict[str, Any],
-    inputs: dict[str, str],
-) -> None:
-    summary = folds.summary(table).to_dict("index")
-    records.write(
-        output,
-        artifacts.FOLDED,
-        settings=settings,
-        inputs=inputs,
-        outputs=[artifacts.FOLDS.path],
-        leaks=leaks,
-        counts={str(fold): row for fold, row in summary.items()},
+    train, test = (
+        manifest[manifest["split"] == split].reset_index(drop=True)
+        for split in (artifacts.TRAIN, artifacts.TEST)
     )
+    if patients is None:
+        return train, test
+    test = test.assign(patient_id=[patients.get(image_id, "") for image_id in test["image_id"]])
+    return folds.with_patients(train, patients), test
+
+
+def write_tables(output: Path, table: pd.DataFrame, tested: pd.DataFrame) -> list[str]:
+    """Write folds.csv and, if there are test images, test_patients.csv -> their paths."""
+    artifacts.write_table(output, artifacts.FOLDS, table)
+    if tested.empty:
+        (output / artifacts.TEST_PATIENTS.path).unlink(missing_ok=True)
+        return [artifacts.FOLDS.path]
+    artifacts.write_table(output, artifacts.TEST_PATIENTS, tested)
+    return [artifacts.FOLDS.path, artifacts.TEST_PATIENTS.path]
 
 
 def report(
     args: argparse.Namespace, train: pd.DataFrame, table: pd.DataFrame, leaks: dict[str, int]
 ) -> None:
-    """Print the numbers to check and the next command."""
+    """Print the numbers to check."""
     print(folds.summary(table).to_string())
     print("(negative, area 1 to area 4: percent of the fold's images)")
-    n_groups = len(set(folds.groups(train)))
+    n_groups, unknown = len(set(folds.groups(train))), int((table["patient_id"] == "").sum())
     spread, twins = leaks["patients_in_several_folds"], leaks["identical_images_in_several_folds"]
     print(f"patients in more than one fold: {spread} of {n_groups}; identical images: {twins}")
-    if not args.patients and n_groups > 0.9 * len(table):
+    if not args.patients and (n_groups > 0.9 * len(table) or unknown):
         print(
-            f"warning: {n_groups} patients for {len(table)} images: "
-            "if PatientID is anonymised, pass --patients"
+            f"warning: {n_groups} patients for {len(table)} images, {unknown} of them without a "
+            "PatientID: if it is missing or anonymised, pass --patients, or the scores come out "
+            "too high. SIIM-ACR's patients are published as nih_id.csv (columns Kaggle_ID,NIH_ID): "
+            f"{PATIENTS_PAGE}"
         )
-    print(f"wrote {args.output / artifacts.FOLDS.path}")
-    print(f"next: python 02_train.py --config configs/ica_resunet.yaml --output {args.output}")
 
 
 if __name__ == "__main__":

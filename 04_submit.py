@@ -1,7 +1,7 @@
 """Stage 04: from probability maps to a submission, with scores you can trust.
 
 Reads   predictions.csv and the probability maps of each run (stage 03), labels.csv, folds.csv,
-        the sample submission
+        the sample submission; if test images are labelled, test_labels.csv and test_patients.csv
 Writes  below output/submissions/<name>/
         postprocess.json   what was fitted, and how it scores
         cv.csv             scores of each fold and of all images, and of the all-empty baseline
@@ -9,11 +9,14 @@ Writes  below output/submissions/<name>/
         oof.csv            the out-of-fold mask, Dice and probability of every training image
         surface.csv        SIIM Dice of every triplet of thresholds
         submission.csv     the sample's ids in their order, if there are test images
+        test.csv           scores of the labelled test images, if there are any
+        test_images.csv    the mask, Dice and probability of each of them
 
 Several runs are blended, with given weights or with weights fitted out of fold. The weights,
 the calibration and the thresholds that score fold k are fitted on the other folds; those for
-the test images are fitted on all folds. Every row of the submission is decoded again and
-compared with its mask. Nothing is uploaded.
+the test images are fitted on all folds. Labels of test images only score the finished masks,
+and show what thresholds fitted on them would claim. Every row of the submission is decoded
+again and compared with its mask. Nothing is uploaded.
 
     python 04_submit.py --run ica_resunet
     python 04_submit.py --runs ica_resunet=0.6,albunet=0.4 --name blend
@@ -27,12 +30,11 @@ from pathlib import Path
 
 from pneumothorax.data import labels
 from pneumothorax.errors import BadInput
-from pneumothorax.masks import evaluation, predicted, results, settings
-from pneumothorax.masks.evaluation import Rule
+from pneumothorax.masks import evaluation, predicted, results, settings, testing
 from pneumothorax.masks.predicted import Predicted
 from pneumothorax.masks.settings import Settings
 from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
-from pneumothorax.pipeline.engine import Engine, in_order
+from pneumothorax.pipeline.engine import Engine
 from pneumothorax.submission import writing
 
 
@@ -73,15 +75,21 @@ def make(
     blend, single_runs = evaluation.evaluate(
         oof, chosen.grid, engine=engine, weights=chosen.weights
     )
-    submission = artifacts.Submission(name)
-    (output / submission.csv).unlink(missing_ok=True)  # an earlier one is out of date now
     tables = results.tables(name, blend, chosen.grid)
+    tables |= testing.tables(
+        output, name, tested, blend.fits, grid=chosen.grid, seed=chosen.seed, engine=engine
+    )
+    submission = artifacts.Submission(name)
+    for path in (submission.csv, submission.test_scores.path, submission.test_images.path):
+        (output / path).unlink(missing_ok=True)  # an earlier one is out of date now
     for table, frame in tables.items():
         artifacts.write_table(output, table, frame)
     outputs = [table.path for table in tables]
     if tested.images:
-        rows = mask_rows(tested, blend.fits.rules(tested.scores), engine)
-        writing.write(output / submission.csv, read_sample(output, chosen), rows)
+        sample = read_sample(output, chosen)
+        masks = evaluation.mask_rows(tested, blend.fits, engine)
+        rows = {image_id: masks[image_id] for image_id in sample.image_ids}
+        writing.write(output / submission.csv, sample, rows)
         outputs.append(submission.csv)
         for warning in writing.warnings(rows, float((blend.images["true_px"] > 0).mean())):
             print(warning)
@@ -125,17 +133,9 @@ def read(output: Path, chosen: Settings) -> tuple[Predicted, Predicted]:
         )
     tested = predicted.read(output, runs, artifacts.TEST)
     if tested.images:
-        writing.check_ids(read_sample(output, chosen), [one.image_id for one in tested.images])
+        ids, labelled = [one.image_id for one in tested.images], testing.label_rows(output)
+        writing.check_ids(read_sample(output, chosen), ids, beyond=labelled)
     return oof, tested
-
-
-def mask_rows(tested: Predicted, rules: list[Rule], engine: Engine) -> dict[str, str]:
-    """{test image id: its mask as text}."""
-    calls = list(zip(tested.images, rules, strict=True))
-    texts = in_order(
-        evaluation.mask_row, calls, engine, per_task=evaluation.IMAGES_PER_TASK, title="submission"
-    )
-    return {image.image_id: text for image, text in zip(tested.images, texts, strict=True)}
 
 
 if __name__ == "__main__":

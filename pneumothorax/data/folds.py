@@ -1,4 +1,7 @@
-"""Cross-validation folds: each patient in one, balanced by mask area; leak report."""
+"""Cross-validation folds: each patient in one, balanced by mask area; leak report.
+
+Test images are in no fold. Which of them show a patient of the training images is known here.
+"""
 
 import warnings
 
@@ -19,6 +22,51 @@ def with_patients(train: pd.DataFrame, patients: dict[str, str]) -> pd.DataFrame
     if unknown:
         raise bad_list(f"{len(unknown)} training images are not in the patients file", unknown)
     return train.assign(patient_id=train["image_id"].map(patients))
+
+
+def seen_in_training(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+    """artifacts.TEST_PATIENTS rows, one per manifest row of `test`, in the same order.
+
+    `in_training` is 1 if the patient, or an image with the same pixels, is among the
+    training images; else 0; NA if that cannot be known, because the patient of this image
+    or of a training image is unknown.
+    """
+    group = groups(pd.concat([train, test], ignore_index=True))
+    seen = np.isin(group[len(train) :], group[: len(train)])
+    unknown = (test["patient_id"] == "").to_numpy() | (train["patient_id"] == "").any()
+    in_training = pd.Series(seen, index=test.index).astype("Int64").mask(unknown & ~seen)
+    return test[["image_id", "patient_id"]].assign(in_training=in_training)
+
+
+def count_seen(tested: pd.DataFrame) -> dict[str, int]:
+    """How many test images show a patient of the training images.
+
+    Args:
+        tested: rows of `seen_in_training`.
+
+    Returns the numbers of `images`, of those with the `patient_in_training`, an `unseen` or an
+    `unknown` patient, and of different `patients_in_training`.
+    """
+    seen = tested["in_training"] == 1
+    return {
+        "images": len(tested),
+        "patient_in_training": int(seen.sum()),
+        "unseen": int((tested["in_training"] == 0).sum()),
+        "unknown": int(tested["in_training"].isna().sum()),
+        "patients_in_training": count_patients(tested.loc[seen.fillna(False), "patient_id"]),
+    }
+
+
+def seen_in_words(seen: dict[str, int], *, training_images: int) -> str:
+    """`count_seen` for the terminal."""
+    images, of_training = seen["images"], seen["patient_in_training"]
+    line = (
+        f"{training_images + images} images: {training_images} training, {images} test; "
+        f"{of_training} test images of {seen['patients_in_training']} patients who are also in "
+        f"training, {seen['unseen']} of unseen patients, {seen['unknown']} of unknown ones"
+    )
+    warning = f"warning: test scores of the {of_training} images are optimistic"
+    return f"{line}\n{warning}: their patients are in training" if of_training else line
 
 
 def assign(train: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
@@ -72,7 +120,7 @@ def strata(train: pd.DataFrame) -> np.ndarray:
     return result
 
 
-def groups(train: pd.DataFrame) -> np.ndarray:
+def groups(images: pd.DataFrame) -> np.ndarray:
     """(N,) of int: one number per patient, shared by images with identical pixels.
 
     An empty patient id means "unknown": each such image counts as a patient.
@@ -80,11 +128,11 @@ def groups(train: pd.DataFrame) -> np.ndarray:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n = len(train)
+    n = len(images)
     image = np.arange(n)
-    alone = pd.Series([f"image {number}" for number in image], index=train.index)
-    patient = pd.factorize(train["patient_id"].where(train["patient_id"] != "", alone))[0]
-    pixels = pd.factorize(train["sha256"])[0]
+    alone = pd.Series([f"image {number}" for number in image], index=images.index)
+    patient = pd.factorize(images["patient_id"].where(images["patient_id"] != "", alone))[0]
+    pixels = pd.factorize(images["sha256"])[0]
     # A graph of images, patients and pixel hashes, in which a group is a connected component.
     rows = np.concatenate([image, image])
     columns = np.concatenate([n + patient, 2 * n + pixels])
@@ -114,10 +162,6 @@ def require_no_leaks(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, int]
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Per fold: images, patients, positives, each stratum in percent of the images."""
     by_fold = table.groupby("fold")
-
-    def count_patients(ids: pd.Series) -> int:
-        return ids[ids != ""].nunique() + int((ids == "").sum())
-
     counts = pd.DataFrame(
         {
             "images": by_fold.size(),
@@ -127,3 +171,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     )
     shares = pd.crosstab(table["fold"], table["stratum"], normalize="index") * 100
     return counts.join(shares.round(2))
+
+
+def count_patients(ids: pd.Series) -> int:
+    """The number of different patient ids; each "", an unknown patient, counts as one."""
+    return ids[ids != ""].nunique() + int((ids == "").sum())

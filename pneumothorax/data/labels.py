@@ -20,9 +20,12 @@ from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput, bad_list
 
 SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
+PATIENT_COLUMNS = ("ImageId", "PatientId")
+NIH_COLUMNS = ("Kaggle_ID", "NIH_ID")  # SIIM-ACR's patients as they are published
 MAX_BYTES = 256 << 20  # of a file; SIIM-ACR's labels are 7 MB
 MAX_CELL = 4_000_000  # characters, more than a real mask of 64 megapixels needs
 _PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*", re.ASCII)
+_NIH_FILE = re.compile(r"(\d+)_\d+\.png", re.ASCII)  # patient, number of the follow-up
 _ZERO_LENGTH = re.compile(r"(?:\d+ \d+ )*\d+ 0+(?: \d+ \d+)*", re.ASCII)
 
 
@@ -94,12 +97,25 @@ def read_sample(path: Path) -> SampleSubmission:
 
 
 def read_patients(path: Path) -> dict[str, str]:
-    """Read a CSV with the columns ImageId and PatientId -> {image id: patient id}."""
+    """Read a CSV of patients -> {image id: patient id}.
+
+    It has PATIENT_COLUMNS, or NIH_COLUMNS with names of NIH's files: `00028864_007.png`
+    is of patient 00028864. Raises BadInput that lists all errors.
+    """
     patients: dict[str, str] = {}
     problems: list[str] = []
-    for line, (image_id, patient) in table(path, ("ImageId", "PatientId")):
-        if not dicom.is_image_id(image_id) or not patient:
+    columns = header(path)
+    if columns not in ([*PATIENT_COLUMNS], [*NIH_COLUMNS]):
+        known = " or ".join(", ".join(pair) for pair in (PATIENT_COLUMNS, NIH_COLUMNS))
+        raise BadInput(f"{path}: expected the columns {known}; found {columns[:10]}")
+    for line, (image_id, cell) in table(path, columns):
+        file_name = _NIH_FILE.fullmatch(cell) if columns == [*NIH_COLUMNS] else None
+        patient = file_name[1] if file_name else cell
+        if not dicom.is_image_id(image_id) or not cell:
             problems.append(f"line {line}: needs an image id and a patient id")
+        elif columns == [*NIH_COLUMNS] and not file_name:
+            found = f"not a file name like '00028864_007.png': {cell[:40]!r}"
+            problems.append(f"line {line}, {image_id!r}: {found}")
         elif patients.setdefault(image_id, patient) != patient:
             problems.append(f"line {line}, {image_id!r}: listed for two patients")
     if problems:

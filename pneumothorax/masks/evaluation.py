@@ -130,7 +130,7 @@ def evaluate(
     else:
         candidates = {held_out: [weights] for held_out in predicted.held_out_folds}
     tried = [one for candidates_of_fit in candidates.values() for one in candidates_of_fit]
-    searches = _searches(predicted.images, [*tried, *run_alone], grid, engine)
+    searches = search(predicted.images, [*tried, *run_alone], grid, engine)
 
     chosen = {
         held_out: _best(predicted, held_out, candidates[held_out], searches)
@@ -142,19 +142,7 @@ def evaluate(
     return blend, single_runs
 
 
-def _candidates(predicted: Predicted, engine: Engine) -> dict[HeldOut, list[Weights]]:
-    """The candidates of each fit."""
-    calls = [(image,) for image in predicted.images]
-    found = in_order(moments, calls, engine, per_task=IMAGES_PER_TASK, title="weights")
-    return {
-        held_out: blending.candidates(
-            [found[position] for position in np.flatnonzero(predicted.seen_without(held_out))]
-        )
-        for held_out in predicted.held_out_folds
-    }
-
-
-def _searches(
+def search(
     images: Sequence[Image], tried: Iterable[Weights], grid: Grid, engine: Engine
 ) -> dict[Weights, Search]:
     """A search over all images for each of the weights; each map is read and blended once."""
@@ -164,6 +152,18 @@ def _searches(
     return {
         weights: Search(profiles_of_weights, grid)
         for weights, profiles_of_weights in zip(unique, zip(*found, strict=True), strict=True)
+    }
+
+
+def _candidates(predicted: Predicted, engine: Engine) -> dict[HeldOut, list[Weights]]:
+    """The candidates of each fit."""
+    calls = [(image,) for image in predicted.images]
+    found = in_order(moments, calls, engine, per_task=IMAGES_PER_TASK, title="weights")
+    return {
+        held_out: blending.candidates(
+            [found[position] for position in np.flatnonzero(predicted.seen_without(held_out))]
+        )
+        for held_out in predicted.held_out_folds
     }
 
 
@@ -216,6 +216,13 @@ def _score(predicted: Predicted, all_fits: list[Fits], engine: Engine) -> list[E
         )
         for fits, rows in zip(all_fits, zip(*found, strict=True), strict=True)
     ]
+
+
+def mask_rows(tested: Predicted, fits: Fits, engine: Engine) -> dict[str, str]:
+    """{test image id: its mask as text}, made with the final fit."""
+    calls = list(zip(tested.images, fits.rules(tested.scores), strict=True))
+    texts = in_order(mask_row, calls, engine, per_task=IMAGES_PER_TASK, title="submission")
+    return {image.image_id: text for image, text in zip(tested.images, texts, strict=True)}
 
 
 # The work on one image; workers call these.

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pneumothorax import metrics
-from pneumothorax.masks import blending
+from pneumothorax.masks import blending, testing
 from pneumothorax.masks.evaluation import Evaluation
 from pneumothorax.masks.nested import HeldOut, NestedThresholds
 from pneumothorax.masks.postprocess import Triplet
@@ -21,7 +21,7 @@ COMPETITION = "siim-acr-pneumothorax-segmentation"
 
 
 def tables(name: str, blend: Evaluation, grid: Grid) -> dict[artifacts.Table, pd.DataFrame]:
-    """All tables of a submission but the submission itself."""
+    """The tables of a submission about its out-of-fold images."""
     submission = artifacts.Submission(name)
     return {
         submission.out_of_fold: blend.images,
@@ -141,6 +141,8 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
         f"final thresholds: {final.described()}",
     ]
     lines += [f"note: the best {which} is the last one tried" for which in grid.last_values(final)]
+    if submission.test_scores.path in record["outputs"]:
+        lines += testing.in_words(artifacts.read_table(output, submission.test_scores))
     path = output / submission.csv
     lines.append(f"wrote {path.parent}")
     if path.exists():

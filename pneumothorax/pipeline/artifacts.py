@@ -86,7 +86,7 @@ FOLDS = Table(
     "folds.csv", ("image_id", "patient_id", "fold", "stratum"), "01_make_folds.py", ("fold",)
 )
 # Test images, if there are any; `in_training`: whether the patient, or an image with the same
-# pixels, is among the training images: 1 or 0, empty if the patient is unknown.
+# pixels, is among the training images: 1 or 0, empty if unknown patients leave that open.
 TEST_PATIENTS = Table(
     "test_patients.csv",
     ("image_id", "patient_id", "in_training"),

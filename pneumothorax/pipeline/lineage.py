@@ -27,16 +27,19 @@ def prepared(output: Path) -> dict[str, Any]:
 
 
 def fold_inputs(output: Path) -> Hashes:
-    return {TRAINING_IMAGES: prepared(output)[TRAINING_IMAGES]}
+    """What stage 01's tables are made from; the folds depend on the training images alone."""
+    record = prepared(output)
+    return {images: record[images] for images in (TRAINING_IMAGES, TEST_IMAGES)}
 
 
 def folded(output: Path) -> dict[str, Any]:
-    return records.require(output, artifacts.FOLDED, fold_inputs(output))
+    """Stage 01's record; test images may have changed since."""
+    return records.require(output, artifacts.FOLDED, _training_images(output))
 
 
 def train_inputs(output: Path) -> Hashes:
     """What a network was trained on; checkpoints carry it."""
-    return {"folds": folded(output)["outputs"][artifacts.FOLDS.path], **fold_inputs(output)}
+    return {"folds": folded(output)["outputs"][artifacts.FOLDS.path], **_training_images(output)}
 
 
 def trained(output: Path, run: str, fold: int) -> dict[str, Any]:
@@ -76,6 +79,10 @@ def predicted(output: Path, run: str) -> dict[str, Any]:
     return records.require(output, artifacts.Run(run).predicted, current)
 
 
+def has_test_labels(output: Path) -> bool:
+    return artifacts.TEST_LABELS.path in prepared(output)["outputs"]
+
+
 def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
     made_from = {
         f"predictions of {run}": predicted(output, run)["outputs"][
@@ -83,9 +90,13 @@ def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
         ]
         for run in runs
     }
-    sample = prepared(output)["outputs"].get(artifacts.SAMPLE_SUBMISSION)
-    if sample:
-        made_from["sample submission"] = sample
+    tables = prepared(output)["outputs"]
+    if artifacts.SAMPLE_SUBMISSION in tables:
+        made_from["sample submission"] = tables[artifacts.SAMPLE_SUBMISSION]
+    if has_test_labels(output):
+        made_from["test labels"] = tables[artifacts.TEST_LABELS.path]
+        current = records.require(output, artifacts.FOLDED, fold_inputs(output))
+        made_from["test patients"] = current["outputs"][artifacts.TEST_PATIENTS.path]
     return {**made_from, **train_inputs(output)}
 
 
@@ -119,3 +130,7 @@ def settings_of(output: Path, name: str) -> dict[str, Any]:
         again = f"python 04_submit.py --name {name} with --run or --runs and its other flags"
         raise BadInput(f"{path} is damaged, so its settings are lost: run {again}") from error
     return settings
+
+
+def _training_images(output: Path) -> Hashes:
+    return {TRAINING_IMAGES: prepared(output)[TRAINING_IMAGES]}

@@ -11,11 +11,17 @@ from pneumothorax.errors import bad_list
 from pneumothorax.pipeline import atomic
 
 
-def check_ids(sample: SampleSubmission, predicted: Collection[str]) -> None:
-    """Raises BadInput with the ids that the sample and the predictions do not share."""
+def check_ids(
+    sample: SampleSubmission, predicted: Collection[str], *, beyond: Collection[str] = ()
+) -> None:
+    """Raises BadInput with the ids that the sample and the predictions do not share.
+
+    Args:
+        beyond: ids that may be predicted without being in the sample.
+    """
     known = set(predicted)
     missing = [image_id for image_id in sample.image_ids if image_id not in known]
-    extra = sorted(known - set(sample.image_ids))
+    extra = sorted(known - set(sample.image_ids) - set(beyond))
     if missing or extra:
         problems = [f"{image_id}: no prediction" for image_id in missing]
         problems += [f"{image_id}: not in the sample submission" for image_id in extra]
