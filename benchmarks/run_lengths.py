@@ -1,7 +1,8 @@
 """Run lengths of real masks, against a loop per pixel (encode) and per run (decode).
 
-Goal: encoding at least 300 times, decoding at least 4 times as fast. All ways give the
-same text and the same contiguous (H, W) uint8 mask.
+Goal: encoding at least 300 times, decoding at least 4 times as fast; masks in Fortran order,
+as most other decoders return them, encoded in at most 1.2 times the time of those in C order.
+All ways give the same text and the same contiguous (H, W) uint8 mask.
 
     python -m benchmarks.run_lengths --input DIR
 """
@@ -27,6 +28,17 @@ def main() -> None:
     assert all(encode_naive(mask) == text for mask, text in zip(masks[:5], texts, strict=False))
     assert all((decode_naive(text) == mask).all() for mask, text in zip(masks, texts, strict=True))
 
+    fortran = [np.asfortranarray(mask) for mask in masks]
+    medians = timing.compare(
+        {
+            "encode, C order": lambda: [rle.encode(mask) for mask in masks],
+            "encode, Fortran order": lambda: [rle.encode(mask) for mask in fortran],
+        },
+        repeats=args.repeats,
+        per=len(masks),
+        unit="mask",
+    )
+    timing.ratio(medians, "encode, Fortran order", "encode, C order", "at most 1.2")
     few = masks[:5]  # the naive encoder takes a fifth of a second per mask
     medians = timing.compare(
         {
