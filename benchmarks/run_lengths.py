@@ -1,8 +1,10 @@
 """Run lengths of real masks, against a loop per pixel (encode) and per run (decode).
 
-Goal: encoding at least 300 times, decoding at least 4 times as fast; masks in Fortran order,
-as most other decoders return them, encoded in at most 1.2 times the time of those in C order.
-All ways give the same text and the same contiguous (H, W) uint8 mask.
+Goal: encoding at least 300 times, decoding at least 4 times as fast. All ways give the
+same text and the same contiguous (H, W) uint8 mask.
+
+Masks in Fortran order, as most other decoders return them, are encoded in at most 1.2 times
+the time of those in C order.
 
     python -m benchmarks.run_lengths --input DIR
 """
