@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From DICOM files to a submission and a report, in one command. Safe to interrupt: run it again to resume.
+# From radiographs to a submission and a report, in one command. Safe to interrupt: run it again to resume.
 #
 #   ./demo.sh       on built-in demo data, five to ten minutes on two CPU cores
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
@@ -7,6 +7,8 @@
 # One run per config, all compared in one report. Also read from the environment:
 #   FOLDS=3                                  number of folds
 #   SIZE=512                                 height and width of the cached images
+#   LAYOUT=siim-png                          how the data are laid out, if looking is not enough
+#   HOLDOUT=test.csv                         labelled images to test on (column ImageId)
 #   SETTINGS='image_size=128 epochs=30'      changes these settings in every config
 #   PYTHON=python3.12                        the interpreter for a new .venv
 set -euo pipefail
@@ -19,6 +21,7 @@ from_here() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }  # relat
 output=output
 [ -z "${OUTPUT:-}" ] || output=$(from_here "$OUTPUT")
 [ -z "${PATIENTS:-}" ] || PATIENTS=$(from_here "$PATIENTS")
+[ -z "${HOLDOUT:-}" ] || HOLDOUT=$(from_here "$HOLDOUT")
 configs=${CONFIGS:-configs/demo/ica_resunet.yaml}
 changes=()
 for setting in ${SETTINGS:-}; do changes+=(--set "$setting"); done
@@ -35,7 +38,8 @@ else
     input=input
 fi
 
-python 00_prepare_data.py --input "$input" --output "$output" --size "${SIZE:-512}"
+python 00_prepare_data.py --input "$input" --output "$output" --size "${SIZE:-512}" \
+    ${LAYOUT:+--layout "$LAYOUT"} ${HOLDOUT:+--holdout "$HOLDOUT"}
 python 01_make_folds.py --output "$output" --folds "${FOLDS:-3}" ${PATIENTS:+--patients "$PATIENTS"}
 names=
 for config in $configs; do

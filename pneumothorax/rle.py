@@ -19,7 +19,8 @@ _PAIRS = re.compile(r"\d{1,12} \d{1,12}(?: \d{1,12} \d{1,12})*", re.ASCII)
 def encode(mask: np.ndarray) -> str:
     """(H, W) array, nonzero = inside -> "gap length gap length ...", or EMPTY.
 
-    Works on the mask's bounding box only: real masks cover about 1 % of a radiograph.
+    Works on the mask's bounding box only: real masks cover about 1 % of a radiograph. C and
+    Fortran order are equally fast; other views are copied.
     """
     import cv2  # here, so that importing the module stays quick
 
@@ -27,11 +28,15 @@ def encode(mask: np.ndarray) -> str:
         raise ValueError(f"a mask is (H, W), got shape {mask.shape}")
     is_bytes = mask.dtype in (np.bool_, np.uint8)
     inside = mask.view(np.uint8) if is_bytes else (mask != 0).view(np.uint8)
-    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(inside))
+    by_column = inside.T
+    if by_column.flags.c_contiguous:  # Fortran order, as most decoders return masks: no copy
+        top, left, height, width = cv2.boundingRect(by_column)
+    else:
+        left, top, width, height = cv2.boundingRect(np.ascontiguousarray(inside))
     if width == 0:
         return EMPTY
     columns = np.zeros((width, height + 2), dtype=bool)  # a 0 above and below each column
-    columns[:, 1:-1] = inside[top : top + height, left : left + width].T
+    columns[:, 1:-1] = by_column[left : left + width, top : top + height]
     flat = columns.ravel()
     # start, end, start, end, ...: no run crosses a column here
     edges = np.flatnonzero(flat[1:] != flat[:-1])

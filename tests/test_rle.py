@@ -103,6 +103,29 @@ def test_any_small_mask_round_trips_and_agrees_with_the_plain_encoder(mask):
     np.testing.assert_array_equal(decoded, mask)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays.arrays(
+        st.sampled_from([np.bool_, np.uint8, np.int16, np.float32]),
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        elements=st.integers(0, 1),
+    )
+)
+def test_the_order_of_a_mask_in_memory_does_not_change_its_text(mask):
+    height, width = mask.shape
+    scattered = np.full((2 * height, 3 * width), 1, mask.dtype)[::-2, ::3]
+    scattered[:] = mask
+    orders = {
+        "C": np.ascontiguousarray(mask),
+        "Fortran": np.asfortranarray(mask),
+        "neither": scattered,
+    }
+    expected = plain_encode(mask)
+    assert {name: rle.encode(one) for name, one in orders.items()} == dict.fromkeys(
+        orders, expected
+    )
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("shape", [(37, 53), (64, 1), (1, 64), (101, 100)])
 def test_random_masks_with_all_four_corners_set_round_trip(seed, shape):

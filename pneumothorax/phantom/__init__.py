@@ -1,1 +1,1 @@
-"""The demo data: chest phantoms, written as real DICOM files."""
+"""The demo data: chest phantoms, written like the SIIM-ACR data in two layouts."""

@@ -1,6 +1,7 @@
-"""Write the demo data: chest phantoms in the layout of the SIIM-ACR competition.
+"""Write the demo data: chest phantoms, as DICOM files or in the layout of the PNG copies.
 
 python -m pneumothorax.phantom --to input/demo --train 240 --test 60 --seed 42 --workers 2
+python -m pneumothorax.phantom --to demo-png --layout siim-png
 """
 
 import argparse
@@ -9,16 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pneumothorax.errors import BadInput
-from pneumothorax.phantom.writing import write_dataset
+from pneumothorax.phantom.writing import LAYOUTS, write_dataset
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m pneumothorax.phantom",
-        description="Write a demo data set: chest phantoms as DICOM files, laid out like SIIM-ACR.",
+        description="Write a demo data set: chest phantoms, laid out like the SIIM-ACR data.",
     )
     add = parser.add_argument
     add("--to", type=Path, required=True, metavar="FOLDER", help="a new or empty folder")
+    add(
+        "--layout",
+        choices=LAYOUTS,
+        default="siim-dicom",
+        help="DICOM files and run lengths, or PNG images and masks (default: %(default)s)",
+    )
     add("--train", type=int, default=240, help="number of training images (default: %(default)s)")
     add("--test", type=int, default=60, help="number of test images (default: %(default)s)")
     add(
@@ -38,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         written = write_dataset(
             args.to,
+            layout=args.layout,
             train_images=args.train,
             test_images=args.test,
             unlabelled_images=args.unlabelled,
@@ -50,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 3
     print(
         f"wrote {written.folder}: {written.train_images} training images of "
-        f"{written.patients} patients ({written.positive_images} with pneumothorax, "
-        f"{written.label_rows} label rows), {written.test_images} test images, "
-        f"{written.unlabelled_images} images without a label"
+        f"{written.patients} patients ({written.positive_images} with pneumothorax), "
+        f"{written.test_images} test images, {written.unlabelled_images} images without a label"
     )
     return 0
 

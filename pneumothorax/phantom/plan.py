@@ -1,16 +1,13 @@
-"""Planning a data set: patients, file names and diagnoses, before any radiograph is drawn."""
+"""Planning a data set: patients, ids and diagnoses, before any radiograph is drawn."""
 
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 POSITIVE_SHARE = 0.3
 IMAGES_PER_PATIENT = (1, 1, 2, 2, 3, 4)  # one of these, at random
 DOUBLE_READING = 5  # every fifth positive was outlined by two readers, whose rows overlap
-TRAIN_FOLDER = "dicom-images-train"
-TEST_FOLDER = "stage_2_images"
 
 
 @dataclass(frozen=True)
@@ -24,34 +21,45 @@ class Patient:
 
 
 @dataclass(frozen=True)
-class RadiographFile:
-    """One file to write: its path, its patient, and what it shows."""
+class Radiograph:
+    """One radiograph to draw: its ids, its patient, and what it shows.
 
-    path: Path
+    A test image has no study and series, and its files do not name the patient.
+    """
+
     image_id: str
     study_uid: str
     series_uid: str
     sop_uid: str
     patient: Patient
-    anonymous: bool
+    test: bool
     seed: int
     size: int
     positive: bool
     double_reading: bool
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The radiographs of a data set, each group sorted by image id."""
+
+    train: list[Radiograph]
+    unlabelled: list[Radiograph]
+    test: list[Radiograph]
+
+
 def plan(
     train_images: int, unlabelled_images: int, test_images: int, *, seed: int, size: int
-) -> tuple[list[RadiographFile], list[RadiographFile], list[RadiographFile]]:
-    """The radiographs of a data set: training (sorted by image id), unlabelled, test."""
+) -> Plan:
+    """The same arguments always plan the same radiographs."""
     rng = np.random.default_rng([seed, 0])
     taken: set[int] = set()
 
-    def radiographs(n_images: int, *, test: bool) -> list[RadiographFile]:
+    def radiographs(n_images: int, *, test: bool) -> list[Radiograph]:
         positive = _positives(rng, n_images)
         rank = np.cumsum(positive)
-        return [
-            _radiograph_file(
+        made = [
+            _radiograph(
                 rng,
                 patient,
                 size=size,
@@ -61,11 +69,11 @@ def plan(
             )
             for index, patient in enumerate(_patients(rng, n_images, taken))
         ]
+        return sorted(made, key=lambda radiograph: radiograph.image_id)
 
-    train = sorted(
-        radiographs(train_images, test=False), key=lambda radiograph: radiograph.image_id
-    )
-    return train, radiographs(unlabelled_images, test=False), radiographs(test_images, test=True)
+    train = radiographs(train_images, test=False)
+    unlabelled = radiographs(unlabelled_images, test=False)
+    return Plan(train, unlabelled, radiographs(test_images, test=True))
 
 
 def _positives(rng: np.random.Generator, n_images: int) -> np.ndarray:
@@ -89,7 +97,7 @@ def _patients(rng: np.random.Generator, n_images: int, taken: set[int]) -> list[
     return patients[:n_images]
 
 
-def _radiograph_file(
+def _radiograph(
     rng: np.random.Generator,
     patient: Patient,
     *,
@@ -97,22 +105,15 @@ def _radiograph_file(
     test: bool,
     positive: bool,
     double_reading: bool,
-) -> RadiographFile:
+) -> Radiograph:
     study, series, sop = (f"2.25.{int.from_bytes(rng.bytes(15), 'big')}" for _ in range(3))
-    image_id = f"ID_{rng.bytes(5).hex()[:9]}" if test else sop
-    path = (
-        Path(TEST_FOLDER, f"{image_id}.dcm")
-        if test
-        else Path(TRAIN_FOLDER, study, series, f"{sop}.dcm")
-    )
-    return RadiographFile(
-        path=path,
-        image_id=image_id,
+    return Radiograph(
+        image_id=f"ID_{rng.bytes(5).hex()[:9]}" if test else sop,
         study_uid="" if test else study,
         series_uid="" if test else series,
         sop_uid=sop,
         patient=patient,
-        anonymous=test,
+        test=test,
         seed=int(rng.integers(2**31)),
         size=size,
         positive=positive,

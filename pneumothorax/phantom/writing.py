@@ -1,19 +1,17 @@
-"""Writing the demo data set: phantoms as DICOM files in the layout of the SIIM-ACR competition.
+"""Writing the demo data set: the same phantoms in one of two layouts of the SIIM-ACR data.
 
 Writes below --to (a new or empty folder)
-    dicom-images-train/<study>/<series>/<sop>.dcm   training images, and a few without a label
-    train-rle.csv                                   their labels, spaced as in Kaggle's file
-    stage_2_images/ID_xxxxxxxxx.dcm                 test images
-    stage_2_sample_submission.csv                   the ids of the test images
-    phantoms.txt                                    a note; stage 00 looks for it, so that the
-                                                    report can say that no patient was imaged
+    phantoms.txt    a note; stage 00 looks for it, so that the report can say that no patient
+                    was imaged
+and the images, labels and tables of siim_dicom or siim_png.
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import joblib
 import numpy as np
@@ -22,21 +20,38 @@ from tqdm import tqdm
 from pneumothorax import rle
 from pneumothorax.data import discovery
 from pneumothorax.errors import BadInput
-from pneumothorax.phantom.dicom_file import dicom_bytes
-from pneumothorax.phantom.plan import RadiographFile, plan
+from pneumothorax.phantom import siim_dicom, siim_png
+from pneumothorax.phantom.plan import Plan, Radiograph, plan
 from pneumothorax.phantom.radiograph import draw
 
-NOTE = "Chest phantoms in DICOM files: demo data, not radiographs of patients."
+
+class Layout(Protocol):
+    """A module that says which files a data set has; paths are relative to its folder."""
+
+    FORMAT: str
+
+    def paths(self, plan: Plan) -> dict[Radiograph, tuple[Path, ...]]:
+        """The files of each radiograph that is written."""
+
+    def contents(
+        self, radiograph: Radiograph, image: np.ndarray, rows: list[str]
+    ) -> tuple[bytes, ...]:
+        """The bytes of these files, from the (H, W) uint8 image and its label rows."""
+
+    def tables(self, plan: Plan, rows: Mapping[Radiograph, list[str]]) -> dict[Path, list[str]]:
+        """The lines of each table."""
+
+
+LAYOUTS: dict[str, Layout] = {"siim-dicom": siim_dicom, "siim-png": siim_png}
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written; numbers of images, rows and patients."""
+    """What was written; numbers of images and patients."""
 
     folder: Path
     train_images: int
     positive_images: int
-    label_rows: int
     patients: int
     test_images: int
     unlabelled_images: int
@@ -45,6 +60,7 @@ class Written:
 def write_dataset(
     folder: Path,
     *,
+    layout: str = "siim-dicom",
     train_images: int = 240,
     test_images: int = 60,
     unlabelled_images: int = 3,
@@ -55,24 +71,20 @@ def write_dataset(
     """Writes a whole data set or nothing: it is built next to `folder` and renamed at the end.
 
     The same arguments give the same bytes with any number of workers (default: all available
-    cores). Raises BadInput if `folder` is not empty.
+    cores), and the same ids, pixels and masks in every layout. Raises BadInput if `folder` is
+    not empty.
     """
     folder = Path(folder)
     _require_room(folder)
     _require_numbers(train_images, test_images, unlabelled_images, size)
-    train, unlabelled, test = plan(
-        train_images, unlabelled_images, test_images, seed=seed, size=size
-    )
+    planned = plan(train_images, unlabelled_images, test_images, seed=seed, size=size)
+    written = LAYOUTS[layout].paths(planned)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     partial.mkdir()
     try:
-        rows = _write_radiographs(
-            partial, [*train, *unlabelled, *test], workers or joblib.cpu_count()
-        )
-        _write_labels(partial / "train-rle.csv", train, rows[: len(train)])
-        _write_sample_submission(partial / "stage_2_sample_submission.csv", test)
-        _write_text(partial / discovery.PHANTOM_NOTE, [NOTE])
+        rows = _write_radiographs(partial, written, layout, workers or joblib.cpu_count())
+        _write_tables(partial, LAYOUTS[layout], planned, rows)
         if folder.exists():
             folder.rmdir()  # empty: a rename onto an existing folder fails on Windows
         partial.rename(folder)
@@ -81,12 +93,11 @@ def write_dataset(
         raise
     return Written(
         folder=folder,
-        train_images=len(train),
-        positive_images=sum(radiograph.positive for radiograph in train),
-        label_rows=sum(len(texts) for texts in rows[: len(train)]),
-        patients=len({radiograph.patient.number for radiograph in train}),
-        test_images=len(test),
-        unlabelled_images=len(unlabelled),
+        train_images=len(planned.train),
+        positive_images=sum(radiograph.positive for radiograph in planned.train),
+        patients=len({radiograph.patient for radiograph in planned.train}),
+        test_images=len(planned.test),
+        unlabelled_images=sum(radiograph in written for radiograph in planned.unlabelled),
     )
 
 
@@ -112,31 +123,41 @@ def _require_numbers(
 
 
 def _write_radiographs(
-    folder: Path, radiographs: Sequence[RadiographFile], workers: int
-) -> list[list[str]]:
+    folder: Path, written: Mapping[Radiograph, tuple[Path, ...]], layout: str, workers: int
+) -> dict[Radiograph, list[str]]:
     """Draws and writes every radiograph below `folder`; returns the label rows of each."""
     # Not in the workers: after an interruption, one that still runs must not recreate a folder.
-    for radiograph in radiographs:
-        (folder / radiograph.path).parent.mkdir(parents=True, exist_ok=True)
-    jobs = (joblib.delayed(_write_radiograph)(folder, radiograph) for radiograph in radiographs)
+    for paths in written.values():
+        for path in paths:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    jobs = (
+        joblib.delayed(_write_radiograph)(folder, radiograph, paths, layout)
+        for radiograph, paths in written.items()
+    )
     done = joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)
-    return list(tqdm(done, total=len(radiographs), desc="drawing", unit="radiograph", disable=None))
+    done = tqdm(done, total=len(written), desc="drawing", unit="radiograph", disable=None)
+    return dict(zip(written, done, strict=True))
 
 
-def _write_radiograph(folder: Path, radiograph: RadiographFile) -> list[str]:
-    """Draws one radiograph, writes its DICOM below `folder` and returns its label rows."""
+def _write_radiograph(
+    folder: Path, radiograph: Radiograph, paths: tuple[Path, ...], layout: str
+) -> list[str]:
+    """Draws one radiograph, writes its files below `folder` and returns its label rows."""
     phantom = draw(
         radiograph.seed,
         pneumothorax=radiograph.positive,
         size=radiograph.size,
         patient=radiograph.patient.number,
     )
-    (folder / radiograph.path).write_bytes(dicom_bytes(phantom.image, radiograph))
-    return label_rows(
+    rows = label_rows(
         phantom.masks,
         np.random.default_rng([radiograph.seed, 3]),
         double_reading=radiograph.double_reading,
     )
+    contents = LAYOUTS[layout].contents(radiograph, phantom.image, rows)
+    for path, data in zip(paths, contents, strict=True):
+        (folder / path).write_bytes(data)
+    return rows
 
 
 def label_rows(
@@ -165,22 +186,10 @@ def _two_readings(mask: np.ndarray, rng: np.random.Generator) -> list[np.ndarray
     return [first, second]
 
 
-def _write_labels(
-    path: Path, radiographs: Sequence[RadiographFile], rows: Sequence[list[str]]
+def _write_tables(
+    folder: Path, layout: Layout, planned: Plan, rows: Mapping[Radiograph, list[str]]
 ) -> None:
-    """One line per row, with a space after the comma as in Kaggle's file."""
-    lines = [
-        f"{radiograph.image_id}, {text}"
-        for radiograph, texts in zip(radiographs, rows, strict=True)
-        for text in texts
-    ]
-    _write_text(path, ["ImageId, EncodedPixels", *lines])
-
-
-def _write_sample_submission(path: Path, radiographs: Sequence[RadiographFile]) -> None:
-    ids = sorted(radiograph.image_id for radiograph in radiographs)
-    _write_text(path, ["ImageId,EncodedPixels", *(f"{image_id},{rle.EMPTY}" for image_id in ids)])
-
-
-def _write_text(path: Path, lines: list[str]) -> None:
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    note = f"Chest phantoms in {layout.FORMAT} files: demo data, not radiographs of patients."
+    texts = {**layout.tables(planned, rows), Path(discovery.PHANTOM_NOTE): [note]}
+    for path, lines in texts.items():
+        (folder / path).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")

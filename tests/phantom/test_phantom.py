@@ -1,4 +1,4 @@
-"""The demo data: labels match what is drawn, and the files are like the competition's."""
+"""The demo data: labels match what is drawn, and the files are like those people have."""
 
 import csv
 import hashlib
@@ -12,13 +12,14 @@ import pydicom
 import pytest
 from pydicom.uid import JPEGBaseline8Bit
 
-from pneumothorax import rle
+from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput
-from pneumothorax.phantom import __main__, writing
+from pneumothorax.phantom import __main__, siim_dicom, writing
 from pneumothorax.phantom.radiograph import draw
 
 SIZE = 128
 N_TRAIN, N_TEST, N_UNLABELLED = 30, 8, 2
+COPY = "siim-acr-pneumothorax"  # the folder in the PNG layout
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +30,18 @@ def folder(tmp_path_factory):
     return target
 
 
-def write(target, *, workers):
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The same data set as PNG files, written once for this file."""
+    target = tmp_path_factory.mktemp("copy") / "demo"
+    write(target, workers=1, layout="siim-png")
+    return target
+
+
+def write(target, *, workers, layout="siim-dicom"):
     return writing.write_dataset(
         target,
+        layout=layout,
         train_images=N_TRAIN,
         test_images=N_TEST,
         unlabelled_images=N_UNLABELLED,
@@ -48,11 +58,25 @@ def read_dicoms(folder, pattern):
         return {path.stem: pydicom.dcmread(path) for path in sorted(folder.glob(pattern))}
 
 
-def read_labels(folder):
-    """(header, [(image id, encoded pixels)]), unstripped."""
-    with open(folder / "train-rle.csv", encoding="utf-8", newline="") as file:
+def read_table(path):
+    """(header, rows) of a CSV file, unstripped."""
+    with open(path, encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     return header, [tuple(row) for row in rows]
+
+
+def read_labels(folder, name="train-rle.csv"):
+    """(header, [(image id, encoded pixels)]), unstripped."""
+    return read_table(folder / name)
+
+
+def unions(folder, name):
+    """{image id: (SIZE, SIZE) mask of 0 and 1} of a label file, the union of the image's rows."""
+    masks: dict[str, np.ndarray] = {}
+    for image_id, text in read_labels(folder, name)[1]:
+        mask = rle.decode(text.strip(), (SIZE, SIZE))
+        masks[image_id] = masks.get(image_id, 0) | mask
+    return masks
 
 
 def hashes(folder):
@@ -212,9 +236,72 @@ def test_sample_submission_lists_exactly_the_test_files(folder):
     ]
 
 
-def test_any_number_of_workers_writes_the_same_bytes(folder, tmp_path):
-    write(tmp_path / "again", workers=2)
-    assert hashes(tmp_path / "again") == hashes(folder)
+def test_test_images_have_labels_in_a_file_apart_in_the_order_of_the_sample(folder):
+    header, rows = read_labels(folder, "test-rle.csv")
+    sample = read_table(folder / "stage_2_sample_submission.csv")[1]
+    assert header == ["ImageId", " EncodedPixels"]
+    assert list(dict.fromkeys(image_id for image_id, _ in rows)) == [row[0] for row in sample]
+    positive = {image_id for image_id, text in rows if text != f" {rle.EMPTY}"}
+    assert len(positive) == 2  # 0.3 x 8, rounded
+    tested = {image_id for image_id, _ in rows}
+    assert not tested & {image_id for image_id, _ in read_labels(folder)[1]}
+
+
+def test_the_patients_file_names_the_patient_of_every_training_image(folder, copy):
+    dicoms = read_dicoms(folder, "dicom-images-train/*/*/*.dcm")
+    labelled = {image_id for image_id, _ in read_labels(folder)[1]}
+    header, rows = read_table(folder / "patients.csv")
+    assert header == ["ImageId", "PatientId"]
+    assert dict(rows) == {image_id: dicoms[image_id].PatientID for image_id in labelled}
+    assert len(rows) == N_TRAIN
+    assert read_table(copy / COPY / "patients.csv") == (header, rows)
+
+
+def test_the_tables_of_the_png_copy_agree_with_the_names_and_the_dicoms_labels(folder, copy):
+    for split, n_images in (("train", N_TRAIN), ("test", N_TEST)):
+        header, rows = read_table(copy / COPY / f"stage_1_{split}_images.csv")
+        masks = unions(folder, f"{split}-rle.csv")
+        assert header == ["new_filename", "ImageId", "has_pneumo"]
+        assert [image_id for _, image_id, _ in rows] == sorted(masks)
+        for number, (name, image_id, positive) in enumerate(rows):
+            assert name == f"{number}_{split}_{positive}_.png"
+            assert positive == str(int(masks[image_id].any()))
+        assert len(rows) == n_images
+    names = {path.name for path in (copy / COPY / "png_images").iterdir()}
+    assert names == {path.name for path in (copy / COPY / "png_masks").iterdir()}
+    assert len(names) == N_TRAIN + N_TEST  # images without a label are left out
+
+
+def test_the_png_copy_has_the_pixels_and_masks_of_the_dicoms(folder, copy):
+    images = {path.stem: dicom.read(path).image for path in folder.rglob("*.dcm")}
+    masks = unions(folder, "train-rle.csv") | unions(folder, "test-rle.csv")
+    names = {
+        image_id: name
+        for split in ("train", "test")
+        for name, image_id, _ in read_table(copy / COPY / f"stage_1_{split}_images.csv")[1]
+    }
+    assert names.keys() == masks.keys()
+    for image_id, name in names.items():
+        image, mask = (
+            cv2.imread(str(copy / COPY / part / name), cv2.IMREAD_UNCHANGED)
+            for part in ("png_images", "png_masks")
+        )
+        assert image.dtype == mask.dtype == np.uint8
+        np.testing.assert_array_equal(image, images[image_id])
+        np.testing.assert_array_equal(mask, masks[image_id] * 255)
+
+
+@pytest.mark.parametrize("layout", writing.LAYOUTS)
+def test_any_number_of_workers_writes_the_same_bytes(folder, copy, tmp_path, layout):
+    write(tmp_path / "again", workers=2, layout=layout)
+    first = {"siim-dicom": folder, "siim-png": copy}[layout]
+    assert hashes(tmp_path / "again") == hashes(first)
+
+
+def test_both_layouts_say_that_their_images_are_phantoms(folder, copy):
+    for target, kind in ((folder, "DICOM"), (copy, "PNG")):
+        note = (target / "phantoms.txt").read_text("utf-8")
+        assert note == f"Chest phantoms in {kind} files: demo data, not radiographs of patients.\n"
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_unchanged(folder):
@@ -228,7 +315,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch):
     def broken(*_args, **_settings):
         raise OSError("disk full")
 
-    monkeypatch.setattr(writing, "dicom_bytes", broken)
+    monkeypatch.setattr(siim_dicom, "contents", broken)
     with pytest.raises(OSError, match="disk full"):
         writing.write_dataset(tmp_path / "demo", train_images=2, test_images=1, size=64, workers=1)
     assert list(tmp_path.iterdir()) == []
@@ -242,3 +329,10 @@ def test_the_command_reports_what_it_wrote(tmp_path, capsys):
     assert __main__.main(arguments) == 3
     assert "not empty" in capsys.readouterr().err
     assert Path(tmp_path / "demo" / "train-rle.csv").is_file()
+
+
+def test_the_command_writes_the_png_layout_on_request(tmp_path, capsys):
+    numbers = "--train 4 --test 2 --unlabelled 1 --size 64 --workers 1 --layout siim-png".split()
+    assert __main__.main(["--to", str(tmp_path / "demo"), *numbers]) == 0
+    assert "2 test images, 0 images without a label" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("demo/*/png_masks/*.png"))) == 6

@@ -1,6 +1,18 @@
-"""A DICOM file like those of the SIIM-ACR competition: JPEG pixels, all other values invented."""
+"""The demo data like the competition's download: DICOM files and run lengths.
+
+    dicom-images-train/<study>/<series>/<sop>.dcm   training images, and a few without a label
+    train-rle.csv                                   their labels, spaced as in Kaggle's file
+    stage_2_images/ID_xxxxxxxxx.dcm                 test images
+    test-rle.csv                                    their labels, which nobody trains on
+    stage_2_sample_submission.csv                   the ids of the test images
+    patients.csv                                    the patient of each training image
+
+The pixels are JPEG; all other values are invented.
+"""
 
 import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,32 +22,81 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
-from pneumothorax.phantom.plan import RadiographFile
+from pneumothorax import rle
+from pneumothorax.phantom.plan import Plan, Radiograph
 
+FORMAT = "DICOM"
 JPEG_QUALITY = 90
 IMPLEMENTATION_UID = UID("2.25.297862417340984261587406295134870618375")
 
 
-def dicom_bytes(image: np.ndarray, radiograph: RadiographFile) -> bytes:
+def paths(plan: Plan) -> dict[Radiograph, tuple[Path, ...]]:
+    """The file of every radiograph."""
+    return {
+        radiograph: (_path(radiograph),)
+        for radiograph in (*plan.train, *plan.unlabelled, *plan.test)
+    }
+
+
+def _path(radiograph: Radiograph) -> Path:
+    name = f"{radiograph.image_id}.dcm"
+    if radiograph.test:
+        return Path("stage_2_images", name)
+    return Path("dicom-images-train", radiograph.study_uid, radiograph.series_uid, name)
+
+
+def contents(radiograph: Radiograph, image: np.ndarray, rows: list[str]) -> tuple[bytes, ...]:
     """(H, W) uint8 -> a JPEG-baseline DICOM file with the tags of a SIIM-ACR file."""
-    encoded, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not encoded:
-        raise RuntimeError(f"OpenCV could not write image {radiograph.image_id} as JPEG")
     dataset = _tags(radiograph)
     dataset.Rows, dataset.Columns = image.shape
-    dataset.PixelData = encapsulate([jpeg.tobytes()])
+    dataset.PixelData = encapsulate([jpeg(image)])
     dataset["PixelData"].is_undefined_length = True
     buffer = io.BytesIO()
     dataset.save_as(buffer)
-    return buffer.getvalue()
+    return (buffer.getvalue(),)
 
 
-def _tags(radiograph: RadiographFile) -> Dataset:
+def jpeg(image: np.ndarray) -> bytes:
+    """(H, W) uint8 -> the JPEG that holds its pixels in a DICOM file."""
+    encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not encoded:
+        raise RuntimeError(f"OpenCV cannot write an image of shape {image.shape} as JPEG")
+    return data.tobytes()
+
+
+def tables(plan: Plan, rows: Mapping[Radiograph, list[str]]) -> dict[Path, list[str]]:
+    """The lines of each table."""
+    sample = (f"{radiograph.image_id},{rle.EMPTY}" for radiograph in plan.test)
+    return {
+        Path("train-rle.csv"): _label_lines(plan.train, rows),
+        Path("test-rle.csv"): _label_lines(plan.test, rows),
+        Path("stage_2_sample_submission.csv"): ["ImageId,EncodedPixels", *sample],
+        Path("patients.csv"): patient_lines(plan),
+    }
+
+
+def _label_lines(
+    radiographs: Iterable[Radiograph], rows: Mapping[Radiograph, list[str]]
+) -> list[str]:
+    """One line per row, with a space after the comma as in Kaggle's file."""
+    lines = (
+        f"{radiograph.image_id}, {text}" for radiograph in radiographs for text in rows[radiograph]
+    )
+    return ["ImageId, EncodedPixels", *lines]
+
+
+def patient_lines(plan: Plan) -> list[str]:
+    """The same patients as in the DICOM files: those of test images are not known."""
+    lines = (f"{radiograph.image_id},{radiograph.patient.identifier}" for radiograph in plan.train)
+    return ["ImageId,PatientId", *lines]
+
+
+def _tags(radiograph: Radiograph) -> Dataset:
     """Everything but the pixels."""
     rng = np.random.default_rng([radiograph.seed, 4])
     view = "AP" if rng.random() < 0.4 else "PA"
     spacing = float(rng.choice([0.139, 0.143, 0.168, 0.171]))
-    identifier = "" if radiograph.anonymous else radiograph.patient.identifier
+    identifier = "" if radiograph.test else radiograph.patient.identifier
     dataset = Dataset()
     dataset.preamble = bytes(128)
     dataset.file_meta = FileMetaDataset()
