@@ -11,7 +11,7 @@ import pandas as pd
 from pneumothorax import augment, plotting
 from pneumothorax.pipeline import artifacts, atomic
 from pneumothorax.plotting import Style
-from pneumothorax.report import figures, learning, network_diagram, page, paper_figures
+from pneumothorax.report import figures, network_diagram, page, paper_figures
 from pneumothorax.report.runs import Run
 from pneumothorax.report.statistics import Statistics
 
@@ -196,7 +196,7 @@ def learning_curves(album: Album, runs: list[Run]) -> page.Figure:
     histories = {run.name: run.histories for run in runs}
     return album.curve(
         "learning",
-        lambda style: learning.learning(histories, style),
+        lambda style: paper_figures.learning(histories, style),
         title="Learning rate, loss and validation score",
         caption="Like the paper’s figure 6, with loss and validation score added. Thin lines: the "
         "folds; thick lines: their mean.",

@@ -1,7 +1,7 @@
-"""The paper's figures 4, 5 and 7 with the user's radiographs: data, augmentation, comparison.
+"""The paper's figures 4 to 7 of the user's data: sample, augmentation, learning, comparison.
 
-Zhang: Segmentation of Pneumothorax Disease based on Deep Learning. Figure 6 is in
-learning.py, figures 1 and 3 in network_diagram.py. Pictures contain no ids or names.
+Zhang: Segmentation of Pneumothorax Disease based on Deep Learning. Figures 1 and 3 are in
+network_diagram.py. Pictures contain no ids or names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from pneumothorax import plotting, png, rle
 from pneumothorax.pipeline import artifacts
-from pneumothorax.plotting import Style
+from pneumothorax.plotting import Look, Style
 from pneumothorax.report import figures
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 2.3  # inches of one radiograph
+MAX_SWITCHES = 4  # more sampling switches are not marked
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,45 @@ def augmentation(
             _show(axes, image)
             _outline(axes, mask)
             axes.set_title(name)
+    return figure
+
+
+def learning(histories: Mapping[str, Sequence[pd.DataFrame]], style: Style) -> Figure:
+    """Figure 6: learning rate, training loss and validation SIIM Dice of each epoch.
+
+    A thin line per fold, a thick one for their mean. A dotted line marks where every run
+    changes its ratio of positives to negatives.
+
+    Args:
+        histories: {run: history.csv of each fold}; runs without folds are left out.
+    """
+    numbers = {run: number for number, run in enumerate(histories)}  # colours as in all figures
+    histories = {run: folds for run, folds in histories.items() if folds}
+    quantities = {
+        "learning_rate": "learning rate",
+        "train_loss": "training loss",
+        "siim_dice": "SIIM Dice, validation fold",
+    }
+    with style.settings():
+        figure = plotting.new(style, 13.0, 4.4)
+        panels = figure.subplots(1, len(quantities))
+        for axes, (column, label) in zip(panels, quantities.items(), strict=True):
+            for place, (run, folds) in enumerate(histories.items()):
+                # Learning rates are often the same: the first is widest, so all can be seen.
+                above = len(histories) - 1 - place
+                width = 2.0 + 1.4 * above if column == "learning_rate" else 2.0
+                look = style.line(numbers[run]) | {"linewidth": width, "label": run}
+                _mean_line(axes, folds, column, look)
+            _sampling_switches(axes, histories, style, named=column == "learning_rate")
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        panels[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
+        baselines = [fold["all_empty"].iloc[-1] for folds in histories.values() for fold in folds]
+        if baselines:
+            dashed: Look = {"color": style.muted, "linestyle": "--", "linewidth": 1}
+            panels[-1].axhline(float(np.mean(baselines)), **dashed, label=artifacts.ALL_EMPTY)
+        handles, labels = panels[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return figure
 
 
@@ -215,3 +255,34 @@ def _outline(axes: Axes, mask: np.ndarray) -> None:
 def _size_text(truth: np.ndarray) -> str:
     share = float(truth.mean())
     return f"{100 * share:.2f} % of the image" if share else "no pneumothorax"
+
+
+def _mean_line(axes: Axes, folds: Sequence[pd.DataFrame], column: str, look: Look) -> None:
+    """The mean over the folds that have reached an epoch, and thin lines where folds differ."""
+    mean = pd.concat(list(folds)).groupby("epoch")[column].mean()
+    if column != "learning_rate" and len(folds) > 1:
+        for fold in folds:
+            axes.plot(fold["epoch"], fold[column], color=look["color"], linewidth=0.7, alpha=0.45)
+    axes.plot(mean.index, mean.to_numpy(), **look)
+
+
+def _sampling_switches(
+    axes: Axes, histories: Mapping[str, Sequence[pd.DataFrame]], style: Style, *, named: bool
+) -> None:
+    """Dotted lines at the epochs where the sampling ratio changes, if all runs share them."""
+    found = []
+    for folds in histories.values():
+        history = folds[0]
+        ratio = history["positives_per_negative"].astype(float)
+        changed = ratio.ne(ratio.shift()) & (np.arange(len(ratio)) > 0)
+        epochs = history["epoch"][changed].astype(int)
+        found.append(list(zip(epochs, ratio[changed], strict=True)))
+    if not found or any(switches != found[0] for switches in found):
+        return
+    for epoch, to in found[0] if len(found[0]) <= MAX_SWITCHES else ():
+        axes.axvline(epoch, color=style.muted, linestyle=":", linewidth=1)
+        if named:
+            place: Look = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            look: Look = {"rotation": 90, "ha": "left", "va": "top", "fontsize": 8}
+            text = f"{to:g} positive : 1 negative"
+            axes.annotate(text, (epoch, 1.0), xytext=(3, -3), **place, **look)

@@ -13,7 +13,6 @@ from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
 from pneumothorax.plotting import DARK, LIGHT, PICTURES
 from pneumothorax.report import figures, paper_figures
-from pneumothorax.report.learning import learning as learning_figure
 from pneumothorax.report.paper_figures import Compared, LabelledImage
 from tests.helpers.figures import save
 from tests.helpers.images import disc, noise
@@ -121,7 +120,7 @@ def history(shift=0.0):
 
 
 def learning(style=LIGHT):
-    return learning_figure(
+    return paper_figures.learning(
         {"ours": [history(), history(0.1)], "theirs": [history()], "untrained": []}, style
     )
 
@@ -289,7 +288,7 @@ def test_learning_curves_are_the_history_and_the_mean_over_folds():
 
 
 def test_a_run_keeps_its_colour_in_all_figures_even_after_a_blend_without_a_curve():
-    figure = learning_figure({"a blend": [], "ours": [history()]}, LIGHT)
+    figure = paper_figures.learning({"a blend": [], "ours": [history()]}, LIGHT)
     assert labelled(figure.axes[1])["ours"].get_color() == LIGHT.colour(1)
 
 
@@ -303,7 +302,7 @@ def test_the_sampling_switch_is_marked_at_its_epoch_when_all_runs_share_it():
 
     assert marks(learning()) == [[3, 3]]
     other = history().assign(positives_per_negative=[2.0, 1.0, 1.0])
-    assert marks(learning_figure({"ours": [history()], "theirs": [other]}, LIGHT)) == []
+    assert marks(paper_figures.learning({"ours": [history()], "theirs": [other]}, LIGHT)) == []
 
 
 @pytest.mark.parametrize("make", CURVES)

@@ -13,6 +13,7 @@ from pneumothorax.pipeline import artifacts
 from pneumothorax.report import page, wording
 from pneumothorax.report.runs import Cost
 from pneumothorax.report.statistics import Evaluated
+from pneumothorax.report.tables import LABELS
 from tests.helpers import report_samples
 from tests.helpers.report_samples import EVALUATED
 
@@ -227,7 +228,7 @@ def test_the_header_says_what_was_evaluated():
 
 
 def test_every_score_is_labelled_and_defined():
-    assert set(page.LABELS) == set(metrics.DEFINITIONS) == set(artifacts.SCORE_COLUMNS)
+    assert set(LABELS) == set(metrics.DEFINITIONS) == set(artifacts.SCORE_COLUMNS)
     text = rendered()
     for definition in metrics.DEFINITIONS.values():
         assert f"<dd>{definition}</dd>" in text
