@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pneumothorax.data import raster
 from pneumothorax.errors import BadInput
 
 File = TypeVar("File")
 
-IMAGE_SUFFIXES = (".dcm", ".png", ".jpg", ".jpeg")  # in any case
+IMAGE_SUFFIXES = (".dcm", *raster.SUFFIXES)  # in any case
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
 SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
