@@ -1,6 +1,6 @@
 """Find and outline pneumothorax on radiographs that no stage has prepared.
 
-Reads   PATH                           a DICOM file, or a folder of them at any depth
+Reads   PATH                           a DICOM, PNG or JPEG file, or a folder at any depth
         output/runs/<run>/             the networks (stage 02)
         output/submissions/<run>/      the thresholds (stage 04)
 Writes  FOLDER/overlays/<id>.png       the radiograph with the predicted outline
@@ -10,8 +10,9 @@ Writes  FOLDER/overlays/<id>.png       the radiograph with the predicted outline
         FOLDER/segmentations/<id>.dcm  with --dicom-seg: DICOM Segmentation objects
 
 Each image is predicted by all networks of the run; the final thresholds of stage 04 make
-the mask. Segmentation objects carry the patient's identifiers, as DICOM requires; no
-other file does. Safe to interrupt: run the same command again to resume.
+the mask. The id of a PNG or JPEG is its name without the suffix. Segmentation objects refer
+to DICOM files only; they carry the patient's identifiers, as DICOM requires, and no other
+file does. Safe to interrupt: run the same command again to resume.
 
     python predict_radiographs.py radiographs/ --to findings --run ica_resunet
     python predict_radiographs.py image.dcm --to findings --run ica_resunet --dicom-seg
@@ -28,7 +29,12 @@ NOTICE = "research software, not a medical device: nothing here is a diagnosis"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__, ("--input", "--output", "--overwrite"))
     flag = parser.add_argument
-    flag("path", type=stage.place, metavar="PATH", help="a DICOM file, or a folder of them")
+    flag(
+        "path",
+        type=stage.place,
+        metavar="PATH",
+        help="a DICOM, PNG or JPEG file, or a folder of them",
+    )
     flag("--to", type=stage.place, metavar="FOLDER", required=True, help="where the results go")
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     flag("--dicom-seg", action="store_true", help="also write DICOM Segmentation objects")

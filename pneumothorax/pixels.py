@@ -67,13 +67,13 @@ def zeros_if_constant(image: np.ndarray) -> np.ndarray:
 
 
 def is_whole_jpeg(data: bytes) -> bool:
-    """Whether a JPEG has an end, possibly with other bytes behind it.
+    """Whether a JPEG has an end behind its last scan, whatever follows.
 
-    OpenCV 4 fills the rest of a file cut short with grey. Previews in the header have an
-    end of their own, but it comes before the last scan.
+    OpenCV 4 fills the rest of a file cut short with grey. A preview in the header has an
+    end of its own, but the scan comes after it.
     """
-    scan = data.rfind(_START_OF_SCAN)
-    return scan >= 0 and data.find(_END_OF_IMAGE, scan) >= 0
+    end = data.rfind(_END_OF_IMAGE)
+    return end >= 0 and data.find(_START_OF_SCAN, end) < 0
 
 
 def _stored_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pneumothorax.data import raster
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
 
 File = TypeVar("File")
 
-DICOM_SUFFIXES = (".dcm",)
-RASTER_SUFFIXES = (".png", ".jpg", ".jpeg")
-IMAGE_SUFFIXES = DICOM_SUFFIXES + RASTER_SUFFIXES
+IMAGE_SUFFIXES = (".dcm", *raster.SUFFIXES)  # in any case
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
 
 
@@ -101,7 +100,7 @@ def images_below(folder: Path, *, follow_symlinks: bool) -> tuple[Path, ...]:
 
 def is_raster(path: Path) -> bool:
     """Whether the file is a PNG or JPEG file by its name."""
-    return path.suffix.lower() in RASTER_SUFFIXES
+    return path.suffix.lower() in raster.SUFFIXES
 
 
 def begins_as_dicom(path: Path) -> bool:

@@ -31,19 +31,21 @@ def read(path: Path | str) -> dicom.Radiograph:
     Colour becomes grey; a constant image becomes zeros. Raises Rejected.
     """
     path = Path(path)
-    if not dicom.is_image_id(path.stem):
-        raise Rejected(
-            "BAD_ID", f"a file name of {len(path.stem)} characters that cannot be an image id"
-        )
+    name = _image_id(path)
     values, decoder = read_values(path)
     grey, colour = _grey(values)
     del values  # up to 400 MB
     image = pixels.to_8_bits(grey, 0, np.iinfo(grey.dtype).max)
     height, width = image.shape
-    header = dicom.Header(
-        path.stem, patient_id="", view="", sex="", age="", height=height, width=width
-    )
+    header = dicom.Header(name, patient_id="", view="", sex="", age="", height=height, width=width)
     return dicom.Radiograph(header, pixels.zeros_if_constant(image), decoder, colour)
+
+
+def image_id(path: Path) -> str:
+    """The id of a file whose header is usable. Raises Rejected."""
+    name = _image_id(path)
+    _open(path)
+    return name
 
 
 def read_values(path: Path) -> tuple[np.ndarray, str]:
@@ -52,12 +54,7 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
     Returns (H, W), or (H, W, 3) in BGR order for colour, palettes and alpha; uint8 or
     uint16. Values of 1, 2 and 4 bits are scaled to 0..255.
     """
-    data = dicom.read_regular_file(path)
-    decoder = next((name for start, name in _DECODERS.items() if data.startswith(start)), None)
-    if decoder is None:
-        found = "the content is neither a PNG nor a JPEG image" if data else "the file is empty"
-        raise Rejected("NOT_AN_IMAGE", found)
-    _check_header(data)
+    data, decoder = _open(path)
     if decoder == JPEG and not pixels.is_whole_jpeg(data):
         raise Rejected("TRUNCATED", "the JPEG has no end-of-image marker: cut short")
     try:
@@ -67,6 +64,24 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
     if values is None:
         raise Rejected("TRUNCATED", "the image is cut short or damaged")
     return values, decoder
+
+
+def _image_id(path: Path) -> str:
+    if not dicom.is_image_id(path.stem):
+        message = f"a file name of {len(path.stem)} characters that cannot be an image id"
+        raise Rejected("BAD_ID", message)
+    return path.stem
+
+
+def _open(path: Path) -> tuple[bytes, str]:
+    """The bytes of a file with a usable header, and its decoder."""
+    data = dicom.read_regular_file(path)
+    decoder = next((name for start, name in _DECODERS.items() if data.startswith(start)), None)
+    if decoder is None:
+        found = "the content is neither a PNG nor a JPEG image" if data else "the file is empty"
+        raise Rejected("NOT_AN_IMAGE", found)
+    _check_header(data)
+    return data, decoder
 
 
 def _check_header(data: bytes) -> None:
@@ -99,8 +114,7 @@ def _grey(values: np.ndarray) -> tuple[np.ndarray, bool]:
         return values, False
     grey = cv2.extractChannel(values, 0)
     if all(
-        cv2.norm(grey, cv2.extractChannel(values, channel), cv2.NORM_INF) == 0
-        for channel in (1, 2)
+        cv2.norm(grey, cv2.extractChannel(values, channel), cv2.NORM_INF) == 0 for channel in (1, 2)
     ):
         return grey, False
     return cv2.cvtColor(values, cv2.COLOR_BGR2GRAY), True

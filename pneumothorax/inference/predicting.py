@@ -1,4 +1,4 @@
-"""DICOM files -> overlays, masks, a table and, on request, segmentation objects.
+"""Radiographs -> overlays, masks, a table and, on request, segmentation objects.
 
 The networks see each image exactly as stages 00 and 03 would show it to them, and masks
 are made with the thresholds of stage 04. Batches are cut from the list of all files, not
@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from pneumothorax import dicom, png, rle
 from pneumothorax.compute import runtime
+from pneumothorax.data import raster
 from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.inference import dicom_seg, overlay, results
-from pneumothorax.inference.reading import DicomFile, Listed
+from pneumothorax.inference.reading import Listed, RadiographFile
 from pneumothorax.inference.settled import Settled
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import atomic, records
@@ -47,7 +48,7 @@ class FolderTask:
     device: torch.device
     bf16: bool  # convolutions in 16 bits
 
-    def key(self, file: DicomFile) -> str:
+    def key(self, file: RadiographFile) -> str:
         """Everything a file's results are made from."""
         made_by = VERSION, self.settled.run, self.settled.version, self.bf16, self.with_segmentation
         return hashlib.sha256(repr((made_by, file.source, file.sha256)).encode()).hexdigest()
@@ -56,7 +57,7 @@ class FolderTask:
 class DecodedFile(NamedTuple):
     """A decoded file."""
 
-    file: DicomFile
+    file: RadiographFile
     pixels: np.ndarray  # (H, W) uint8
     pixel_area_mm2: float | None  # None where unknown
     spacing: str  # the tag that the area comes from
@@ -128,7 +129,7 @@ def stored_maps(
 
 
 def _predict_batch(
-    batch: Sequence[DicomFile],
+    batch: Sequence[RadiographFile],
     networks: Callable[[], Mapping[int, Predictor]],
     task: FolderTask,
     listed: Listed,
@@ -165,7 +166,9 @@ def _predict_batch(
         journal.append(image.file.image_id, entry)
 
 
-def _decode(file: DicomFile) -> DecodedFile:
+def _decode(file: RadiographFile) -> DecodedFile:
+    if not file.is_dicom:
+        return DecodedFile(file, raster.read(file.path).image, None, "")
     header, dataset = dicom.open_header(file.path)
     if header.image_id != file.image_id:
         raise dicom.Rejected("IO", "the file changed while it was read")
@@ -181,6 +184,8 @@ def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict
     }
     if not task.with_segmentation:
         return files, ""
+    if not image.file.is_dicom:
+        return files, "a PNG or JPEG file names no patient and no study to refer to"
     run, version = task.settled.run, task.settled.version
     try:
         files[results.segmentation(image_id)] = dicom_seg.encode(
@@ -209,7 +214,7 @@ def _row(image: DecodedFile, mask: np.ndarray, p_positive: float) -> Entry:
     }
 
 
-def _is_done(entry: Entry | None, task: FolderTask, file: DicomFile) -> bool:
+def _is_done(entry: Entry | None, task: FolderTask, file: RadiographFile) -> bool:
     """Whether all results of the file exist, made from its current bytes and this run."""
     if entry is None or entry.get("key") != task.key(file):
         return False

@@ -1,4 +1,4 @@
-"""DICOM files that no stage prepared: which are radiographs, and their ids."""
+"""DICOM, PNG and JPEG files that no stage prepared: which are usable, and their ids."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,26 +9,30 @@ import pandas as pd
 from tqdm import tqdm
 
 from pneumothorax import dicom
-from pneumothorax.data import discovery
+from pneumothorax.data import discovery, raster
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, records
 
 
 @dataclass(frozen=True)
-class DicomFile:
+class RadiographFile:
     """A file with a usable header."""
 
     path: Path
     source: str  # the path relative to the folder that was searched
-    image_id: str
+    image_id: str  # SOPInstanceUID, or the name of a PNG or JPEG without its suffix
     sha256: str
+
+    @property
+    def is_dicom(self) -> bool:
+        return not _is_raster(self.path)
 
 
 @dataclass
 class Listed:
     """Every file below a path, accounted for."""
 
-    files: list[DicomFile] = field(default_factory=list)
+    files: list[RadiographFile] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)  # artifacts.REJECTED rows
     copies: int = 0  # of `files`
     n_files: int = 0
@@ -52,30 +56,30 @@ class Listed:
 
 
 def search(path: Path) -> Listed:
-    """The file, or all DICOM files of a folder at any depth, sorted by name.
+    """The file, or all DICOM, PNG and JPEG files of a folder at any depth, sorted by name.
 
     Raises BadInput where there is none.
     """
     if path.is_file():
         return _read([path], path.parent, Listed(n_files=1))
     found = discovery.search(path, any_name=True)
-    listed = Listed(n_files=len(found.dicoms) + len(found.not_files) + len(found.unreadable))
+    listed = Listed(n_files=len(found.images) + len(found.not_files) + len(found.unreadable))
     for other in found.not_files:
         listed.reject(discovery.source_name(other, path), "NOT_A_FILE", "not a regular file")
     for other in found.unreadable:
         listed.reject(discovery.source_name(other, path), "IO", "the folder cannot be listed")
-    return _read(found.dicoms, path, listed)
+    return _read(found.images, path, listed)
 
 
 def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     """Add every file at `paths` to the files, the copies or the rejections."""
-    by_id: dict[str, list[DicomFile]] = defaultdict(list)
+    by_id: dict[str, list[RadiographFile]] = defaultdict(list)
     for path in tqdm(paths, unit="file", desc="reading headers"):
         source = discovery.source_name(path, root)
         try:
-            header, _ = dicom.open_header(path)
-            file = DicomFile(path, source, header.image_id, records.sha256(path))
-            by_id[file.image_id].append(file)
+            image_id = raster.image_id(path) if _is_raster(path) else _uid(path)
+            file = RadiographFile(path, source, image_id, records.sha256(path))
+            by_id[image_id].append(file)
         except dicom.Rejected as error:
             listed.reject(source, error.code, str(error))
         except OSError as error:
@@ -91,5 +95,14 @@ def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     return listed
 
 
-def _are_copies(files: Sequence[DicomFile]) -> bool:
+def _is_raster(path: Path) -> bool:
+    return path.suffix.lower() in raster.SUFFIXES
+
+
+def _uid(path: Path) -> str:
+    header, _ = dicom.open_header(path)
+    return header.image_id
+
+
+def _are_copies(files: Sequence[RadiographFile]) -> bool:
     return len({file.sha256 for file in files}) == 1

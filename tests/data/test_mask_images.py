@@ -57,9 +57,7 @@ def test_any_value_but_0_is_inside_with_or_without_a_threshold(tmp_path, value, 
 
 @pytest.mark.parametrize("value", [1, 65535])
 def test_masks_of_16_bits_are_read(tmp_path, value):
-    np.testing.assert_array_equal(
-        read(saved(tmp_path, "a.png", INSIDE * np.uint16(value))), INSIDE
-    )
+    np.testing.assert_array_equal(read(saved(tmp_path, "a.png", INSIDE * np.uint16(value))), INSIDE)
 
 
 def test_masks_of_1_bit_and_of_a_palette_are_read(tmp_path):
@@ -106,9 +104,7 @@ def test_from_the_threshold_on_a_grey_value_is_inside(tmp_path, threshold):
 def test_the_threshold_of_16_bits_is_on_the_scale_to_255(tmp_path):
     values = np.array([[0, 32895, 32896, 65535]], np.uint16)  # 32896 * 255 / 65535 = 128
     path = saved(tmp_path, "a.png", values)
-    np.testing.assert_array_equal(
-        read(path, threshold=128, shape=(1, 4)), [[0, 0, 1, 1]]
-    )
+    np.testing.assert_array_equal(read(path, threshold=128, shape=(1, 4)), [[0, 0, 1, 1]])
 
 
 def test_a_jpeg_mask_is_read_with_a_threshold(tmp_path):
@@ -131,8 +127,7 @@ def test_a_mask_of_more_values_says_how_to_read_it(tmp_path):
     error = rejection(saved(tmp_path, "soft.png", STEPS))
     assert error.code == "BAD_MASK"
     assert (
-        str(error)
-        == "mask soft.png has 48 grey values: --mask-threshold 128 says how to read it"
+        str(error) == "mask soft.png has 48 grey values: --mask-threshold 128 says how to read it"
     )
 
 

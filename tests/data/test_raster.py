@@ -90,9 +90,7 @@ def test_fewer_than_8_bits_are_scaled_to_255(tmp_path, bits):
 
 def test_the_greys_of_a_palette_are_looked_up(tmp_path):
     backwards = bytes(level for index in range(256) for level in [255 - index] * 3)
-    data = rasters.encode(
-        IMAGE.shape, rasters.rows(IMAGE), kind=rasters.PALETTE, palette=backwards
-    )
+    data = rasters.encode(IMAGE.shape, rasters.rows(IMAGE), kind=rasters.PALETTE, palette=backwards)
     found = read(tmp_path, data)
     np.testing.assert_array_equal(found.image, 255 - IMAGE)
     assert not found.colour

@@ -1,4 +1,4 @@
-"""predict_radiographs.py: any DICOM file gets the mask that stages 00 to 04 would give it."""
+"""predict_radiographs.py: any radiograph gets the mask that stages 00 to 04 would give it."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import pandas as pd
 import pydicom
 import pytest
 import torch
+from PIL import Image
 
 import models
 from pneumothorax import dicom, png, rle
@@ -292,6 +293,96 @@ def test_the_area_in_square_millimetres_names_the_tag_of_the_pixel_spacing(tiny,
     assert rows.loc[["none", "empty", "odd"], "area_mm2"].isna().all()
 
 
+# PNG and JPEG files
+
+
+def save_png(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+    return path
+
+
+def test_the_png_twin_of_a_dicom_file_gets_the_same_mask_and_probability(tiny, tmp_path):
+    made, output = tiny
+    path = made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm"
+    image = dicom.read(path).image
+    write_dicom(tmp_path / "in" / "first.dcm", image, PixelSpacing=[0.5, 0.5])
+    save_png(tmp_path / "in" / "deep" / "second.PNG", image)
+    save_png(tmp_path / "in" / "third.png", cv2.merge([image.astype(np.uint16) * 257] * 3))
+    predict(output, tmp_path / "in", tmp_path / "to")
+    rows = rows_of(tmp_path / "to")
+    sources = {"first": "first.dcm", "second": "deep/second.PNG", "third": "third.png"}
+    assert rows["source"].to_dict() == sources
+    assert rows["area_px"].min() > 0
+    assert rows["rle"].nunique() == rows["p_positive"].nunique() == 1
+    assert rows["spacing"].to_dict() == {"first": "PixelSpacing", "second": "", "third": ""}
+    assert rows["area_mm2"].isna().to_dict() == {"first": False, "second": True, "third": True}
+    masks, overlays = (
+        [(tmp_path / "to" / kind(name)).read_bytes() for name in sources]
+        for kind in (results.mask, results.overlay)
+    )
+    assert len(set(masks)) == len(set(overlays)) == 1
+    predict(output, tmp_path / "in" / "deep" / "second.PNG", tmp_path / "alone")
+    assert rows_of(tmp_path / "alone")["rle"].to_dict() == {"second": rows.at["first", "rle"]}
+
+
+def test_a_jpeg_is_predicted_as_it_is_shown(tiny, tmp_path):
+    made, output = tiny
+    path = made.folder / "stage_2_images" / f"{made.test_ids[0]}.dcm"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    turned = Image.fromarray(np.rot90(dicom.read(path).image))  # anticlockwise
+    (tmp_path / "in").mkdir()
+    turned.save(tmp_path / "in" / "photo.jpeg", quality=100, exif=exif.tobytes())
+    predict(output, tmp_path / "in", tmp_path / "to")
+    predict(output, path, tmp_path / "dicom")
+    mask, expected = (
+        rle.decode(rows_of(folder)["rle"].iloc[0], (128, 128)).astype(bool)
+        for folder in (tmp_path / "to", tmp_path / "dicom")
+    )
+    assert expected.any()
+    assert (mask & expected).sum() > 0.9 * (mask | expected).sum()
+
+
+def test_bad_files_beside_good_ones_are_listed_whatever_their_kind(tiny, tmp_path):
+    _, output = tiny
+    folder = tmp_path / "in"
+    radiograph(folder, "good")
+    save_png(folder / "fine.png", noise(2))
+    cut = save_png(folder / "cut.png", noise(3))
+    cut.write_bytes(cut.read_bytes()[:-30])
+    (folder / "good.jpg").write_text("text")  # shares an id, but is no image
+    save_png(folder / "a b.png", noise(4))
+    (folder / "folder.png").mkdir()
+    radiograph(folder, "twice", 5)
+    save_png(folder / "twice.png", noise(5))
+    save_png(folder / "FINE2.png", noise(6))
+    save_png(folder / "deep" / "FINE2.png", noise(6))
+    with pytest.raises(BadInput, match=r"good\.jpg: NOT_AN_IMAGE"):
+        predict(output, folder, tmp_path / "to")
+    assert rejected_of(tmp_path / "to") == {
+        "cut.png": "TRUNCATED",
+        "good.jpg": "NOT_AN_IMAGE",
+        "a b.png": "BAD_ID",
+        "folder.png": "NOT_A_FILE",
+        "twice.dcm": "DUPLICATE_ID",
+        "twice.png": "DUPLICATE_ID",
+    }
+    assert sorted(rows_of(tmp_path / "to").index) == ["FINE2", "fine", "good"]
+
+
+def test_a_png_gets_all_results_but_a_segmentation_object(tiny, tmp_path):
+    _, output = tiny
+    radiograph(tmp_path / "in", "a")
+    save_png(tmp_path / "in" / "b.png", noise(2))
+    note = r"b\.png: BAD_HEADER: no segmentation object: a PNG or JPEG file names no patient"
+    with pytest.raises(BadInput, match=note):
+        predict(output, tmp_path / "in", tmp_path / "to", "--dicom-seg")
+    assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
+    assert (tmp_path / "to" / results.mask("b")).exists()
+    assert [path.name for path in (tmp_path / "to" / "segmentations").iterdir()] == ["a.dcm"]
+
+
 # Bad files, copies, repeated calls
 
 
@@ -357,7 +448,7 @@ def test_files_that_vanish_change_or_cannot_be_read_are_listed(
     _, output = tiny
     path = radiograph(tmp_path / "in", "a")
     assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # only reading it can tell
-    replaced = reading.Listed(files=[reading.DicomFile(path, "b.dcm", "b", "hash")])
+    replaced = reading.Listed(files=[reading.RadiographFile(path, "b.dcm", "b", "hash")])
     run = settled.read(output, "tiny")
     task = predicting.FolderTask(tmp_path / "to", run, False, 2, CPU, BF16)
     assert predicting.predict(replaced, task, lambda: networks).empty
@@ -446,7 +537,7 @@ def test_results_are_made_again_when_any_of_their_inputs_changes(tiny, tmp_path,
     _, output = tiny
     run = settled.read(output, "tiny")
     task = predicting.FolderTask(tmp_path, run, False, 2, CPU, False)
-    file = reading.DicomFile(tmp_path / "a", "a", "a", "hash")
+    file = reading.RadiographFile(tmp_path / "a", "a", "a", "hash")
     keys = {
         task.key(file),
         task.key(replace(file, source="b/a")),
@@ -601,7 +692,7 @@ def test_thresholds_that_are_damaged_or_out_of_date_are_refused(tiny, tmp_path, 
     "path, to, message",
     [
         ("absent", "to", "does not exist"),
-        ("empty", "to", "holds no DICOM file"),
+        ("empty", "to", "holds no DICOM, PNG or JPEG file"),
         ("radiographs", "radiographs", "only read"),
         ("radiographs", "radiographs/deep/to", "only read"),
         ("radiographs/a.dcm", "radiographs", "only read"),
