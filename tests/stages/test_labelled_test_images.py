@@ -13,7 +13,7 @@ from pneumothorax.pipeline import artifacts, lineage, records
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import disc, noise
 from tests.helpers.labelling import label_test_images
-from tests.helpers.stages import files_below, run_all, run_on, write_lines
+from tests.helpers.stages import files_below, run_all, run_on, train_from_tiny, write_lines
 
 RUN = artifacts.Run("tiny")
 SUBMISSION = artifacts.Submission("tiny")
@@ -180,6 +180,26 @@ def test_other_test_labels_change_the_test_scores_and_nothing_else(changeable, c
     for fact in set(fitted) - {"inputs", "outputs"}:
         assert again[fact] == fitted[fact], fact
     assert {"final", "by_fold", "weights", "calibration"} <= set(fitted)
+
+
+def test_other_test_labels_change_no_blend_weight(changeable, config):
+    output, blend = changeable / "output", artifacts.Submission("blend")
+    train_from_tiny(output, config, "--set", "epochs=1")
+    run_on(output, "03_predict.py", "--run", "second")
+    found = []
+    for labels in (LABELS, OTHER_LABELS):
+        label_test_images(output, labels)
+        flags = ["--runs", "tiny,second", "--name", "blend", "--fill-holes", "--image-threshold"]
+        run_on(output, "04_submit.py", *flags)
+        facts = records.read(output, blend.record)
+        scores = (output / blend.test_scores.path).read_bytes()
+        found.append((facts, (output / blend.csv).read_bytes(), scores))
+    (facts, rows, scores), (other_facts, other_rows, other_scores) = found
+    for fact in ("weights", "calibration", "final", "by_fold", "gain"):
+        assert facts[fact] == other_facts[fact], fact
+    assert len(facts["weights"]["final"]) == 2
+    assert rows == other_rows
+    assert scores != other_scores
 
 
 def test_changed_test_labels_and_patients_make_the_submission_out_of_date_and_no_network(
