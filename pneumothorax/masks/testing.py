@@ -132,10 +132,11 @@ def in_words(scores: pd.DataFrame) -> list[str]:
         if not own["images"]:
             lines.append(f"{row}: none of the labelled test images")
             continue
+        low, high = own["siim_dice_low"], own["siim_dice_high"]
+        interval = "" if np.isnan(low) else f" ({low:.4f} to {high:.4f})"
         lines.append(
-            f"{row}: SIIM Dice {own['siim_dice']:.4f} ({own['siim_dice_low']:.4f} to "
-            f"{own['siim_dice_high']:.4f}), all-empty baseline {all_empty['siim_dice']:.4f}, "
-            f"{own['images']:.0f} images"
+            f"{row}: SIIM Dice {own['siim_dice']:.4f}{interval}, "
+            f"all-empty baseline {all_empty['siim_dice']:.4f}, {own['images']:.0f} images"
         )
     settled, claimed = (by_row.loc[row]["siim_dice"] for row in (TEST_ALL, TEST_CLAIMED))
     return [*lines, f"{TEST_CLAIMED} would claim {claimed:.4f} ({claimed - settled:+.4f})"]

@@ -80,6 +80,7 @@ def predicted(output: Path, run: str) -> dict[str, Any]:
 
 
 def has_test_labels(output: Path) -> bool:
+    """Whether stage 00 found labels of test images."""
     return artifacts.TEST_LABELS.path in prepared(output)["outputs"]
 
 
@@ -96,7 +97,7 @@ def submit_inputs(output: Path, runs: Iterable[str]) -> Hashes:
     if has_test_labels(output):
         made_from["test labels"] = tables[artifacts.TEST_LABELS.path]
         current = records.require(output, artifacts.FOLDED, fold_inputs(output))
-        made_from["test patients"] = current["outputs"][artifacts.TEST_PATIENTS.path]
+        made_from["test patients"] = current["outputs"].get(artifacts.TEST_PATIENTS.path, "")
     return {**made_from, **train_inputs(output)}
 
 

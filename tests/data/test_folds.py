@@ -11,7 +11,7 @@ import pytest
 
 from pneumothorax.data import folds
 from pneumothorax.errors import BadInput
-from pneumothorax.pipeline import artifacts
+from pneumothorax.pipeline import artifacts, lineage, records
 from tests.helpers.stages import run_stage, tiny_input, write_lines
 
 STAGE = "01_make_folds.py"
@@ -187,6 +187,66 @@ def test_an_image_without_an_entry_in_the_patients_file_is_named():
         folds.with_patients(frame, {"i00000": "x"})
 
 
+def rows(patients, pixels=None):
+    return training(patients, [0] * len(patients), pixels=pixels)
+
+
+def in_training(train, test):
+    return folds.seen_in_training(train, test)["in_training"].astype(object).tolist()
+
+
+def test_a_test_image_is_seen_in_training_by_its_patient_or_its_pixels():
+    train = rows(["a", "b"], pixels=["p", "q"])
+    test = rows(["a", "c", "", "", "c"], pixels=["r", "s", "t", "q", "u"])
+    # The patient a; c is new; unknown; unknown with the pixels of b's image; c again.
+    assert in_training(train, test) == [1, 0, pd.NA, 1, 0]
+    # The last two have the same pixels, so c is b.
+    assert in_training(train, rows(["c", "c", "d"], pixels=["s", "q", "u"])) == [1, 1, 0]
+
+
+def test_no_test_image_counts_as_unseen_if_the_patient_of_a_training_image_is_unknown():
+    assert in_training(rows(["a", ""]), rows(["a", "b"], pixels=["x", "y"])) == [1, pd.NA]
+
+
+def test_the_report_on_test_images_counts_images_and_patients():
+    train = rows(["a", "b", "c"], pixels=["p", "q", "r"])
+    test = rows(["a", "a", "b", "d", "", "e"], pixels=["s", "t", "u", "v", "w", "x"])
+    seen = folds.count_seen(folds.seen_in_training(train, test))
+    assert seen == {
+        "images": 6,
+        "patient_in_training": 3,
+        "unseen": 2,
+        "unknown": 1,
+        "patients_in_training": 2,
+    }
+    assert folds.seen_in_words(seen, training_images=3).splitlines() == [
+        "9 images: 3 training, 6 test; 3 test images of 2 patients who are also in training, "
+        "2 of unseen patients, 1 of unknown ones",
+        "warning: test scores of the 3 images are optimistic: their patients are in training",
+    ]
+
+
+@pytest.fixture(scope="module")
+def real_stage_1(real_data, real_training):
+    """Manifest rows of the published split: (training images, test images)."""
+    tables = [
+        pd.read_csv(real_data / "labels" / f"stage_1_{split}_images.csv.gz", dtype=str)
+        for split in ("train", "test")
+    ]
+    return [
+        real_training[real_training["image_id"].isin(table["ImageId"])].reset_index(drop=True)
+        for table in tables
+    ]
+
+
+def test_884_real_stage_1_test_images_show_a_patient_of_the_training_images(real_stage_1):
+    train, test = real_stage_1
+    seen = folds.count_seen(folds.seen_in_training(train, test))
+    # FACTS.md
+    assert (len(train), seen["images"]) == (10675, 1372)
+    assert (seen["patient_in_training"], seen["unseen"], seen["unknown"]) == (884, 488, 0)
+
+
 # The stage
 
 
@@ -226,6 +286,7 @@ def test_the_stage_writes_only_training_images_with_hashed_patients(output):
         "patients_in_several_folds": 0,
         "identical_images_in_several_folds": 0,
     }
+    assert record["test_leaks"]["images"] == 1
     assert record["settings"] == {"folds": 3, "seed": 42, "patients": "PatientID"}
     assert (
         record["outputs"]["folds.csv"]
@@ -291,6 +352,78 @@ def test_a_patients_file_takes_precedence_over_the_patient_id(output, tmp_path):
     write_lines(path, ["ImageId,PatientId", f"{ids[0]},x"])
     with pytest.raises(BadInput, match="9 training images are not in the patients file"):
         run_stage(STAGE, "--output", out, "--folds", 2, "--patients", path)
+
+
+def with_patients_file(output, lines):
+    """Run the stage with a patients file -> the bytes of folds.csv."""
+    path = write_lines(output.parent / "patients.csv", lines)
+    run_stage(STAGE, "--output", output, "--folds", 2, "--patients", path)
+    return (output / "folds.csv").read_bytes()
+
+
+def test_patients_as_published_give_the_same_folds(output):
+    out, tiny = output
+    people = {image_id: number // 2 for number, image_id in enumerate(tiny.masks)}
+    plain = [f"{image_id},{number:08}" for image_id, number in people.items()]
+    published = [f"{image_id},{number:08}_003.png" for image_id, number in people.items()]
+    before = with_patients_file(out, ["ImageId,PatientId", *plain])
+    assert with_patients_file(out, ["Kaggle_ID,NIH_ID", *published]) == before
+
+
+def test_test_images_of_known_patients_change_no_fold_and_are_told_apart(output, capsys):
+    out, tiny = output
+    (test_id,) = tiny.test_ids
+    known = [f"{image_id},{patient}" for image_id, patient in tiny.patients.items()]
+    unknown = with_patients_file(out, ["ImageId,PatientId", *known])
+    printed = capsys.readouterr().out
+    assert "11 images: 10 training, 1 test; 0 test images of 0 patients who are also in" in printed
+    assert "0 of unseen patients, 1 of unknown ones" in printed
+    assert "warning" not in printed
+    table = artifacts.read_table(out, artifacts.TEST_PATIENTS)
+    assert table["image_id"].tolist() == [test_id]
+    assert table["patient_id"].tolist() == [""]
+    assert table["in_training"].isna().all()
+    for patient, expected in (("patient-0", 1), ("somebody else", 0)):
+        lines = ["ImageId,PatientId", *known, f"{test_id},{patient}"]
+        assert with_patients_file(out, lines) == unknown
+        text = (out / artifacts.TEST_PATIENTS.path).read_text()
+        assert text.endswith(f",{expected}\n")
+        assert patient not in text
+        assert ("are optimistic" in capsys.readouterr().out) == bool(expected)
+
+
+def test_without_test_images_no_table_of_their_patients_is_left(output):
+    out, tiny = output
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    before = (out / "folds.csv").read_bytes()
+    assert (out / artifacts.TEST_PATIENTS.path).exists()
+    (tiny.folder / "stage_2_sample_submission.csv").unlink()
+    flags = ["--size", 32, "--workers", 1]
+    run_stage("00_prepare_data.py", "--input", tiny.folder, "--output", out, *flags)
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    assert not (out / artifacts.TEST_PATIENTS.path).exists()
+    assert (out / "folds.csv").read_bytes() == before
+    lineage.folded(out)
+
+
+def test_unknown_patients_are_warned_about_with_the_place_where_they_are_published(output, capsys):
+    out, tiny = output
+    run_stage(STAGE, "--output", out, "--folds", 2)
+    assert "warning" not in capsys.readouterr().out  # two images per patient
+    each = {image_id: f"{number}" for number, image_id in enumerate(tiny.masks)}
+    manifest = artifacts.read_table(out, artifacts.MANIFEST)
+    train = manifest["split"] == artifacts.TRAIN
+    for patients in (each, dict.fromkeys(each, "")):
+        patient_id = manifest["image_id"].map(patients).where(train, "")
+        artifacts.write_table(out, artifacts.MANIFEST, manifest.assign(patient_id=patient_id))
+        body = records.read(out, artifacts.PREPARED)
+        kept = {name: body[name] for name in (artifacts.TRAINING_IMAGES, artifacts.TEST_IMAGES)}
+        outputs = list(body["outputs"])
+        records.write(out, artifacts.PREPARED, settings={}, inputs={}, outputs=outputs, **kept)
+        run_stage(STAGE, "--output", out, "--folds", 2, "--overwrite")
+        printed = capsys.readouterr().out
+        assert "warning: 10 patients for 10 images" in printed
+        assert "nih_id.csv (columns Kaggle_ID,NIH_ID): https://www.kaggle.com/c/" in printed
 
 
 def test_a_leak_stops_the_stage_before_anything_is_written(output, monkeypatch):

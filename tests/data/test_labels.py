@@ -237,7 +237,44 @@ def test_a_patients_file_gives_each_image_one_patient(tmp_path):
     assert "PatientId" in refusal(tmp_path, "ImageId,EncodedPixels\na,1\n", labels.read_patients)
 
 
-def test_the_real_patients_file_has_6171_people(real_data):
-    patients = labels.read_patients(real_data / "labels" / "nih_patients.csv")
+def test_patients_as_published_are_those_of_the_file_names(tmp_path):
+    published = "Kaggle_ID,NIH_ID\na,00028864_007.png\nb,00028864_012.png\nc,00000001_000.png\n"
+    plain = "ImageId,PatientId\na,00028864\nb,00028864\nc,00000001\n"
+    assert labels.read_patients(written(tmp_path, published)) == labels.read_patients(
+        written(tmp_path, plain, "plain.csv")
+    )
+    # A file name is an ordinary patient id under the other header.
+    other = written(tmp_path, "ImageId,PatientId\na,00028864_007.png\n")
+    assert labels.read_patients(other) == {"a": "00028864_007.png"}
+
+
+def test_all_errors_in_patients_as_published_are_listed_with_their_lines(tmp_path):
+    rows = "a,00028864\nb,00028864_007\nc,\nd,x_007.png\ne,00000001_000.png\ne,00000002_000.png"
+    message = refusal(tmp_path, f"Kaggle_ID,NIH_ID\n{rows}\n", labels.read_patients)
+    for line, problem in {
+        2: ", 'a': not a file name like '00028864_007.png': '00028864'",
+        3: ", 'b': not a file name like '00028864_007.png': '00028864_007'",
+        4: ": needs an image id and a patient id",
+        5: ", 'd': not a file name like '00028864_007.png': 'x_007.png'",
+        7: ", 'e': listed for two patients",
+    }.items():
+        assert f"line {line}{problem}" in message
+    assert "5 errors" in message
+
+
+@pytest.mark.parametrize(
+    "header", ["NIH_ID,Kaggle_ID", "Kaggle_ID,PatientId", "Kaggle_ID,NIH_ID,x", ""]
+)
+def test_a_patients_file_with_other_columns_is_refused_naming_both_forms(tmp_path, header):
+    message = refusal(tmp_path, f"{header}\na,00028864_007.png\n", labels.read_patients)
+    assert "expected the columns ImageId, PatientId or Kaggle_ID, NIH_ID; found" in message
+
+
+def test_the_real_patients_file_has_6171_people_in_either_form(real_data, tmp_path):
+    path = real_data / "labels" / "nih_patients.csv"
+    patients = labels.read_patients(path)
     assert len(patients) == 12047
     assert len(set(patients.values())) == 6171  # FACTS.md
+    rows = [f"{image_id},{patient}_000.png" for image_id, patient in patients.items()]
+    published = written(tmp_path, "\n".join(["Kaggle_ID,NIH_ID", *rows]))
+    assert labels.read_patients(published) == patients
