@@ -1,8 +1,8 @@
-"""Fixtures that several rooms share: real data, and an output folder after stage 01."""
+"""States of an output folder that several rooms share, and the folder of real data."""
 
 import pytest
 
-from tests.helpers.stages import REAL_DATA, run_stage, tiny_input
+from tests.helpers.stages import REAL_DATA, TINY, run_all, run_stage, tiny_input
 
 
 @pytest.fixture(scope="session")
@@ -13,9 +13,12 @@ def real_data():
     return REAL_DATA
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folded(tmp_path_factory):
-    """An output folder after stage 01: 24 images of 64 x 64, 12 positive, two folds."""
+    """An output folder after stage 01; tests leave it unchanged.
+
+    24 images of 64 x 64, 12 positive, two folds; three test images.
+    """
     folder = tmp_path_factory.mktemp("folded")
     made = tiny_input(folder / "input", train=24)
     output = folder / "output"
@@ -23,3 +26,20 @@ def folded(tmp_path_factory):
     run_stage("00_prepare_data.py", *flags)
     run_stage("01_make_folds.py", "--output", output, "--folds", 2)
     return output
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory):
+    """The path of the config TINY."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def submitted(tmp_path_factory, config):
+    """(input, output) of stages 00 to 04 with the run "tiny"; tests leave it unchanged."""
+    folder = tmp_path_factory.mktemp("stages")
+    made = tiny_input(folder / "input")
+    run_all(made.folder, folder / "output", config, stages=range(5))
+    return made, folder / "output"

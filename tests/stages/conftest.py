@@ -4,23 +4,25 @@ import shutil
 
 import pytest
 
-from tests.helpers.stages import TINY, run_all, tiny_input
+from pneumothorax.report import illustrations
+from pneumothorax.training import history
+from tests.helpers.stages import run_on
 
 
 @pytest.fixture(scope="session")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, config):
+def finished(submitted, tmp_path_factory):
     """(input, output) of stages 00 to 05; tests leave it unchanged."""
-    folder = tmp_path_factory.mktemp("stages")
-    made = tiny_input(folder / "input")
-    run_all(made.folder, folder / "output", config)
-    return made, folder / "output"
+    made, output = submitted
+    output = shutil.copytree(output, tmp_path_factory.mktemp("finished") / "output")
+    run_on(output, "05_report.py")
+    return made, output
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """No progress.png and no figures in the report: they take most of a tiny run's time."""
+    monkeypatch.setattr(history, "write_progress", lambda *_, **__: None)
+    monkeypatch.setattr(illustrations, "draw", lambda *_, **__: {})
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pneumothorax.masks import nested, postprocess, thresholds
 from pneumothorax.pipeline import artifacts, records
 from pneumothorax.prediction import probability_maps
 from pneumothorax.training import loop
+from tests.helpers.networks import SMALL
 from tests.helpers.stages import (
     TINY,
     run_all,
@@ -84,7 +85,7 @@ def test_an_out_of_fold_map_comes_from_the_network_of_its_own_fold_and_no_other(
         maps = []
         for number in (fold, 1 - fold):
             state = torch.load(output / RUN.fold(number).best_weights, weights_only=True)
-            network = models.build_untrained("ica_resunet", **state["config"]["model_settings"])
+            network = models.build_untrained("unet", **state["config"]["model_settings"])
             network.load_state_dict(state["network"])
             found, _ = probability_maps.probabilities([network.eval()], image)
             maps.append(found[0, 0].numpy() * 255)
@@ -178,7 +179,7 @@ def test_epochs_without_validation_have_no_scores_and_the_last_epoch_has_them(co
 def test_a_run_records_the_size_of_its_network_and_the_cost_of_training(finished):
     _, output = finished
     facts = json.loads((output / RUN.network_facts).read_text("utf-8"))
-    network = models.build("ica_resunet", **yaml.safe_load(TINY)["model_settings"])
+    network = models.build("unet", **yaml.safe_load(TINY)["model_settings"])
     assert facts["parameters"] == sum(weights.numel() for weights in network.parameters())
     assert facts["size"] == 64
     record = records.read(output, RUN.fold(0).trained)
@@ -186,7 +187,9 @@ def test_a_run_records_the_size_of_its_network_and_the_cost_of_training(finished
     assert "CPU" in record["device"]
 
 
-def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(copied, config):
+def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(
+    copied, config, without_pictures
+):
     _, output = copied
     train_from_tiny(output, config)
     for fold in (0, 1):
@@ -194,14 +197,28 @@ def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(copie
             torch.load(output / artifacts.Run(run).fold(fold).best_weights, weights_only=True)
             for run in ("tiny", "second")
         )
-        name = "segmentation_head.0.weight"
+        name = "mask_head.weight"
         torch.testing.assert_close(first["network"][name], second["network"][name])
         record = records.read(output, artifacts.Run("second").fold(fold).trained)
         path = RUN.fold(fold).best_weights
         assert record["inputs"][path] == records.sha256(output / path)
 
 
-def test_without_a_sample_submission_the_stages_give_scores_only(tmp_path, config):
+def test_the_default_network_goes_through_the_stages(copied, config):
+    """ICA-ResUNet, in its smallest form; all other tests here train a U-Net."""
+    _, output = copied
+    smallest = ["model=ica_resunet", f"model_settings={json.dumps(SMALL['ica_resunet'])}"]
+    flags = ["--run", "default", "--fold", 0, *settings(*smallest, "epochs=1")]
+    run_on(output, "02_train.py", "--config", config, *flags)
+    run_on(output, "03_predict.py", "--run", "default", "--fold", 0)
+    run = artifacts.Run("default")
+    assert json.loads((output / run.network_facts).read_text("utf-8"))["network"] == "IcaResUNet"
+    assert len(artifacts.read_table(output, run.predictions)) == 6 + 3  # fold 0, and the test set
+
+
+def test_without_a_sample_submission_the_stages_give_scores_only(
+    tmp_path, config, without_pictures
+):
     made = tiny_input(tmp_path / "input", test=0, unlabelled=0)
     run_all(made.folder, tmp_path / "output", config)
     assert (tmp_path / "output" / SUBMISSION.cross_validation.path).is_file()

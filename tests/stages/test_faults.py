@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from pneumothorax.pipeline import artifacts
-from tests.helpers.stages import ROOT, TINY, settings, tiny_input
+from pneumothorax.pipeline import artifacts, stage
+from tests.helpers.stages import ROOT, TINY, run_stage, tiny_input
 
 STAGES = (
     "00_prepare_data.py",
@@ -30,11 +30,11 @@ STAGES = (
 )
 
 
-def some_slow(*stages):
+def some_slow(*scripts):
     """All stages as parameters; the given ones only with ./test.sh --all."""
     return [
-        pytest.param(stage, marks=pytest.mark.slow) if stage in stages else stage
-        for stage in STAGES
+        pytest.param(script, marks=pytest.mark.slow) if script in scripts else script
+        for script in STAGES
     ]
 
 
@@ -43,16 +43,15 @@ def commands(made, output, config):
     more = {
         STAGES[0]: ["--input", made.folder, "--size", "64"],
         STAGES[1]: ["--folds", "2"],
-        STAGES[2]: ["--config", config, "--run", "tiny", *settings("epochs=3")],
+        STAGES[2]: ["--config", config, "--run", "tiny"],
         STAGES[3]: ["--run", "tiny"],
         STAGES[4]: ["--run", "tiny"],
         STAGES[5]: [],
     }
-    more[STAGES[2]] += ["--save-minutes", "0.001"]
     shared = ["--output", output, "--workers", "1"]
     return {
-        stage: [str(word) for word in (sys.executable, stage, *more[stage], *shared)]
-        for stage in STAGES
+        script: [str(word) for word in (sys.executable, script, *more[script], *shared)]
+        for script in STAGES
     }
 
 
@@ -62,20 +61,32 @@ def run(command, **more):
     )
 
 
+def run_here(command):
+    """The exit code of a command that runs in this process."""
+    _, script, *flags = command
+    return stage.exit_code(lambda: run_stage(script, *flags))
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """(input, config, output after all stages, seconds of each stage)."""
+    """(output folder -> commands, output after all stages, seconds of each stage)."""
     folder = tmp_path_factory.mktemp("undisturbed")
     made = tiny_input(folder / "input", train=24)
     config = folder / "small.yaml"
-    config.write_text(TINY)
+    config.write_text(TINY.replace("epochs: 2", "epochs: 3"))
     seconds = {}
-    for stage, command in commands(made, folder / "output", config).items():
+
+    def all_commands(output):
+        made_commands = commands(made, output, config)
+        made_commands[STAGES[2]] += ["--save-minutes", "0.001"]
+        return made_commands
+
+    for script, command in all_commands(folder / "output").items():
         started = time.monotonic()
         done = run(command)
         assert done.returncode == 0, done.stderr
-        seconds[stage] = time.monotonic() - started
-    return made, config, folder / "output", seconds
+        seconds[script] = time.monotonic() - started
+    return all_commands, folder / "output", seconds
 
 
 def results(output):
@@ -123,12 +134,12 @@ def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes
 ):
     """Five times each stage: 30 moments in all."""
     kills = 5
-    made, config, expected, seconds = undisturbed
+    all_commands, expected, seconds = undisturbed
     output, moments = tmp_path / "output", random.Random(kills)
     output.mkdir()
-    for stage, command in commands(made, output, config).items():
-        shutil.copytree(output, tmp_path / "before" / stage)
-        limit, killed = seconds[stage], 0
+    for script, command in all_commands(output).items():
+        shutil.copytree(output, tmp_path / "before" / script)
+        limit, killed = seconds[script], 0
         for _ in range(10 * kills):
             # Imports take half of a short stage; later, it is at work.
             took = seconds_until_killed(command, limit * moments.uniform(0.3, 1.0))
@@ -137,11 +148,11 @@ def test_stages_killed_at_random_moments_and_started_again_end_in_the_same_bytes
             else:  # it finished first: start over, the machine has become faster
                 limit = min(limit, took)
                 shutil.rmtree(output)
-                shutil.copytree(tmp_path / "before" / stage, output)
+                shutil.copytree(tmp_path / "before" / script, output)
                 killed = 0
             if killed == kills:
                 break
-        assert killed == kills, stage
+        assert killed == kills, script
         done = run(command)
         assert done.returncode == 0, done.stderr
     assert_same(output, expected)
@@ -163,22 +174,25 @@ def seconds_until_killed(command, moment):
     return time.monotonic() - started
 
 
-@pytest.mark.parametrize("stage", some_slow(STAGES[0], STAGES[2], STAGES[4]))
-def test_a_full_disk_is_reported_and_files_written_before_stay_whole(undisturbed, tmp_path, stage):
+@pytest.mark.parametrize("script", some_slow(STAGES[0], STAGES[2], STAGES[4]))
+def test_a_full_disk_is_reported_and_files_written_before_stay_whole(
+    finished, config, tmp_path, script
+):
     """A limit of 3,000 bytes per file stands for the disk."""
-    made, config, expected, _ = undisturbed
+    made, expected = finished
     output = tmp_path / "output"
     shutil.copytree(expected, output)
     before = results(output)
     # Without loader workers: memory shared with them counts as files.
-    command = [*commands(made, output, config)[stage], "--overwrite", "--workers", "0"]
+    by_stage = commands(made, output, config)
+    command = [*by_stage[script], "--overwrite", "--workers", "0"]
 
     def no_room():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 
     done = run(command, preexec_fn=no_room)
-    if stage == STAGES[1]:
+    if script == STAGES[1]:
         assert done.returncode == 0, done.stderr  # its files are smaller
         return
     assert done.returncode == 1, done.stderr
@@ -187,10 +201,8 @@ def test_a_full_disk_is_reported_and_files_written_before_stay_whole(undisturbed
     after = results(output)
     changed = [name for name in after if after[name] != before.get(name)]
     assert not [name for name in changed if not whole(output / name)]
-    assert run(commands(made, output, config)[stage]).returncode == 0
-    for later in STAGES[STAGES.index(stage) + 1 :]:
-        done = run(commands(made, output, config)[later])
-        assert done.returncode == 0, done.stderr
+    for later in STAGES[STAGES.index(script) :]:
+        assert run_here(by_stage[later]) == 0
     assert_same(output, expected)
 
 
@@ -206,15 +218,17 @@ def whole(path):
 @pytest.mark.skipif(
     not hasattr(os, "geteuid") or not shutil.which("setpriv"), reason="needs setpriv"
 )
-@pytest.mark.parametrize("stage", some_slow(STAGES[1], STAGES[3], STAGES[4]))
-def test_an_output_folder_without_permission_is_reported_at_once(undisturbed, tmp_path, stage):
+@pytest.mark.parametrize("script", some_slow(STAGES[1], STAGES[3], STAGES[4]))
+def test_an_output_folder_without_permission_is_reported_at_once(
+    finished, config, tmp_path, script
+):
     """Without the capabilities of root, in case the tests run as root."""
-    made, config, expected, _ = undisturbed
+    made, expected = finished
     output = tmp_path / "output"
     shutil.copytree(expected, output)
     for path in (output, *output.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    command = commands(made, output, config)[stage]
+    command = commands(made, output, config)[script]
     if os.geteuid() == 0:
         command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
     before = results(output)
@@ -227,12 +241,10 @@ def test_an_output_folder_without_permission_is_reported_at_once(undisturbed, tm
 @pytest.mark.parametrize(
     "name", ["manifest.csv", "folds.csv", "cache", "best.pt", "predictions.csv", "oof map"]
 )
-def test_a_flipped_byte_is_noticed_by_the_stage_that_reads_it(undisturbed, tmp_path, name):
-    made, config, expected, _ = undisturbed
-    output = tmp_path / "output"
-    shutil.copytree(expected, output)
+def test_a_flipped_byte_is_noticed_by_the_stage_that_reads_it(copied, config, name, capsys):
+    made, output = copied
     image_id = artifacts.training_rows(output)["image_id"].iloc[0]
-    path, stage, says = {
+    path, script, says = {
         "manifest.csv": (output / artifacts.MANIFEST.path, STAGES[1], "00_prepare_data.py again"),
         "folds.csv": (output / artifacts.FOLDS.path, STAGES[2], "01_make_folds.py again"),
         "cache": (output / artifacts.Cache(64).image(image_id), STAGES[2], "00_prepare_data.py"),
@@ -251,9 +263,9 @@ def test_a_flipped_byte_is_noticed_by_the_stage_that_reads_it(undisturbed, tmp_p
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    overwrite = ["--overwrite"] if stage in (STAGES[2], STAGES[4]) else []
-    done = run([*commands(made, output, config)[stage], *overwrite])
-    assert done.returncode == 3, done.stderr
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+    overwrite = ["--overwrite"] if script in (STAGES[2], STAGES[4]) else []
+    assert run_here([*commands(made, output, config)[script], *overwrite]) == 3
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert "Traceback" not in printed
     assert np.asarray(data).size == path.stat().st_size  # the damaged file was left alone

@@ -14,6 +14,7 @@ from pneumothorax.training import loop
 from tests.helpers.stages import files_below, run_all, run_on, settings
 
 RUN = artifacts.Run("tiny")
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_starting_from_a_missing_run_or_from_another_network_is_refused(copied, 
     with pytest.raises(BadInput, match=r"02_train\.py --run absent --fold 0"):
         run_on(*train, *settings("init_from=runs/absent"))
     with pytest.raises(BadInput, match="belongs to another network"):
-        run_on(*train, *settings("init_from=runs/tiny", "model_settings.attention=false"))
+        run_on(*train, *settings("init_from=runs/tiny", "model_settings.base_channels=4"))
     with pytest.raises(BadConfig, match="cannot start from itself"):
         run_on(*train, *settings("init_from=runs/second"))
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from pneumothorax import plotting
 from pneumothorax.data import discovery
 from pneumothorax.pipeline import artifacts
 from pneumothorax.report import statistics
@@ -60,7 +61,7 @@ def test_the_summary_is_strict_json_with_the_intervals_of_every_score(finished):
     assert found["siim_dice"]["low"] <= found["siim_dice"]["value"] <= found["siim_dice"]["high"]
 
 
-def test_two_submissions_of_the_same_run_do_not_differ(copied):
+def test_two_submissions_of_the_same_run_do_not_differ(copied, without_pictures):
     _, output = copied
     run_on(output, "04_submit.py", "--run", "tiny", "--name", "again")
     run_on(output, "05_report.py")
@@ -78,8 +79,9 @@ def test_two_submissions_of_the_same_run_do_not_differ(copied):
     assert against == {"again": pytest.approx(gain), "tiny": pytest.approx(gain)}
 
 
-def test_a_report_of_other_runs_keeps_no_figures_of_earlier_runs(copied):
+def test_a_report_of_other_runs_keeps_no_figures_of_earlier_runs(copied, monkeypatch):
     _, output = copied
+    monkeypatch.setattr(plotting, "rendered", lambda *_: b"a figure")  # rendering takes seconds
     run_on(output, "04_submit.py", "--run", "tiny", "--name", "again")
     run_on(output, "05_report.py")
     figures = output / artifacts.REPORT_FIGURES
@@ -89,7 +91,9 @@ def test_a_report_of_other_runs_keeps_no_figures_of_earlier_runs(copied):
     assert (figures / "surface-tiny.svg").is_file()
 
 
-def test_the_report_says_that_the_demo_data_are_phantoms(copied, config, tmp_path):
+def test_the_report_says_that_the_demo_data_are_phantoms(
+    copied, config, tmp_path, without_pictures
+):
     made, output = copied
     shutil.copytree(made.folder, tmp_path / "input")
     (tmp_path / "input" / discovery.PHANTOM_NOTE).touch()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts, records
-from tests.helpers.stages import ROOT, files_below, run_all, run_on
+from tests.helpers.stages import ROOT, files_below, run_all, run_on, run_stage
 
 RUN = artifacts.Run("tiny")
 
@@ -38,13 +39,14 @@ def test_a_second_run_writes_nothing(finished, config):
 
 
 def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the_same_weights(
-    finished, config, tmp_path
+    finished, config, tmp_path, capsys
 ):
     """Killed with SIGKILL once the first epoch is on disk; then the same command."""
-    made, whole = finished
+    _, whole = finished
     output = tmp_path / "output"
-    run_all(made.folder, output, config, stages=[0, 1])
-    command = training(output, config, "--run", "tiny", "--fold", "0", "--workers", "0")
+    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("runs", "submissions", "report"))
+    flags = ["--run", "tiny", "--fold", "0", "--workers", "0"]
+    command = training(output, config, *flags)
     history = output / RUN.fold(0).history.path
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, **quiet)
@@ -52,8 +54,9 @@ def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the
     process.kill()
     process.wait()
     assert history.exists(), "the first epoch never finished"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "resuming after epoch" in done.stdout or "up to date" in done.stdout
+    run_stage("02_train.py", "--config", config, "--output", output, *flags)
+    printed = capsys.readouterr().out
+    assert "resuming after epoch" in printed or "up to date" in printed
     assert same_weights(output, whole)
     times = ["seconds", "images_per_second"]
     ours, theirs = (pd.read_csv(place / RUN.fold(0).history.path) for place in (output, whole))
@@ -114,7 +117,9 @@ def interrupted(output, config, number):
     return process.returncode, printed, path
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_step_saves_and_prints_the_command_to_resume(
     copied, config, number, monkeypatch
 ):
@@ -139,12 +144,12 @@ def test_a_signal_ends_the_step_saves_and_prints_the_command_to_resume(
     assert (later["epoch"], later["step"]) > (saved["epoch"], saved["step"])
 
 
-def test_with_loader_workers_the_process_ends_when_its_work_is_done(copied, config):
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
+def test_with_loader_workers_the_process_ends_when_its_work_is_done(copied, config, workers):
     _, output = copied
-    for workers in ("1", "2"):
-        flags = ["--run", "ends", "--fold", "0", "--workers", workers, "--overwrite"]
-        command = training(output, config, *flags)
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    flags = ["--run", "ends", "--fold", "0", "--workers", workers]
+    command = training(output, config, *flags)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
 
 
 def test_folds_started_at_the_same_moment_do_not_disturb_each_other(copied, config):
@@ -197,7 +202,7 @@ def test_the_network_facts_that_a_killed_run_left_are_replaced(copied, config):
     _, output = copied
     left = output / artifacts.Run("young").network_facts
     left.parent.mkdir(parents=True)
-    left.write_text('{"network": "UNet"}')
+    left.write_text('{"network": "IcaResUNet"}')
     flags = ["--run", "young", "--fold", 0, "--set", "epochs=1"]
     run_on(output, "02_train.py", "--config", config, *flags)
-    assert json.loads(left.read_text("utf-8"))["network"] == "IcaResUNet"
+    assert json.loads(left.read_text("utf-8"))["network"] == "UNet"
