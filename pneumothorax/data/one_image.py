@@ -116,7 +116,8 @@ def _open(path: Path, listed: Listed) -> tuple[str, dicom.Radiograph]:
     """(image id, radiograph). Pixels are decoded only if the image is used."""
     if is_raster(path):
         name = listed.id_of.get(path.name, path.stem)
-        return identify(name, name, listed), raster.read(path)
+        image_id = identify(name, name, listed)
+        return image_id, raster.read(path, image_id=image_id)
     header, dataset = dicom.open_header(path)
     return identify(header.image_id, path.stem, listed), dicom.decode(header, dataset)
 

@@ -25,13 +25,16 @@ _DECODERS = {b"\x89PNG\r\n\x1a\n": PNG, b"\xff\xd8\xff": JPEG}  # by the first b
 _AS_SHOWN = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
 
 
-def read(path: Path | str) -> dicom.Radiograph:
+def read(path: Path | str, *, image_id: str | None = None) -> dicom.Radiograph:
     """Read and decode one PNG or JPEG file; its id is the name without the suffix.
 
     Colour becomes grey; a constant image becomes zeros. Raises Rejected.
+
+    Args:
+        image_id: the id, where a table names the image that the file shows.
     """
     path = Path(path)
-    name = _image_id(path)
+    name = _image_id(path) if image_id is None else image_id
     values, decoder = read_values(path)
     grey, colour = _grey(values)
     del values  # up to 400 MB

@@ -25,7 +25,7 @@ class RadiographFile:
 
     @property
     def is_dicom(self) -> bool:
-        return not _is_raster(self.path)
+        return not discovery.is_raster(self.path)
 
 
 @dataclass
@@ -77,7 +77,7 @@ def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     for path in tqdm(paths, unit="file", desc="reading headers"):
         source = discovery.source_name(path, root)
         try:
-            image_id = raster.image_id(path) if _is_raster(path) else _uid(path)
+            image_id = raster.image_id(path) if discovery.is_raster(path) else _uid(path)
             file = RadiographFile(path, source, image_id, records.sha256(path))
             by_id[image_id].append(file)
         except dicom.Rejected as error:
@@ -93,10 +93,6 @@ def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
             listed.files.append(files[0])
             listed.copies += len(files) - 1
     return listed
-
-
-def _is_raster(path: Path) -> bool:
-    return path.suffix.lower() in raster.SUFFIXES
 
 
 def _uid(path: Path) -> str:

@@ -215,6 +215,17 @@ def test_the_png_re_upload_takes_ids_from_its_tables(tmp_path):
     assert layout_of(tmp_path / "out") == "siim-png"
 
 
+def test_a_table_may_name_files_that_could_not_be_ids(tmp_path):
+    siim_png(tmp_path / "in")
+    root = tmp_path / "in" / "siim-acr-pneumothorax"
+    for folder in ("png_images", "png_masks"):
+        (root / folder / "1_train_1_.png").rename(root / folder / "chest (1).png")
+    table = root / "stage_1_train_images.csv"
+    table.write_text(table.read_text().replace("1_train_1_.png", "chest (1).png"))
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+
+
 def test_without_tables_the_file_names_say_split_and_label(tmp_path, capsys):
     prepared(siim_png(tmp_path / "in", tables=False), tmp_path / "out")
     manifest = artifacts.read_table(tmp_path / "out", artifacts.MANIFEST)
