@@ -5,6 +5,7 @@ Reads   output/submissions/<name>/ (stage 04), output/runs/<run>/ (stage 02), an
 Writes  output/report/index.html      the page; opens straight from the folder, works offline
         output/report/table.csv       every score per run and fold, and the all-empty baseline
         output/report/per_image.csv   every per-image score, one row per image and run
+        output/report/test_table.csv, test_per_image.csv    the same of labelled test images
         output/report/summary.json    every number of the page
         output/report/figures/        the page's figures
         output/report/gallery/, gallery.js    thumbnails, scores and outlines of every image
@@ -16,6 +17,7 @@ Only submissions with the same folds, images and labels are compared; others are
 """
 
 import argparse
+from pathlib import Path
 
 import pandas as pd
 
@@ -73,7 +75,9 @@ def read(args: argparse.Namespace, names: list[str]) -> tuple[pd.DataFrame, list
         lineage.submitted(args.output, name)
     manifest = artifacts.read_table(args.output, artifacts.MANIFEST)
     folds = artifacts.read_table(args.output, artifacts.FOLDS)
-    return manifest, [runs.load(args.output, name, manifest, folds) for name in names]
+    compared = [runs.load(args.output, name, manifest, folds) for name in names]
+    runs.check_tested(compared)
+    return manifest, compared
 
 
 def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataFrame) -> list[str]:
@@ -82,24 +86,23 @@ def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataF
     found = statistics.compute(compared, seed=args.seed)
     about = statistics.evaluated(compared, lineage.prepared(output), lineage.folded(output))
     cache_size = cache.size(output)
-    train = manifest[manifest["split"] == artifacts.TRAIN]
-    cache.verify(output, cache_size, train, workers=args.workers)
+    images = {run.name: run.all_images() for run in compared}
+    scored = pd.concat(images.values())["image_id"]
+    used = manifest[(manifest["split"] == artifacts.TRAIN) | manifest["image_id"].isin(scored)]
+    cache.verify(output, cache_size, used, workers=args.workers)
 
-    artifacts.write_table(output, artifacts.REPORT_TABLE, summary.combined_table(compared))
-    artifacts.write_table(output, artifacts.PER_IMAGE, summary.per_image_table(compared))
+    tables = write_tables(output, compared)
     numbers = summary.summary(compared, found, about, seed=args.seed)
     atomic.write_json(output / artifacts.REPORT_SUMMARY, numbers)
 
     folder = (output / artifacts.REPORT_PAGE).parent
     figures = illustrations.draw(output, compared, found, manifest, cache_size=cache_size)
-    images = {run.name: run.images for run in compared}
     shown = gallery.write(
         output, folder, images, manifest, cache_size=cache_size, workers=args.workers
     )
     html = page.render(about, compared, found, figures)
     atomic.write_text(output / artifacts.REPORT_PAGE, html)
 
-    tables = [artifacts.REPORT_TABLE.path, artifacts.PER_IMAGE.path]
     drawn = [
         path
         for group in figures.values()
@@ -111,11 +114,21 @@ def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataF
     return [*tables, artifacts.REPORT_SUMMARY, artifacts.REPORT_PAGE, *pictures]
 
 
+def write_tables(output: Path, compared: list[runs.Run]) -> list[str]:
+    """Returns the tables' paths; those of an earlier report's test images are removed."""
+    tables = summary.tables(compared)
+    for table in (artifacts.REPORT_TEST_TABLE, artifacts.TEST_PER_IMAGE):
+        if table not in tables:
+            (output / table.path).unlink(missing_ok=True)
+    for table, frame in tables.items():
+        artifacts.write_table(output, table, frame)
+    return [table.path for table in tables]
+
+
 def print_results(args: argparse.Namespace, compared: list[runs.Run], *, up_to_date: bool) -> None:
     print(summary.terminal_table(compared))
-    for caution in dict.fromkeys(statistics.caution(run) for run in compared):
-        if caution:
-            print(caution)
+    for caution in statistics.cautions(compared):
+        print(caution)
     written = args.output / artifacts.REPORT_TABLE.path
     print(f"up to date: {written}" if up_to_date else f"wrote {written}")
     for run in compared:

@@ -97,6 +97,7 @@ TEST_PATIENTS = Table(
 # Stage 05
 REPORTED = Record("report/report.json", "05_report.py")
 REPORT_TABLE = Table("report/table.csv", ("run", *CROSS_VALIDATION_COLUMNS), "05_report.py")
+REPORT_TEST_TABLE = Table("report/test_table.csv", ("run", *TEST_SCORE_COLUMNS), "05_report.py")
 PER_IMAGE = Table(
     "report/per_image.csv",
     tuple(
@@ -106,6 +107,14 @@ PER_IMAGE = Table(
     "05_report.py",
     integers=("fold", "height", "width", "positive", "true_px", "predicted_px", "overlap_px"),
     numbers=("p_positive", "dice", "precision", "recall", "iou"),
+)
+# Labelled test images: no fold, but `in_training` as in TEST_PATIENTS
+TEST_PER_IMAGE = Table(
+    "report/test_per_image.csv",
+    tuple("in_training" if column == "fold" else column for column in PER_IMAGE.columns),
+    "05_report.py",
+    integers=tuple(column for column in PER_IMAGE.integers if column != "fold"),
+    numbers=("in_training", *PER_IMAGE.numbers),
 )
 REPORT_SUMMARY = "report/summary.json"
 REPORT_PAGE = "report/index.html"

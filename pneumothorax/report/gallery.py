@@ -18,6 +18,7 @@ import pandas as pd
 from pneumothorax import png, rle
 from pneumothorax.pipeline import artifacts, atomic
 from pneumothorax.pipeline.engine import Engine, in_order
+from pneumothorax.scores import per_image
 
 THUMBNAILS, DATA = "gallery", "gallery.js"  # below the report's folder
 THUMBNAIL_PX = 256
@@ -60,7 +61,7 @@ def write(
     Args:
         folder: the page's folder.
         runs: {run: artifacts.Submission.out_of_fold rows}, all of the same images, in the
-            order of the page's menus.
+            order of the page's menus; test images have `fold` per_image.TEST_FOLD.
         manifest: artifacts.MANIFEST rows.
 
     Returns the paths of the written files below `folder`, in the manifest's order.
@@ -90,6 +91,8 @@ def items(
 ) -> list[Item]:
     """One per row of `images` (`predicted_images`)."""
     labels = artifacts.label_rows(output)
+    if (images["fold"] == per_image.TEST_FOLD).any():
+        labels |= artifacts.label_rows(output, artifacts.TEST_LABELS)
     rows_of = [dict(zip(frame["image_id"], frame["rle"], strict=True)) for frame in runs.values()]
     sizes = zip(images["height"].tolist(), images["width"].tolist(), strict=True)
     return [

@@ -50,6 +50,7 @@ def render(
     return environment.get_template("report.html").render(
         **tables.all_of(runs, statistics),
         evaluated=evaluated,
+        test=statistics.test,
         share=wording.percent(evaluated.positives / max(1, evaluated.images), 1),
         paper={name: [f"{score:.2f}" for score in scores] for name, scores in tables.PAPER.items()},
         figures={title: list(group) for title, group in figures.items() if group},

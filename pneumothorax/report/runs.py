@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, lineage, records
 from pneumothorax.scores import per_image
 
@@ -30,6 +30,29 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class TestResults:
+    """A submission on the labelled test images.
+
+    Args:
+        table: artifacts.Submission.test_scores rows.
+        images: artifacts.Submission.test_images rows.
+        per_image: per_image.test_table rows.
+    """
+
+    table: pd.DataFrame
+    images: pd.DataFrame
+    per_image: pd.DataFrame
+
+    def row(self, name: str) -> dict[str, Any]:
+        """A row of the table of test scores, e.g. artifacts.TEST_ALL."""
+        return dict(self.table.set_index("row").loc[name])
+
+    def baseline(self, name: str) -> dict[str, Any]:
+        """The all-empty baseline of the images in row `name`."""
+        return self.row(f"{artifacts.ALL_EMPTY}, {name}")
+
+
+@dataclass(frozen=True)
 class Run:
     """One submission: of a single training run, or of a blend.
 
@@ -43,6 +66,7 @@ class Run:
         weights: of a blend: row of `table` -> member -> weight; {} for a single run.
         histories: history.csv of each fold; () for a blend.
         network: network.json (network_cost.trace); None for a blend or without the file.
+        test: None without labelled test images.
     """
 
     name: str
@@ -56,10 +80,18 @@ class Run:
     histories: tuple[pd.DataFrame, ...]
     network: dict[str, Any] | None
     cost: Cost
+    test: TestResults | None = None
 
     def row(self, name: str) -> dict[str, Any]:
         """A row of the cross-validation table, e.g. "all" or "all-empty baseline"."""
         return dict(self.table.set_index("row").loc[name])
+
+    def all_images(self) -> pd.DataFrame:
+        """`images`, then the labelled test images with `fold` per_image.TEST_FOLD."""
+        if self.test is None:
+            return self.images
+        tested = self.test.images.assign(fold=per_image.TEST_FOLD)
+        return pd.concat([self.images, tested], ignore_index=True)
 
 
 def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -> Run:
@@ -89,7 +121,21 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
         histories=tuple(histories) if single else (),
         network=networks[0] if single else None,
         cost=_cost(output, used, folds_used, networks),
+        test=_test_results(output, submission, manifest),
     )
+
+
+def check_tested(runs: list[Run]) -> None:
+    """Raises BadInput if some runs have scores of the labelled test images and others do not."""
+    without = [run for run in runs if run.test is None]
+    if not 0 < len(without) < len(runs):
+        return
+    problems = []
+    for run in without:
+        predict = " and ".join(artifacts.Run(name).predicted.made_by for name in run.members)
+        problems.append(f"{run.name}: run {predict}, then {artifacts.Submission(run.name).made_by}")
+    headline = "these submissions have no scores of the labelled test images, others have"
+    raise bad_list(f"{headline} (or leave them out with --names)", problems)
 
 
 def sources(runs: list[Run]) -> list[str]:
@@ -100,6 +146,22 @@ def sources(runs: list[Run]) -> list[str]:
     submitted = [artifacts.Submission(run.name).record.path for run in runs]
     networks = [artifacts.Run(name).network_facts for run in runs for name in run.members]
     return [artifacts.PREPARED.path, artifacts.FOLDED.path, *submitted, *networks]
+
+
+def _test_results(
+    output: Path, submission: artifacts.Submission, manifest: pd.DataFrame
+) -> TestResults | None:
+    labelled = artifacts.TEST_LABELS.path in lineage.prepared(output)["outputs"]
+    scored = submission.test_scores.path in records.read(output, submission.record)["outputs"]
+    if not (labelled and scored):
+        return None
+    images = artifacts.read_table(output, submission.test_images)
+    patients = artifacts.read_table(output, artifacts.TEST_PATIENTS)
+    return TestResults(
+        table=artifacts.read_table(output, submission.test_scores),
+        images=images,
+        per_image=per_image.test_table(images, manifest, patients, submission.name),
+    )
 
 
 def _cost(

@@ -35,6 +35,29 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class TestStatistics:
+    """Of the labelled test images.
+
+    Args:
+        images, positives, patients: how many there are.
+        in_training: images of patients who also have images in training.
+        unseen: images of patients who have none.
+        unknown: images of which the patient is unknown.
+        caution: as in Evaluated, "" if there is none.
+        differences: as in Statistics.
+    """
+
+    images: int
+    positives: int
+    patients: int
+    in_training: int
+    unseen: int
+    unknown: int
+    caution: str
+    differences: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Computed from the runs' per-image tables; everything but `differences` by run.
 
@@ -44,6 +67,7 @@ class Statistics:
         operating_points: curves.operating_point rows.
         calibration_errors: expected calibration errors.
         differences: comparison.all_pairs rows, also against the all-empty baseline.
+        test: None without labelled test images.
     """
 
     intervals: dict[str, pd.DataFrame]
@@ -53,6 +77,7 @@ class Statistics:
     calibration: dict[str, pd.DataFrame]
     calibration_errors: dict[str, float]
     differences: pd.DataFrame
+    test: TestStatistics | None = None
 
 
 def compute(runs: list[Run], *, seed: int) -> Statistics:
@@ -69,6 +94,25 @@ def compute(runs: list[Run], *, seed: int) -> Statistics:
         calibration_errors={
             name: curves.expected_calibration_error(table) for name, table in calibration.items()
         },
+        test=_test_statistics(runs, seed=seed),
+    )
+
+
+def _test_statistics(runs: list[Run], *, seed: int) -> TestStatistics | None:
+    """Counts are those of the first run's images: the differences refuse runs of other images."""
+    frames = {run.name: run.test.per_image for run in runs if run.test}
+    if not frames:
+        return None
+    frame = next(iter(frames.values()))
+    return TestStatistics(
+        images=len(frame),
+        positives=int((frame["true_px"] > 0).sum()),
+        patients=bootstrap.patients(frame)[1],
+        in_training=int((frame["in_training"] == 1).sum()),
+        unseen=int((frame["in_training"] == 0).sum()),
+        unknown=int(frame["in_training"].isna().sum()),
+        caution=caution(frame, "test images"),
+        differences=_differences(frames, seed=seed),
     )
 
 
@@ -86,7 +130,7 @@ def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any])
         prepared, folded: the records of stages 00 and 01.
     """
     frame = runs[0].per_image
-    warning = caution(runs[0])
+    warning = caution(frame)
     return Evaluated(
         images=len(frame),
         positives=int((frame["true_px"] > 0).sum()),
@@ -98,14 +142,29 @@ def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any])
     )
 
 
-def caution(run: Run) -> str:
-    """A warning where there are too few images to conclude anything, "" otherwise."""
-    positives = int((run.per_image["true_px"] > 0).sum())
+def cautions(runs: list[Run]) -> list[str]:
+    """`caution` of every run's images and labelled test images, each once."""
+    found = [caution(run.per_image) for run in runs]
+    found += [caution(run.test.per_image, "test images") for run in runs if run.test]
+    return [text for text in dict.fromkeys(found) if text]
+
+
+def caution(frame: pd.DataFrame, images: str = "images") -> str:
+    """A warning where there are too few images to conclude anything, "" otherwise.
+
+    Args:
+        frame: artifacts.PER_IMAGE rows.
+        images: what the rows are, in the plural.
+    """
+    positives = int((frame["true_px"] > 0).sum())
     if positives < FEW_POSITIVES:
-        images = f"Only {positives} of {len(run.per_image)} images are positive"
-        return f"{images}: these scores say that the pipeline runs, not how good it is."
-    patients = bootstrap.patients(run.per_image)[1]
-    return f"Only {patients} patients: intervals are too narrow." if patients < FEW_PATIENTS else ""
+        scores = "these scores say that the pipeline runs, not how good it is"
+        return f"Only {positives} of {len(frame)} {images} are positive: {scores}."
+    patients = bootstrap.patients(frame)[1]
+    if patients >= FEW_PATIENTS:
+        return ""
+    group = "patients" if images == "images" else f"patients of {images}"
+    return f"Only {patients} {group}: intervals are too narrow."
 
 
 def grouping(patients: str) -> str:

@@ -5,9 +5,17 @@ from typing import Any
 
 import pandas as pd
 
-from pneumothorax.pipeline.artifacts import ALL_EMPTY, FINAL, TRIPLET_COLUMNS
+from pneumothorax.pipeline.artifacts import (
+    ALL_EMPTY,
+    FINAL,
+    SCORE_COLUMNS,
+    TEST_ALL,
+    TEST_CLAIMED,
+    TEST_UNSEEN,
+    TRIPLET_COLUMNS,
+)
 from pneumothorax.report import wording
-from pneumothorax.report.runs import Cost, Run
+from pneumothorax.report.runs import Cost, Run, TestResults
 from pneumothorax.report.statistics import Statistics
 
 LABELS = {
@@ -33,17 +41,26 @@ PAPER = {  # its Table 1: Dice, precision, recall, IoU in percent
     "AlbuNet": (83.25, 91.41, 86.58, 79.92),
     "ICA-ResUNet": (85.67, 92.42, 87.25, 81.37),
 }
+TEST_GROUPS = TEST_ALL, TEST_UNSEEN
 STRATUM_SCORES = ("siim_dice", "positive_dice", "sensitivity", "specificity")
 
 
 def all_of(runs: Sequence[Run], statistics: Statistics) -> dict[str, Any]:
     """The page's tables, every number as text."""
     intervals = {run.name: _intervals(statistics.intervals[run.name]) for run in runs}
+    tested = {run.name: run.test for run in runs if run.test}
+    baseline = runs[0].row(ALL_EMPTY)
+    networks = [
+        network_row(ALL_EMPTY, baseline, Cost(), {}),
+        *(network_row(run.name, run.row("all"), run.cost, intervals[run.name]) for run in runs),
+    ]
     return {
         "networks": [
-            network_row(ALL_EMPTY, runs[0].row(ALL_EMPTY), Cost(), {}),
-            *(network_row(run.name, run.row("all"), run.cost, intervals[run.name]) for run in runs),
+            {"title": "cross-validation", "counts": counts(baseline), "rows": networks},
+            *(test_networks(tested, row) for row in TEST_GROUPS if tested),
         ],
+        "test_scores": test_scores(tested) if tested else [],
+        "transfer": [transfer(run) for run in runs if run.test],
         "devices": devices(runs),
         "runs": [
             {
@@ -55,7 +72,8 @@ def all_of(runs: Sequence[Run], statistics: Statistics) -> dict[str, Any]:
         ],
         "optimism": [optimism(run) for run in runs],
         "steps": [{"name": run.name, "rows": step_rows(run)} for run in runs if len(run.steps)],
-        "differences": [difference_row(row) for row in statistics.differences.to_dict("records")],
+        "differences": difference_rows(statistics.differences),
+        "test_differences": difference_rows(statistics.test.differences) if statistics.test else [],
         "strata": strata({run.name: statistics.strata[run.name] for run in runs}),
     }
 
@@ -69,18 +87,95 @@ def devices(runs: Sequence[Run]) -> list[str]:
 
 
 def network_row(
-    name: str, scores: Mapping[str, Any], cost: Cost, intervals: Mapping[str, tuple[float, float]]
+    name: str,
+    scores: Mapping[str, Any],
+    cost: Cost | None,
+    intervals: Mapping[str, tuple[float, float]],
 ) -> dict[str, Any]:
-    """A row of Table 1; scores in percent, as in the paper."""
+    """A row of Table 1; scores in percent, as in the paper. Without a cost, `costs` is []."""
     return {
         "name": name,
         "scores": {score: wording.percent(scores.get(score)) for score in (*IMAGE_MEANS, *POOLED)},
         "interval": wording.interval(intervals.get("siim_dice"), wording.percent),
-        "parameters": wording.scaled(cost.parameters),
-        "multiply_adds": wording.scaled(cost.multiply_adds),
-        "seconds": wording.duration(cost.seconds),
-        "memory": wording.memory(cost.peak_memory_mib),
+        "costs": [
+            wording.scaled(cost.parameters),
+            wording.scaled(cost.multiply_adds),
+            wording.duration(cost.seconds),
+            wording.memory(cost.peak_memory_mib),
+        ]
+        if cost
+        else [],
     }
+
+
+def counts(row: Mapping[str, Any]) -> str:
+    """Of a row with `images` and `positives`: 1,372 images, 290 with pneumothorax"""
+    images = f"{wording.count(row['images'])} image{'' if row['images'] == 1 else 's'}"
+    return f"{images}, {wording.count(row['positives'])} with pneumothorax"
+
+
+def test_networks(tested: Mapping[str, TestResults], row: str) -> dict[str, Any]:
+    """Rows of Table 1 on the test images; what a network costs is in the rows above them.
+
+    Args:
+        row: one of TEST_GROUPS.
+    """
+    first = next(iter(tested.values()))
+    lines = {ALL_EMPTY: first.baseline(row)} | {run: test.row(row) for run, test in tested.items()}
+    return {
+        "title": row if row == TEST_ALL else f"{TEST_ALL}, {row}",
+        "counts": counts(first.row(row)),
+        "rows": [
+            network_row(name, line, None, {"siim_dice": _ends(line, "siim_dice")})
+            for name, line in lines.items()
+        ],
+    }
+
+
+def test_scores(tested: Mapping[str, TestResults]) -> list[dict[str, Any]]:
+    """Every score of the all-empty baseline and of each run, with intervals.
+
+    All test images first, then those of unseen patients.
+    """
+    lines = {run: [test.row(row) for row in TEST_GROUPS] for run, test in tested.items()}
+    first = next(iter(tested.values()))
+    lines = {ALL_EMPTY: [first.baseline(row) for row in TEST_GROUPS], **lines}
+    return [
+        {
+            "name": name,
+            "rows": [_test_row(row, line) for row, line in zip(TEST_GROUPS, of_run, strict=True)],
+        }
+        for name, of_run in lines.items()
+    ]
+
+
+def _test_row(row: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "patients": {TEST_ALL: "all", TEST_UNSEEN: "unseen"}[row],
+        "images": wording.count(line["images"]),
+        "positives": wording.count(line["positives"]),
+        "scores": {score: wording.score(line[score]) for score in SCORE_COLUMNS},
+        "intervals": {
+            score: wording.interval(_ends(line, score), wording.score) for score in SCORE_COLUMNS
+        },
+    }
+
+
+def transfer(run: Run) -> dict[str, str]:
+    """SIIM Dice out of fold, on the test images, and as their own thresholds would claim it."""
+    assert run.test is not None
+    settled, claimed = (run.test.row(row)["siim_dice"] for row in (TEST_ALL, TEST_CLAIMED))
+    return {
+        "name": run.name,
+        "cross_validation": wording.score(run.row("all")["siim_dice"]),
+        "settled": wording.score(settled),
+        "claimed": wording.score(claimed),
+        "gap": wording.signed(claimed - settled),
+    }
+
+
+def _ends(line: Mapping[str, Any], score: str) -> tuple[float, float]:
+    return line[f"{score}_low"], line[f"{score}_high"]
 
 
 def fold_rows(run: Run, intervals: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
@@ -155,16 +250,20 @@ def optimism(run: Run) -> dict[str, str]:
     }
 
 
-def difference_row(row: Mapping[Any, Any]) -> dict[str, str]:
-    return {
-        "first": str(row["first"]),
-        "second": str(row["second"]),
-        "score": LABELS.get(row["score"], str(row["score"])),
-        "difference": wording.signed(row["difference"]),
-        "interval": wording.interval((row["low"], row["high"]), wording.signed),
-        "p": wording.p_value(row["p"]),
-        "p_holm": wording.p_value(row["p_holm"]),
-    }
+def difference_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """Of comparison.all_pairs rows."""
+    return [
+        {
+            "first": str(row["first"]),
+            "second": str(row["second"]),
+            "score": LABELS.get(row["score"], str(row["score"])),
+            "difference": wording.signed(row["difference"]),
+            "interval": wording.interval((row["low"], row["high"]), wording.signed),
+            "p": wording.p_value(row["p"]),
+            "p_holm": wording.p_value(row["p_holm"]),
+        }
+        for row in table.to_dict("records")
+    ]
 
 
 def strata(tables: Mapping[str, pd.DataFrame]) -> dict[str, list[dict[str, Any]]]:

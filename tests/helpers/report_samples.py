@@ -8,12 +8,14 @@ import pandas as pd
 
 from pneumothorax import png
 from pneumothorax.pipeline import artifacts, atomic
-from pneumothorax.report.runs import Cost, Run
-from pneumothorax.report.statistics import Evaluated, Statistics
+from pneumothorax.report.runs import Cost, Run, TestResults
+from pneumothorax.report.statistics import Evaluated, Statistics, TestStatistics
+from pneumothorax.scores import per_image
 from tests.helpers.images import noise, plain_encode
 
 SIZE = 64
 IMAGES = 30
+TEST_IMAGES = 10
 
 
 @dataclass
@@ -28,6 +30,10 @@ class Sample:
 
 def image_id(number):
     return f"1.2.276.{number:03d}"
+
+
+def test_id(number):
+    return f"ID_{number:03d}"
 
 
 def block(left, width=20, top=10, height=20):
@@ -95,11 +101,36 @@ def sample(output, *, images=IMAGES):
     return Sample(output, manifest, runs, masks)
 
 
-def row(number, run, masks):
-    truth, predicted = (masks[image_id(number), name] for name in ("truth", run))
+def with_test_images(made):
+    """The sample with TEST_IMAGES labelled test images, which have the masks of images 0, 1, ..."""
+    numbers = range(TEST_IMAGES)
+    masks = {(test_id(n), name): mask for n in numbers for name, mask in masks_of(n).items()}
+    rows = made.manifest.iloc[:TEST_IMAGES]
+    rows = rows.assign(image_id=[test_id(n) for n in numbers], split=artifacts.TEST)
+    labels = [(test_id(n), plain_encode(masks[test_id(n), "truth"])) for n in numbers]
+    artifacts.write_table(
+        made.output, artifacts.TEST_LABELS, pd.DataFrame(labels, columns=["image_id", "rle"])
+    )
+    for n in numbers:
+        path = made.output / artifacts.Cache(SIZE).image(test_id(n))
+        atomic.write_bytes(path, png.encode(noise(100 + n, SIZE)), sync=False)
+    runs = {
+        run: pd.concat(
+            [frame, pd.DataFrame([row(n, run, masks, test=True) for n in numbers])],
+            ignore_index=True,
+        )
+        for run, frame in made.runs.items()
+    }
+    manifest = pd.concat([made.manifest, rows], ignore_index=True)
+    return Sample(made.output, manifest, runs, made.masks | masks)
+
+
+def row(number, run, masks, *, test=False):
+    name = test_id(number) if test else image_id(number)
+    truth, predicted = (masks[name, which] for which in ("truth", run))
     return {
-        "image_id": image_id(number),
-        "fold": number % 3,
+        "image_id": name,
+        "fold": per_image.TEST_FOLD if test else number % 3,
         "true_px": int(truth.sum()),
         "predicted_px": int(predicted.sum()),
         "dice": dice_of(number, run),
@@ -111,7 +142,7 @@ CHOSEN = {"top": 0.7, "min_area": 1200.0, "bottom": 0.35, "min_component": 250.0
 CHOSEN |= {"fill_holes": 1.0, "min_probability": 0.1}
 
 
-def run(name, start, *, steps=None, weights=None, cost=None):
+def run(name, start, *, steps=None, weights=None, cost=None, test=None):
     """A run whose scores are start, start + 0.01, ... by column, and 0.0001 more in each row."""
     empty = pd.DataFrame()
     return Run(
@@ -126,6 +157,7 @@ def run(name, start, *, steps=None, weights=None, cost=None):
         histories=(),
         network=None,
         cost=cost or Cost(),
+        test=test,
     )
 
 
@@ -160,7 +192,29 @@ def table(start):
     return pd.DataFrame(rows)
 
 
-def statistics(starts, *, empty=False):
+def test_results(start):
+    """Test scores from `start`: 0.001 more by row, 0.01 by column; intervals: 0.05 to each side."""
+    lines = {
+        artifacts.TEST_ALL: (1372, 290),
+        artifacts.TEST_UNSEEN: (488, 101),
+        f"{artifacts.ALL_EMPTY}, {artifacts.TEST_ALL}": (1372, 290),
+        f"{artifacts.ALL_EMPTY}, {artifacts.TEST_UNSEEN}": (488, 101),
+        artifacts.TEST_CLAIMED: (1372, 290),
+    }
+    rows = []
+    for place, (line, (images, positives)) in enumerate(lines.items()):
+        first = 0.5 if line.startswith(artifacts.ALL_EMPTY) else start
+        scores = {
+            score: first + place / 1000 + column / 100
+            for column, score in enumerate(artifacts.SCORE_COLUMNS)
+        }
+        ends = {f"{score}_low": value - 0.05 for score, value in scores.items()}
+        ends |= {f"{score}_high": value + 0.05 for score, value in scores.items()}
+        rows.append({"row": line, "images": images, "positives": positives, **scores, **ends})
+    return TestResults(table=pd.DataFrame(rows), images=pd.DataFrame(), per_image=pd.DataFrame())
+
+
+def statistics(starts, *, empty=False, test=None):
     """Of runs {name: start}; with `empty`, tables without rows."""
     intervals = {
         name: pd.DataFrame(
@@ -188,6 +242,7 @@ def statistics(starts, *, empty=False):
         calibration={},
         calibration_errors={},
         differences=between,
+        test=test,
     )
 
 
@@ -216,6 +271,14 @@ def differences(first, second):
     return pd.DataFrame(
         [{**row, "difference": -0.0123, "low": -0.03, "high": 0.004, "p": 0.0004, "p_holm": 0.04}]
     )
+
+
+def test_statistics(first, second, **changes):
+    """Of stage-1 test of SIIM-ACR: 1,372 images; runs `first` and `second` are compared."""
+    counts = {"images": 1372, "positives": 290, "patients": 1000}
+    counts |= {"in_training": 884, "unseen": 488, "unknown": 0}
+    between = differences(first, second).assign(difference=0.0456)
+    return TestStatistics(**{**counts, "caution": "", "differences": between, **changes})
 
 
 EVALUATED = Evaluated(

@@ -65,9 +65,12 @@ def report(tmp_path_factory):
     return folder
 
 
-def write_page(folder, starts, figures=None):
-    runs = [report_samples.run(name, start) for name, start in starts.items()]
-    statistics = report_samples.statistics(starts)
+def write_page(folder, starts, figures=None, *, test=None):
+    results = {
+        name: report_samples.test_results(start) if test else None for name, start in starts.items()
+    }
+    runs = [report_samples.run(name, start, test=results[name]) for name, start in starts.items()]
+    statistics = report_samples.statistics(starts, test=test)
     html = page.render(EVALUATED, runs, statistics, figures or {})
     (folder / "index.html").write_text(html, "utf-8")
 
@@ -343,6 +346,60 @@ def test_the_address_restores_a_view(browser, report):
     assert len(find_all(browser, ".card:first-child .picture")) == 2
     assert css(browser, find(browser, ".card svg"), "opacity") == "0.3"
     assert not find(browser, "form [name=truth]").is_selected()
+
+
+@pytest.fixture(scope="module")
+def report_with_test_images(tmp_path_factory):
+    """The folder of a report that has 10 labelled test images as well."""
+    sample = report_samples.sample(tmp_path_factory.mktemp("tested"))
+    sample = report_samples.with_test_images(sample)
+    folder = sample.output / "report"
+    gallery.write(sample.output, folder, sample.runs, sample.manifest, cache_size=SIZE, workers=0)
+    test = report_samples.test_statistics("steady", "other", caution="Only 4 test images")
+    write_page(folder, {"steady": 0.8, "other": 0.7}, test=test)
+    return folder
+
+
+def test_test_images_are_marked_and_can_be_chosen_like_a_fold(browser, report_with_test_images):
+    open_page(browser, report_with_test_images)
+    assert find(browser, ".count").text == "1 to 24 of 40 images"
+    options = [each.text for each in Select(find(browser, "select[name=fold]")).options]
+    assert options == ["all", "test images", "fold 0", "fold 1", "fold 2"]
+    Select(find(browser, "select[name=fold]")).select_by_visible_text("test images")
+    choose(browser, sort="id", b="other")
+    assert shown(browser) == [report_samples.test_id(n) for n in range(10)]
+    assert find(browser, ".card .about").text.startswith("test image · AP")
+    overlays = find_all(browser, ".card:nth-child(6) .picture")  # found by both
+    assert [len(each.find_elements(By.CSS_SELECTOR, "path")) for each in overlays] == [2, 2]
+    find(browser, ".card button").send_keys(Keys.ENTER)
+    WebDriverWait(browser, 10).until(
+        lambda b: all(
+            each.get_property("naturalWidth") == SIZE for each in find_all(b, "dialog img")
+        )
+    )
+    address = browser.current_url
+    browser.get("about:blank")
+    browser.get(address)
+    assert len(shown(browser)) == 10
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_tables_of_test_images_fit_the_page_and_only_they_scroll(
+    browser, report_with_test_images, width
+):
+    set_screen(browser, width=width)
+    open_page(browser, report_with_test_images)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
+    blocks = [row.text for row in find_all(browser, "#networks tr.block")]
+    assert "1,372 images, 290 with pneumothorax" in blocks[1]
+    assert find(browser, "#test .caution").is_displayed()
+    region = find(browser, "#test .scroll")
+    name = region.find_element(By.CSS_SELECTOR, "th.name[rowspan]")
+    before = browser.execute_script("return arguments[0].getBoundingClientRect().x", name)
+    browser.execute_script("arguments[0].scrollLeft = 300", region)
+    assert region.get_property("scrollLeft") == 300
+    after = browser.execute_script("return arguments[0].getBoundingClientRect().x", name)
+    assert after == pytest.approx(before, abs=2)
 
 
 def test_every_input_has_a_name_for_screen_readers(browser, report):

@@ -159,11 +159,29 @@ def test_writing_again_gives_the_same_bytes_and_drops_removed_images(sample, tmp
     assert not (tmp_path / "gallery" / "gone.jpg").exists()
 
 
-def test_test_images_are_not_in_the_gallery(sample, tmp_path):
+def test_test_images_without_labels_are_not_in_the_gallery(sample, tmp_path):
     extra = sample.manifest.iloc[:1].assign(image_id="ID_test", split=artifacts.TEST)
     manifest = pd.concat([sample.manifest, extra], ignore_index=True)
     gallery.write(sample.output, tmp_path, sample.runs, manifest, cache_size=SIZE, workers=0)
     assert "ID_test" not in read(tmp_path)["images"]["id"]
+
+
+def test_labelled_test_images_are_shown_with_their_own_truth_and_no_fold(tmp_path):
+    sample = report_samples.with_test_images(report_samples.sample(tmp_path, images=10))
+    paths = write(sample, tmp_path / "report")
+    assert f"gallery/{report_samples.test_id(9)}.jpg" in paths
+    columns = read(tmp_path / "report")
+    assert columns["images"]["id"][10:] == [report_samples.test_id(n) for n in range(10)]
+    assert columns["images"]["fold"] == [*[n % 3 for n in range(10)], *[-1] * 10]
+    steady, other = columns["runs"]
+    # Test image 5 has a shift of one column by `steady`, of two by `other`.
+    assert (steady["dice"][15], other["dice"][15]) == (0.95, 0.9)
+    drawn = [columns["images"]["truth"][15], steady["outline"][15], other["outline"][15]]
+    scale = np.ones((gallery.GRID // SIZE,) * 2, dtype=np.uint8)
+    for name, path in zip(("truth", "steady", "other"), drawn, strict=True):
+        mask = np.kron(sample.masks[report_samples.test_id(5), name], scale)
+        assert (draw(path) != mask).sum() <= 0.06 * mask.sum()
+    assert columns["images"]["truth"][14] == ""  # test image 4 is negative
 
 
 @pytest.mark.slow

@@ -216,6 +216,104 @@ def test_each_level_has_a_row_per_run():
     ]
 
 
+def with_test_images(**changes):
+    """`ica` and `unet` with scores of 1,372 labelled test images."""
+    runs = [
+        report_samples.run(name, start, test=report_samples.test_results(start))
+        for name, start in STARTS.items()
+    ]
+    test = report_samples.test_statistics("ica", "unet", **changes)
+    return {"runs": runs, "statistics": report_samples.statistics(STARTS, test=test)}
+
+
+def test_table_1_has_the_test_images_and_those_of_unseen_patients_below_cross_validation():
+    table = tables(**with_test_images())["Networks compared"]
+    assert [cells[:2] for cells in table[2:14]] == [
+        ["cross-validation", "30 images, 12 with pneumothorax"],
+        ["all-empty baseline", "60.06"],
+        ["ica", "80.04 75.00 to 85.00"],
+        ["unet", "70.04 65.00 to 75.00"],
+        ["test images", "1,372 images, 290 with pneumothorax"],
+        # report_samples.test_results: the baseline's rows are the third and the fourth
+        ["all-empty baseline", "50.20 45.20 to 55.20"],
+        ["ica", "80.00 75.00 to 85.00"],
+        ["unet", "70.00 65.00 to 75.00"],
+        ["test images, unseen patients", "488 images, 101 with pneumothorax"],
+        ["all-empty baseline", "50.30 45.30 to 55.30"],
+        ["ica", "80.10 75.10 to 85.10"],
+        ["unet", "70.10 65.10 to 75.10"],
+    ]
+    # image_* are columns 6 to 8, pooled_* 2 to 5; costs are in the rows of cross-validation
+    assert table[8][2:] == ["86.00", "87.00", "88.00", "82.00", "83.00", "84.00", "85.00", ""]
+
+
+def test_every_test_score_has_its_interval_for_all_and_for_unseen_patients():
+    table = tables(**with_test_images())["Test scores"]
+    assert table[0] == ["run", "patients", "images", "positives", *LABELS.values()]
+    assert [cells[:5] for cells in table[1::2]] == [
+        ["all-empty baseline", "all", "1,372", "290", "0.5020 0.4520 to 0.5520"],
+        ["ica", "all", "1,372", "290", "0.8000 0.7500 to 0.8500"],
+        ["unet", "all", "1,372", "290", "0.7000 0.6500 to 0.7500"],
+    ]
+    ppv = 0.801 + 0.12  # the last of 13 scores, in the second row
+    assert table[4][:3] == ["unseen", "488", "101"]
+    assert table[4][-1] == f"{ppv:.4f} {ppv - 0.05:.4f} to {ppv + 0.05:.4f}"
+
+
+def test_thresholds_fitted_on_the_test_labels_are_beside_those_of_the_submission():
+    found = with_test_images()
+    assert tables(**found)["Thresholds fitted on the test labels"][1:] == [
+        ["ica", "0.8004", "0.8000", "0.8040", "+0.0040"],  # claimed: the fifth row
+        ["unet", "0.7004", "0.7000", "0.7040", "+0.0040"],
+    ]
+    assert "higher than any submission could expect" in rendered(**found)
+
+
+def test_differences_on_the_test_images_have_a_table_of_their_own():
+    found = tables(**with_test_images())
+    assert found["Differences on the test images"][1][:4] == ["ica", "unet", "SIIM Dice", "+0.0456"]
+    assert found["Differences between runs"][1][3] == "−0.0123"
+
+
+def test_the_page_says_whose_test_images_were_scored():
+    caution = "Only 9 of 30 test images are positive"
+    text = rendered(**with_test_images(caution=caution, unknown=7))
+    section = " ".join(text[text.index('id="test"') : text.index('id="differences"')].split())
+    for part in (
+        "1,372 labelled test images of 1,000 patients",
+        "488 of the test images are theirs",
+        "The patients of 884 test images are in training, too",
+        "The patients of 7 test images are unknown",
+        f'<p class="caution">{caution}</p>',
+    ):
+        assert part in section
+    top = text[text.index("<header>") : text.index("</header>")]
+    assert "cross-validation and test images" in top
+    assert "290 with pneumothorax" in top
+    none = rendered(**with_test_images(in_training=0))
+    for part in ("are in training, too", "are unknown"):
+        assert part not in none
+
+
+def test_an_empty_group_of_unseen_patients_has_dashes():
+    found = with_test_images(unseen=0)
+    for run in found["runs"]:
+        scores = run.test.table.set_index("row")
+        unseen = scores.index.str.contains("unseen")
+        scores.loc[unseen, ["images", "positives"]] = 0
+        scores.loc[unseen, scores.columns[2:]] = math.nan
+        run.test.table[scores.columns] = scores.to_numpy()
+    table = tables(**found)["Networks compared"]
+    assert table[10] == ["test images, unseen patients", "0 images, 0 with pneumothorax"]
+    assert table[12] == ["ica", *["–"] * 8, ""]
+
+
+def test_without_labelled_test_images_the_page_does_not_mention_any():
+    text = rendered()
+    for part in ('id="test"', 'href="#test"', 'class="block"', "labelled test images", "unseen"):
+        assert part not in text
+
+
 def test_the_header_says_what_was_evaluated():
     caution = "Only 12 of 30 images are positive"
     evaluated = Evaluated(12047, 2669, 6171, 5, "patients from a file", (caution,))
@@ -236,8 +334,9 @@ def test_every_score_is_labelled_and_defined():
 
 def test_names_from_data_are_escaped():
     hostile = '<script>alert("1")</script>'
-    runs = [report_samples.run(hostile, 0.8)]
-    statistics = report_samples.statistics({hostile: 0.8})
+    runs = [report_samples.run(hostile, 0.8, test=report_samples.test_results(0.8))]
+    test = report_samples.test_statistics(hostile, hostile, caution=hostile)
+    statistics = report_samples.statistics({hostile: 0.8}, test=test)
     statistics = replace(statistics, differences=report_samples.differences(hostile, hostile))
     figure = page.Figure(hostile, hostile, f"{hostile}.png", hostile, f"{hostile}.png")
     text = rendered(runs=runs, statistics=statistics, figures={hostile: [figure]})

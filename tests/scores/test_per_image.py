@@ -59,6 +59,25 @@ def test_table_by_hand():
     ]
 
 
+def test_test_images_have_no_fold_and_their_truth_is_what_the_run_was_scored_with():
+    images, manifest, _ = parts()
+    patients = {"image_id": ["c", "a", "b"], "patient_id": ["r", "p", ""]}
+    patients = pd.DataFrame({**patients, "in_training": [0, 1, float("nan")]})
+    # The manifest has no labels of test images.
+    manifest = manifest.assign(positive=0)
+    table = per_image.test_table(images.drop(columns="fold"), manifest, patients, "unet")
+    assert table["image_id"].tolist() == ["a", "b", "c"]
+    assert table["patient_id"].tolist() == ["p", "", "r"]
+    assert table["fold"].tolist() == [-1] * 3
+    assert table["positive"].tolist() == [1, 0, 0]
+    assert table["in_training"].tolist() == pytest.approx([1, float("nan"), 0], nan_ok=True)
+    assert table["dice"].tolist() == pytest.approx([8 / 15, 1, 0])
+    assert set(artifacts.TEST_PER_IMAGE.columns) <= set(table.columns)
+    assert per_image.all_empty(table)["in_training"].tolist()[::2] == [1, 0]
+    with pytest.raises(BadInput, match=r"1 images of unet are not in test_patients.csv(.|\n)*b"):
+        per_image.test_table(images.drop(columns="fold"), manifest, patients.iloc[:2], "unet")
+
+
 def test_the_all_empty_run_keeps_the_images_and_scores_like_the_all_empty_baseline():
     table = per_image.all_empty(per_image.table(*parts(), "unet"))
     assert set(table["run"]) == {"all-empty baseline"}

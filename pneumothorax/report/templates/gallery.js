@@ -30,13 +30,14 @@ function startGallery(app, data) {
 
   // ---- options of the form
 
+  const isTest = (fold) => fold < 0; // test images belong to no fold
   const values = (column) => [...new Set(column)].sort((a, b) => (a > b) - (a < b));
   const fill = (name, options) =>
     options.forEach(([value, label]) => field[name].append(element("option", { value }, label)));
   fill("a", runs.map((run) => [run.name, run.name]));
   fill("b", runs.map((run) => [run.name, run.name]));
   fill("outcome", outcomes.map((name) => [name, name]));
-  fill("fold", values(images.fold).map((fold) => [fold, `fold ${fold}`]));
+  fill("fold", values(images.fold).map((fold) => [fold, isTest(fold) ? "test images" : `fold ${fold}`]));
   fill("view", values(images.view).map((view) => [view || "?", view || "unknown"]));
   fill("sex", values(images.sex).map((sex) => [sex || "?", sex || "unknown"]));
   field.b.closest("label").hidden = runs.length < 2;
@@ -124,7 +125,7 @@ function startGallery(app, data) {
 
   const about = (at) =>
     [
-      `fold ${images.fold[at]}`,
+      isTest(images.fold[at]) ? "test image" : `fold ${images.fold[at]}`,
       images.view[at] || "view unknown",
       images.sex[at] || "sex unknown",
       `true ${percent(images.true_px[at], at)}`,
