@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 
+import pandas as pd
 import pytest
 
-from pneumothorax import plotting
+from pneumothorax import plotting, rle
 from pneumothorax.data import discovery
-from pneumothorax.pipeline import artifacts
+from pneumothorax.pipeline import artifacts, lineage, records
 from pneumothorax.report import statistics
+from tests.helpers.images import disc, plain_encode
 from tests.helpers.stages import run_all, run_on, scores
 
 
@@ -99,3 +101,74 @@ def test_the_report_says_that_the_demo_data_are_phantoms(
     (tmp_path / "input" / discovery.PHANTOM_NOTE).touch()
     run_all(tmp_path / "input", output, config)
     assert "phantoms" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
+
+
+def reseal(output, record, inputs, *, more=(), fewer=()):
+    """Write a record again with these inputs, and with more or fewer outputs."""
+    body = records.read(output, record)
+    kept = [path for path in body.pop("outputs") if path not in (*more, *fewer)]
+    del body["inputs"], body["made_by"]
+    records.write(output, record, **body, inputs=inputs, outputs=[*kept, *more])
+
+
+def score_test_images(output, test_ids):
+    """What stages 00, 01 and 04 write if the first test image is positive and nothing is found."""
+    truth = disc(128, 64, 42, 16)
+    labels = pd.DataFrame({"image_id": test_ids, "rle": rle.EMPTY})
+    labels.loc[0, "rle"] = plain_encode(truth)
+    artifacts.write_table(output, artifacts.TEST_LABELS, labels)
+    prepared = records.read(output, artifacts.PREPARED)["inputs"]
+    reseal(output, artifacts.PREPARED, prepared, more=[artifacts.TEST_LABELS.path])
+
+    patients = pd.DataFrame({"image_id": test_ids, "patient_id": "", "in_training": None})
+    artifacts.write_table(output, artifacts.TEST_PATIENTS, patients)
+    folded = lineage.fold_inputs(output)
+    reseal(output, artifacts.FOLDED, folded, more=[artifacts.TEST_PATIENTS.path])
+
+    submission = artifacts.Submission("tiny")
+    images = labels.assign(rle=rle.EMPTY, p_positive=0.1, true_px=0, predicted_px=0, overlap_px=0)
+    images = images.assign(dice=[0.0, 1.0, 1.0])
+    images.loc[0, "true_px"] = int(truth.sum())
+    artifacts.write_table(output, submission.test_images, images)
+    groups = (artifacts.TEST_ALL, artifacts.TEST_UNSEEN)
+    rows = [*groups, *(f"{artifacts.ALL_EMPTY}, {group}" for group in groups)]
+    rows = pd.DataFrame({"row": [*rows, artifacts.TEST_CLAIMED]})
+    rows = rows.reindex(columns=artifacts.TEST_SCORE_COLUMNS)
+    unseen = rows["row"].str.contains(artifacts.TEST_UNSEEN)  # nobody: no patient is known
+    rows["images"], rows["positives"] = (3 * ~unseen).astype(int), (1 * ~unseen).astype(int)
+    rows.loc[~unseen, "siim_dice"] = 2 / 3
+    artifacts.write_table(output, submission.test_scores, rows)
+    made_from = lineage.submit_inputs(output, ["tiny"])
+    paths = [submission.test_images.path, submission.test_scores.path]
+    reseal(output, submission.record, made_from, more=paths)
+
+
+def test_labelled_test_images_are_on_the_page_in_tables_of_their_own_and_in_the_gallery(
+    copied, capsys
+):
+    made, output = copied
+    score_test_images(output, made.test_ids)
+    before = (output / artifacts.PER_IMAGE.path).read_bytes()
+    run_on(output, "05_report.py")
+    assert "Only 1 of 3 test images are positive" in capsys.readouterr().out
+    page = (output / artifacts.REPORT_PAGE).read_text("utf-8")
+    assert "3 images, 1 with pneumothorax" in page
+    assert "66.67" in page  # 2 of 3 images, in percent
+    table = artifacts.read_table(output, artifacts.REPORT_TEST_TABLE)
+    assert table["run"].tolist() == ["tiny"] * 5
+    images = artifacts.read_table(output, artifacts.TEST_PER_IMAGE)
+    assert images["image_id"].tolist() == made.test_ids * 2  # of the baseline and of the run
+    assert images["dice"].tolist() == [0, 1, 1] * 2
+    assert (output / artifacts.PER_IMAGE.path).read_bytes() == before
+    assert (output / "report" / "gallery" / f"{made.test_ids[0]}.jpg").is_file()
+    written = records.read(output, artifacts.REPORTED)["outputs"]
+    tables = {artifacts.REPORT_TEST_TABLE.path, artifacts.TEST_PER_IMAGE.path}
+    assert tables <= set(written)
+
+    # Without the labels, the next report has no trace of them.
+    prepared = records.read(output, artifacts.PREPARED)["inputs"]
+    reseal(output, artifacts.PREPARED, prepared, fewer=[artifacts.TEST_LABELS.path])
+    run_on(output, "05_report.py")
+    assert "test images" not in capsys.readouterr().out
+    assert not any((output / path).exists() for path in tables)
+    assert not (output / "report" / "gallery" / f"{made.test_ids[0]}.jpg").exists()
