@@ -82,7 +82,7 @@ def write_input(folder: Path, n_train: int, n_test: int) -> None:
 
 
 def link(original: Path, name: Path) -> None:
-    name.parent.mkdir(exist_ok=True)
+    name.parent.mkdir(parents=True, exist_ok=True)
     os.link(original, name)
 
 
