@@ -69,8 +69,8 @@ def zeros_if_constant(image: np.ndarray) -> np.ndarray:
 def is_whole_jpeg(data: bytes) -> bool:
     """Whether a JPEG has an end behind its last scan, whatever follows.
 
-    OpenCV 4 fills the rest of a file cut short with grey. A preview in the header has an
-    end of its own, but the scan comes after it.
+    OpenCV 4 fills the rest of a file cut short with grey. A preview in the header also
+    has an end, but the scan comes after it.
     """
     end = data.rfind(_END_OF_IMAGE)
     return end >= 0 and data.find(_START_OF_SCAN, end) < 0

@@ -1,5 +1,6 @@
 """DataLoader workers: how they start, and what happens when one dies or hangs."""
 
+import gc
 import multiprocessing
 import signal
 from collections.abc import Iterator
@@ -51,6 +52,9 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # Loaders that are no longer used end their workers here. Left to a later collection,
+        # they would do it at exit, or in a worker of the next fold, with a traceback.
+        gc.collect()
         self.kill()
 
     def kill(self) -> None:

@@ -1,8 +1,10 @@
-"""Stage 00 on every odd file at once: pydicom's samples, damaged real ones, bombs.
+"""Every odd file at once: pydicom's samples, damaged real DICOM files, bombs; damaged PNGs
+and JPEGs.
 
-The real files carry the planted name, id and hospital of a person.
+The real DICOM files carry the planted name, id and hospital of a person.
 """
 
+import io
 import subprocess
 import sys
 from collections import Counter
@@ -12,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from benchmarks import processes
-from pneumothorax import png
+from pneumothorax import dicom, png
+from pneumothorax.data import raster
+from pneumothorax.data.layouts import mask_images
 from pneumothorax.pipeline import artifacts
-from tests.helpers import bombs
+from tests.helpers import bombs, rasters
+from tests.helpers.images import disc, noise
 from tests.helpers.stages import ROOT, write_lines
 
 MIB = 1 << 20
@@ -26,6 +32,8 @@ CODES = set(
     "NOT_DICOM TRUNCATED NO_PIXELS BAD_HEADER MULTI_FRAME UNSUPPORTED_SYNTAX TOO_LARGE BAD_ID "
     "DUPLICATE_ID NOT_A_FILE IO SIZE_MISMATCH UNLABELLED".split()
 )
+RASTER_CODES = {"NOT_AN_IMAGE", "TRUNCATED", "TOO_LARGE"}
+MASK_CODES = RASTER_CODES | {"BAD_MASK", "SIZE_MISMATCH"}
 
 
 def planted(path, folder, number):
@@ -165,3 +173,90 @@ def test_nothing_of_a_person_in_the_corpus_is_printed_or_written_anywhere(prepar
     written = {"printed": prepared.printed, **{str(path): path.read_bytes() for path in inside}}
     for name, data in written.items():
         assert not [word for word in WORDS if word in data], name
+
+
+# PNG and JPEG, which carry their own checks
+
+
+IMAGE, MASK = noise(1, 64)[:48], disc(64, 20, 30, 12)[:48]  # (48, 64)
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def whole_images():
+    """name -> the bytes of a file in each of the accepted forms."""
+    deep = rasters.rows(IMAGE.astype(np.uint16) * 257, 16)
+    return {
+        "grey.png": saved(IMAGE, "PNG"),
+        "deep.png": rasters.encode(IMAGE.shape, deep, bits=16),
+        "laced.png": rasters.encode(IMAGE.shape, rasters.interlaced_rows(IMAGE), interlaced=True),
+        "plain.jpg": saved(IMAGE, "JPEG", quality=90),
+        "progressive.jpg": saved(IMAGE, "JPEG", quality=90, progressive=True),
+    }
+
+
+def whole_masks():
+    return {
+        "grey.png": saved(MASK * np.uint8(255), "PNG"),
+        "bits.png": rasters.encode(MASK.shape, rasters.rows(MASK, 1), bits=1),
+        "mask.jpg": saved(MASK * np.uint8(255), "JPEG", quality=95),
+    }
+
+
+def spoiled(data, rng):
+    """(the file cut short or with flipped bits, whether it was cut)."""
+    if rng.random() < 0.5:
+        return data[: rng.integers(len(data))], True
+    flipped = bytearray(data)
+    for at in rng.integers(0, len(data), rng.integers(1, 10)):
+        flipped[at] ^= 1 << int(rng.integers(8))
+    return bytes(flipped), False
+
+
+def results(path, wholes, read, n):
+    """[(name, whether it was cut, its array or code)] of n spoiled files."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(n):
+        name = list(wholes)[number % len(wholes)]
+        data, cut = spoiled(wholes[name], rng)
+        (path / name).write_bytes(data)
+        try:
+            found.append((name, cut, read(path / name)))
+        except dicom.Rejected as error:
+            found.append((name, cut, error.code))
+    return found
+
+
+def check(found, codes, expected):
+    """A cut file is rejected; a PNG that is read is undamaged: its sums are right."""
+    read = [(name, cut, result) for name, cut, result in found if not isinstance(result, str)]
+    assert {result for _, _, result in found if isinstance(result, str)} <= codes
+    assert not any(cut for _, cut, _ in read)
+    assert 0 < len(read) < len(found) / 2
+    for name, _, array in read:
+        assert array.dtype == np.uint8
+        assert array.ndim == 2
+        assert 0 < array.size <= dicom.MAX_PIXELS
+        if name.endswith(".png"):
+            np.testing.assert_array_equal(array, expected)
+
+
+def test_spoiled_png_and_jpeg_images_are_sane_or_rejected(tmp_path):
+    found = results(tmp_path, whole_images(), lambda path: raster.read(path).image, 300)
+    check(found, RASTER_CODES, IMAGE)
+
+
+def test_spoiled_mask_images_are_sane_or_rejected(tmp_path):
+    def read(path):
+        threshold = 128 if path.suffix == ".jpg" else None
+        return mask_images.read([path], MASK.shape, threshold=threshold)
+
+    found = results(tmp_path, whole_masks(), read, 200)
+    check(found, MASK_CODES, MASK)
+    masks = [result for _, _, result in found if not isinstance(result, str)]
+    assert all(mask.shape == MASK.shape and mask.max() <= 1 for mask in masks)

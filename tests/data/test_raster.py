@@ -217,7 +217,7 @@ def test_a_file_cut_anywhere_is_never_read(tmp_path, data, magic):
 
 def test_a_jpeg_cut_behind_its_preview_is_truncated(tmp_path):
     preview = saved(Image.fromarray(IMAGE[::4, ::4].copy()), "JPEG")
-    exif = b"Exif\0\0" + preview  # has an end-of-image marker of its own
+    exif = b"Exif\0\0" + preview  # also has an end-of-image marker
     data = saved(Image.fromarray(IMAGE), "JPEG", exif=exif)
     assert preview in data
     assert read(tmp_path, data).image.shape == IMAGE.shape

@@ -67,7 +67,7 @@ def _highest_channel(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _has_two_values(values: np.ndarray) -> bool:
-    """Whether all values but 0 are equal: then they add up to the highest, so many times."""
+    """Whether all values but 0 are equal: then each is the highest, and so is their mean."""
     _, highest, _, _ = cv2.minMaxLoc(values)
     return cv2.sumElems(values)[0] == highest * cv2.countNonZero(values)
 
