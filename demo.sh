@@ -31,6 +31,7 @@ if [ -n "${INPUT:-}" ]; then
 elif [ -z "$(find input -mindepth 1 -maxdepth 1 ! -name '.*' ! -name demo -print -quit)" ]; then
     input=input/demo
     [ -e "$input" ] || python -m pneumothorax.phantom --to "$input"
+    [ -n "${PATIENTS:-}" ] || [ ! -f "$input/patients.csv" ] || PATIENTS=$input/patients.csv
 elif [ -e input/demo ]; then
     echo "error: input/ holds the demo data and other files: remove input/demo, or choose a folder with INPUT=" >&2
     exit 3

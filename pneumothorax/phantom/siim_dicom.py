@@ -5,7 +5,7 @@
     stage_2_images/ID_xxxxxxxxx.dcm                 test images
     test-rle.csv                                    their labels, which nobody trains on
     stage_2_sample_submission.csv                   the ids of the test images
-    patients.csv                                    the patient of each training image
+    patients.csv                                    the patient of each labelled image
 
 The pixels are JPEG; all other values are invented.
 """
@@ -86,8 +86,9 @@ def _label_lines(
 
 
 def patient_lines(plan: Plan) -> list[str]:
-    """The same patients as in the DICOM files: those of test images are not known."""
-    lines = (f"{radiograph.image_id},{radiograph.patient.identifier}" for radiograph in plan.train)
+    """Every patient, also those of test images, which the DICOM files do not name."""
+    labelled = [*plan.train, *plan.test]
+    lines = (f"{radiograph.image_id},{radiograph.patient.identifier}" for radiograph in labelled)
     return ["ImageId,PatientId", *lines]
 
 

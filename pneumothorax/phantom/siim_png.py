@@ -4,7 +4,7 @@
     siim-acr-pneumothorax/png_masks/  the same names                     0 and 255, empty ones too
     siim-acr-pneumothorax/stage_1_train_images.csv, stage_1_test_images.csv
                                          new_filename, ImageId and label of each image
-    siim-acr-pneumothorax/patients.csv   the patient of each training image
+    siim-acr-pneumothorax/patients.csv   the patient of each labelled image
 
 Ids and pixels are those of the DICOM files (siim_dicom); images without a label are left out.
 """

@@ -247,13 +247,16 @@ def test_test_images_have_labels_in_a_file_apart_in_the_order_of_the_sample(fold
     assert not tested & {image_id for image_id, _ in read_labels(folder)[1]}
 
 
-def test_the_patients_file_names_the_patient_of_every_training_image(folder, copy):
+def test_the_patients_file_names_the_patient_of_every_labelled_image(folder, copy):
     dicoms = read_dicoms(folder, "dicom-images-train/*/*/*.dcm")
     labelled = {image_id for image_id, _ in read_labels(folder)[1]}
     header, rows = read_table(folder / "patients.csv")
     assert header == ["ImageId", "PatientId"]
-    assert dict(rows) == {image_id: dicoms[image_id].PatientID for image_id in labelled}
-    assert len(rows) == N_TRAIN
+    patients = dict(rows[:N_TRAIN])
+    assert patients == {image_id: dicoms[image_id].PatientID for image_id in labelled}
+    tested = dict(rows[N_TRAIN:])
+    assert tested.keys() == {image_id for image_id, _ in read_labels(folder, "test-rle.csv")[1]}
+    assert not set(patients.values()) & set(tested.values())
     assert read_table(copy / COPY / "patients.csv") == (header, rows)
 
 

@@ -6,7 +6,7 @@ import pytest
 from pneumothorax import rle
 from pneumothorax.phantom import siim_png, writing
 from pneumothorax.pipeline import artifacts
-from tests.helpers.stages import files_below, run_on
+from tests.helpers.stages import TINY, files_below, run_all, run_on
 
 SAME = ["image_id", "split", "height", "width", "positive", "mask_pixels", "sha256", "mask_sha256"]
 N_TRAIN, N_TEST, N_UNLABELLED = 16, 5, 2
@@ -87,3 +87,22 @@ def test_the_labels_of_the_test_images_are_the_same_masks(pair):
         masks = [rle.union(texts, (128, 128)) for texts in (rows, second[image_id])]
         assert masks[0].tobytes() == masks[1].tobytes()
     assert sum(bool(rows) for rows in first.values()) == round(0.3 * N_TEST)
+
+
+def test_the_test_images_show_the_same_unseen_patients(prepared):
+    given = (prepared["siim-dicom, patients"], prepared["siim-png"])
+    first, second = (artifacts.read_table(output, artifacts.TEST_PATIENTS) for output in given)
+    pd.testing.assert_frame_equal(first, second)
+    assert (first["in_training"] == 0).all()
+
+
+@pytest.mark.slow
+def test_the_scores_are_the_same(prepared, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    tables = []
+    for name in ("siim-dicom, patients", "siim-png"):
+        run_all(None, prepared[name], tmp_path / "tiny.yaml", stages=(2, 3, 4))
+        folder = prepared[name] / artifacts.Submission("tiny").folder
+        names = ("oof.csv", "cv.csv", "test.csv", "test_images.csv", "submission.csv")
+        tables.append({table: (folder / table).read_bytes() for table in names})
+    assert tables[0] == tables[1]
