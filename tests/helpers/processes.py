@@ -1,7 +1,4 @@
-"""Stages in two processes that are joined as torchrun joins them, without its start.
-
-A new Python process spends ten seconds on imports. These are forks of one that has them.
-"""
+"""Stages in several processes at once, without the ten seconds that each would import for."""
 
 import multiprocessing
 import os
@@ -11,7 +8,7 @@ from torch import distributed
 
 from tests.helpers.stages import run_stage
 
-PROCESSES = 2
+# Imported once, by the process whose forks run the stages
 IMPORTS = [
     "albumentations",
     "matplotlib.backends.backend_agg",
@@ -20,42 +17,48 @@ IMPORTS = [
 ]
 
 
-def run_together(folder, script, *flags):
-    """Run a stage in two processes with one thread each; returns what they print.
+def run_at_once(folder, *commands):
+    """Run stages at the same moment, each with one thread; returns what they print.
 
     Args:
-        folder: an empty one, for the files with what each process prints.
+        folder: an empty one, for files with what they print.
+        commands: (environment variables, stage, flag, ...).
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
-    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     started = [
-        context.Process(target=_run_rank, args=(rank, store.port, folder, [script, *flags]))
-        for rank in range(PROCESSES)
+        context.Process(target=_run, args=(folder / f"printed{number}", *command))
+        for number, command in enumerate(commands)
     ]
     for process in started:
         process.start()
     for process in started:
         process.join(300)
-        process.kill()  # one that hangs
-    printed = "".join(path.read_text("utf-8") for path in sorted(folder.iterdir()))
-    assert [process.exitcode for process in started] == [0] * PROCESSES, printed[-3000:]
+        process.kill()  # if it hangs
+        process.join()
+    printed = "".join(path.read_text("utf-8") for path in sorted(folder.glob("printed*")))
+    assert [process.exitcode for process in started] == [0] * len(commands), printed[-3000:]
     return printed
 
 
-def _run_rank(rank, port, folder, command):
-    """What torchrun does in the process of one rank."""
-    os.environ |= {
+def run_together(folder, *command):
+    """Run a stage in two processes, joined as torchrun joins them; returns what they print."""
+    store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
         "TORCHELASTIC_RUN_ID": "test",
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(PROCESSES),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": "2",
     }
-    with open(folder / f"rank{rank}", "w") as file:
+    ranks = [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    return run_at_once(folder, *((environment, *command) for environment in ranks))
+
+
+def _run(printed, environment, *command):
+    os.environ |= environment
+    with open(printed, "w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     torch.set_num_threads(1)

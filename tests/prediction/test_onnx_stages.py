@@ -19,7 +19,7 @@ TINY = """
 model: albunet
 model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, classification_weight: 0.5}
 image_size: 64
-epochs: 3
+epochs: 1
 batch_size: 4
 learning_rate: 0.02
 """
