@@ -43,3 +43,10 @@ def submitted(tmp_path_factory, config):
     made = tiny_input(folder / "input")
     run_all(made.folder, folder / "output", config, stages=range(5))
     return made, folder / "output"
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """No progress.png and no figures in the report: they take most of a tiny run's time."""
+    monkeypatch.setattr("pneumothorax.training.history.write_progress", lambda *_, **__: None)
+    monkeypatch.setattr("pneumothorax.report.illustrations.draw", lambda *_, **__: {})

@@ -1,5 +1,6 @@
 """Stage 00: all files accounted for, the right pixels, the same bytes after mishaps."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -690,11 +691,12 @@ def test_a_run_that_is_killed_five_times_gives_the_same_bytes(real_data, siim, t
     images = tmp_path / "out" / "cache" / "512" / "images"
     # The number of cached PNGs at which a run is killed
     moments = sorted(random.Random(4).sample(range(1, 75), 5))
-    killed = 0
+    killed, groups = 0, []
     for number, moment in enumerate(moments):
         process = subprocess.Popen(
             [*map(str, command), "--workers", str(1 + number % 2)],
             cwd=ROOT,
+            start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -707,8 +709,11 @@ def test_a_run_that_is_killed_five_times_gives_the_same_bytes(real_data, siim, t
             process.kill()
             process.wait()
         killed += process.returncode == -signal.SIGKILL
+        groups.append(process.pid)
     assert killed >= 3  # on a busy machine a run may end before it is noticed
-    time.sleep(0.3)  # for the workers of the last run to notice that it is gone
+    for group in groups:  # workers outlive the run that started them
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
     subprocess.run(
         [*map(str, command), "--workers", "1"],
         cwd=ROOT,

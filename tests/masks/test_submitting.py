@@ -10,18 +10,16 @@ import pytest
 from pneumothorax.errors import BadInput
 from pneumothorax.masks import predicted
 from pneumothorax.pipeline import artifacts, lineage, records
-from tests.helpers.stages import TINY, run_stage
+from tests.helpers.stages import run_stage
 
 BLEND = ["--runs", "one=0.4,twin=0.6"]
 
 
 @pytest.fixture(scope="module")
-def two_runs(folded, tmp_path_factory):
+def two_runs(folded, config, tmp_path_factory):
     """Two runs with the same settings and seed: their probability maps are equal."""
     output = tmp_path_factory.mktemp("blend") / "output"
     shutil.copytree(folded, output)
-    config = output.parent / "small.yaml"
-    config.write_text(TINY)
     for run in ("one", "twin"):
         settings = ("--config", config, "--set", "epochs=1")
         run_stage("02_train.py", *settings, "--run", run, "--output", output, "--workers", 0)
@@ -86,7 +84,7 @@ def test_the_closing_lines_give_the_numbers_to_check_and_the_next_command(two_ru
     assert "step by step: one threshold " in printed
 
 
-def test_the_report_shows_a_blend_next_to_its_runs(two_runs):
+def test_the_report_shows_a_blend_next_to_its_runs(two_runs, without_pictures):
     submit(two_runs, "--run", "one")
     submit(two_runs, *BLEND, "--name", "given")
     submit(two_runs, "--runs", "one=1,twin=0", "--name", "alone")

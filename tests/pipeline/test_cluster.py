@@ -27,11 +27,6 @@ from tests.helpers.stages import ROOT, run_stage, tiny_input
 
 STAGE = "00_prepare_data.py"
 ADDRESS = "tcp://127.0.0.1:8786"  # where no test listens
-CONFIG = """
-model_settings: {encoder: resnet18, encoder_weights: none, decoder_channels: [8, 8, 8, 8, 8]}
-image_size: 32
-epochs: 1
-"""
 
 
 @dataclass
@@ -208,45 +203,28 @@ def test_a_worker_that_sees_other_tables_stops_the_run_and_rejects_no_file(alone
 # Stage 04
 
 
-@pytest.fixture(scope="module")
-def predicted(tmp_path_factory):
-    """The output folder after stages 00 to 04 without a cluster."""
-    folder = tmp_path_factory.mktemp("predicted")
-    made = tiny_input(folder / "input", train=12)
-    output = folder / "output"
-    (folder / "small.yaml").write_text(CONFIG)
-    shared = ["--output", output, "--workers", 0]
-    run_stage(STAGE, "--input", made.folder, "--size", 64, *shared)
-    run_stage("01_make_folds.py", "--folds", 2, *shared)
-    run_stage("02_train.py", "--config", folder / "small.yaml", "--run", "small", *shared)
-    run_stage("03_predict.py", "--run", "small", *shared)
-    run_stage("04_submit.py", "--run", "small", *shared)
-    return output
-
-
 def test_stage_04_gives_the_bytes_of_one_machine(
-    predicted, cluster, not_here, tmp_path, monkeypatch
+    submitted, cluster, not_here, tmp_path, monkeypatch
 ):
-    shutil.copytree(predicted, tmp_path / "output")
+    _, alone = submitted
+    shutil.copytree(alone, tmp_path / "output")
     shutil.rmtree(tmp_path / "output" / "submissions")
     monkeypatch.chdir(tmp_path)
-    run_stage(
-        "04_submit.py", "--run", "small", "--output", "output", "--scheduler", cluster.address
-    )
-    assert contents(tmp_path / "output") == contents(predicted)
+    run_stage("04_submit.py", "--run", "tiny", "--output", "output", "--scheduler", cluster.address)
+    assert contents(tmp_path / "output") == contents(alone)
 
 
 def test_a_damaged_probability_map_is_named_by_the_worker_that_reads_it(
-    predicted, cluster, not_here, tmp_path
+    submitted, cluster, not_here, tmp_path
 ):
-    shutil.copytree(predicted, tmp_path / "output")
-    path = next((tmp_path / "output" / "runs" / "small" / "oof").iterdir())
+    shutil.copytree(submitted[1], tmp_path / "output")
+    path = next((tmp_path / "output" / "runs" / "tiny" / "oof").iterdir())
     path.write_bytes(b"")
     flags = ["--output", tmp_path / "output", "--overwrite", "--scheduler", cluster.address]
     with pytest.raises(
         BadInput, match=re.escape(f"{path} is not the map that 03_predict.py wrote")
     ):
-        run_stage("04_submit.py", "--run", "small", *flags)
+        run_stage("04_submit.py", "--run", "tiny", *flags)
 
 
 # The engine. Nested functions travel as code: the workers cannot import the tests.

@@ -1,9 +1,8 @@
-"""The ONNX file of a run gives PyTorch's probability maps; stage 03 can use it."""
+"""The ONNX graph of networks gives PyTorch's probability maps, or is not kept."""
 
+import functools
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -15,12 +14,12 @@ from torch import nn
 import models
 from models.network import SegmentationNetwork
 from pneumothorax import dicom, png
-from pneumothorax.errors import BadConfig, BadInput, OutputLocked
-from pneumothorax.pipeline import artifacts, journal, locks, records
+from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import artifacts
 from pneumothorax.prediction import onnx_export, onnx_graph, onnx_runtime, probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 from tests.helpers.networks import SMALL, small
-from tests.helpers.stages import ROOT, run_stage
+from tests.helpers.stages import ROOT
 
 NAMES = (*(name for name in models.NAMES if name != "chexlocnet"), "smp/FPN", "smp/UnetPlusPlus")
 QUICK = ("ica_resunet", "unet")  # all others with --all
@@ -66,13 +65,26 @@ def steps(ours, theirs):
     return np.abs(np.rint(np.asarray(ours) * 255) - np.rint(np.asarray(theirs) * 255)).max()
 
 
+@pytest.fixture(scope="module")
+def exported():
+    """name -> the lively network and its graph, which takes seconds to make."""
+
+    @functools.cache
+    def made(name):
+        network = lively(name)
+        return network, onnx_graph.export({0: network}, image_size=SIZE, facts={})
+
+    return made
+
+
 @pytest.mark.parametrize(
     "name",
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
-def test_exported_networks_give_the_maps_of_pytorch_for_any_number_of_images(name, tmp_path):
-    network = lively(name)
-    graph = onnx_graph.export({0: network}, image_size=SIZE, facts={})
+def test_exported_networks_give_the_maps_of_pytorch_for_any_number_of_images(
+    name, exported, tmp_path
+):
+    network, graph = exported(name)
     onnx.checker.check_model(graph, full_check=True)
     for n in (1, 3, 5):
         images = grey(n, seed=n)
@@ -152,11 +164,9 @@ def test_the_file_describes_itself_but_not_the_machine_it_was_made_on(two):
         assert place.encode() not in graph
 
 
-def test_equal_networks_give_equal_bytes():
-    once, again = (
-        onnx_graph.export({0: small("unet")}, image_size=SIZE, facts={"run": "r"}) for _ in range(2)
-    )
-    assert once == again
+def test_equal_networks_give_equal_bytes(exported):
+    _, graph = exported("unet")
+    assert onnx_graph.export({0: lively("unet")}, image_size=SIZE, facts={}) == graph
 
 
 def test_mask_r_cnn_is_refused_with_the_reason():
@@ -286,239 +296,13 @@ def test_maps_are_compared_on_images_of_the_run_or_on_noise_if_those_are_missing
     assert [len(image.unique()) > 200 for image in found] == [False, True, False]
 
 
-def test_real_radiographs_get_the_maps_of_pytorch(real_data):
+def test_real_radiographs_get_the_maps_of_pytorch(real_data, exported):
     files = sorted((real_data / "siim").rglob("*.dcm"))
     images = torch.from_numpy(
-        np.stack([png.downsample(dicom.read(path).image, 128) for path in files])
+        np.stack([png.downsample(dicom.read(path).image, SIZE) for path in files])
     ).unsqueeze(1)
     assert len(images) >= 60
-    network = lively("ica_resunet")
-    graph = onnx_graph.export({0: network}, image_size=128, facts={})
+    network, graph = exported("ica_resunet")
     expected, _ = probability_maps.probabilities([network], images.float() / 255)
     assert steps(run(graph, images)["probability"], expected) <= 1
     assert np.ptp(expected.numpy()) > 0.2
-
-
-TINY = """
-model: albunet
-model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, classification_weight: 0.5}
-image_size: 64
-epochs: 3
-batch_size: 4
-learning_rate: 0.02
-"""
-
-
-@pytest.fixture(scope="module")
-def trained(folded, tmp_path_factory):
-    """The output folder of run "tiny": two folds, trained and exported."""
-    config = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    config.write_text(TINY)
-    run_stage(
-        "02_train.py", "--config", config, "--run", "tiny", "--output", folded, "--workers", 0
-    )
-    export(folded)
-    return folded
-
-
-def export(output, *more):
-    run_stage("export_model.py", "--run", "tiny", "--output", output, *more)
-
-
-def predict(output, *more):
-    common = ["--run", "tiny", "--output", output, "--workers", 0, "--precision", "fp32"]
-    run_stage("03_predict.py", *common, *more)
-
-
-def test_the_exported_file_holds_all_folds_of_the_run_and_is_not_made_twice(trained, capsys):
-    path = trained / artifacts.Run("tiny").onnx
-    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert facts["run"] == "tiny"
-    best = [artifacts.Run("tiny").fold(fold).best_weights for fold in (0, 1)]
-    assert json.loads(facts["weights"]) == records.hashes(trained, best)
-    made = path.stat().st_mtime_ns
-    export(trained)
-    assert "network.onnx is up to date" in capsys.readouterr().out
-    assert path.stat().st_mtime_ns == made
-
-
-def stored(output):
-    """The predictions table and all its maps (N, S, S) as integers."""
-    table = artifacts.read_table(output, artifacts.Run("tiny").predictions)
-    places = zip(table["split"], table["image_id"], strict=True)
-    maps = [
-        png.read(output / artifacts.Run("tiny").probability_map(split, image_id))
-        for split, image_id in places
-    ]
-    return table, np.stack(maps).astype(int)
-
-
-def backends(output):
-    """The backend behind the last journal entry of each image."""
-    entries = journal.read(output / artifacts.Run("tiny").prediction_journal())
-    return {
-        name: "onnxruntime" if "onnxruntime" in entry["key"] else "pytorch"
-        for name, entry in entries.items()
-    }
-
-
-def test_stage_03_gives_the_same_maps_with_either_backend_and_never_mixes_them(trained, capsys):
-    predict(trained)
-    table, maps = stored(trained)
-    assert set(table["split"]) == {artifacts.OOF, artifacts.TEST}
-    assert np.ptp(maps) > 20
-    assert set(backends(trained).values()) == {"pytorch"}
-
-    predict(trained, "--backend", "onnxruntime")
-    assert "network.onnx is up to date" in capsys.readouterr().out
-    table_again, maps_again = stored(trained)
-    assert np.abs(maps - maps_again).max() <= 1
-    np.testing.assert_allclose(
-        table["p_classification"], table_again["p_classification"], atol=1e-4
-    )
-    assert table["image_id"].equals(table_again["image_id"])
-    assert list(backends(trained).values()) == ["onnxruntime"] * len(table)
-    assert (
-        records.read(trained, artifacts.Run("tiny").predicted)["settings"]["backend"]
-        == "onnxruntime"
-    )
-
-    predict(trained, "--backend", "onnxruntime")
-    assert "the predictions of run tiny are up to date" in capsys.readouterr().out
-    predict(trained)
-    assert list(backends(trained).values()) == ["pytorch"] * len(table)
-    assert (stored(trained)[1] == maps).all()
-
-
-def test_a_file_of_earlier_weights_is_replaced_before_stage_03_predicts_with_it(
-    trained, tmp_path, capsys
-):
-    output = shutil.copytree(trained, tmp_path / "output")
-    path = output / artifacts.Run("tiny").onnx
-    good = path.read_bytes()
-    record = records.read(output, artifacts.Run("tiny").exported)
-    path.write_bytes(b"of earlier weights")
-    records.write(
-        output,
-        artifacts.Run("tiny").exported,
-        settings=record["settings"],
-        inputs=dict.fromkeys(record["inputs"], "of earlier weights"),
-        outputs=record["outputs"],
-    )
-    predict(output, "--backend", "onnxruntime", "--split", "test")
-    assert (
-        "network.onnx: 2 networks in one file, probability maps differ from PyTorch's by at most"
-        in capsys.readouterr().out
-    )
-    assert path.read_bytes() == good
-
-
-def test_a_file_of_one_fold_is_replaced_only_by_the_command_for_all(trained, tmp_path, capsys):
-    output = shutil.copytree(trained, tmp_path / "output")
-    export(output, "--fold", 1)
-    assert "network.onnx: the network of fold 1, probability maps differ" in capsys.readouterr().out
-    one_fold = (output / artifacts.Run("tiny").onnx).read_bytes()
-    export(output, "--fold", 1)
-    assert "network.onnx is up to date" in capsys.readouterr().out
-    export(output)
-    assert "network.onnx: 2 networks in one file" in capsys.readouterr().out
-    assert (output / artifacts.Run("tiny").onnx).read_bytes() != one_fold
-
-
-def test_overwrite_writes_the_same_file_again(trained, tmp_path, capsys):
-    output = shutil.copytree(trained, tmp_path / "output")
-    export(output, "--overwrite")
-    assert "wrote " in capsys.readouterr().out
-    file = artifacts.Run("tiny").onnx
-    assert (output / file).read_bytes() == (trained / file).read_bytes()
-
-
-def test_no_file_is_exported_while_stage_03_predicts_the_run(trained):
-    with locks.lock(trained, "03_predict-tiny"), pytest.raises(OutputLocked):
-        export(trained)
-
-
-@pytest.mark.parametrize(
-    "script, flags, message",
-    [
-        ("03_predict.py", ["--backend", "tensorrt"], "invalid choice"),
-        ("03_predict.py", ["--backend", "onnxruntime", "--precision", "bf16"], "drop --device"),
-        ("03_predict.py", ["--backend", "onnxruntime", "--device", "cuda"], "drop --device"),
-        ("03_predict.py", ["--split", "train"], "--split must be oof, test or oof,test"),
-        ("03_predict.py", ["--split", ""], "--split must be oof, test or oof,test"),
-        ("03_predict.py", ["--batch-size", "0"], "--batch-size must be at least 1"),
-        ("03_predict.py", ["--run", "../tiny"], "--run must be"),
-        ("export_model.py", ["--run", "../tiny"], "--run must be"),
-        ("export_model.py", ["--split", "oof"], "unrecognized arguments: --split"),
-    ],
-)
-def test_wrong_flags_are_usage_errors(script, flags, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run_stage(script, *flags)
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(trained):
-    with pytest.raises(BadConfig, match="--fold must be 0 to 1 or all, got '2'"):
-        export(trained, "--fold", 2)
-    with pytest.raises(BadConfig, match="--fold must be 0 to 1 or all, got '2'"):
-        predict(trained, "--fold", 2)
-
-
-def test_an_export_without_prepared_data_names_the_stage_and_writes_nothing(tmp_path):
-    with pytest.raises(BadInput, match=r"run 00_prepare_data\.py first"):
-        run_stage("export_model.py", "--output", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
-@pytest.mark.parametrize(
-    "command", [["export_model.py"], ["03_predict.py", "--backend", "onnxruntime"]]
-)
-def test_a_missing_package_is_a_usage_error_with_the_command_to_install_it(
-    package, command, monkeypatch, capsys
-):
-    monkeypatch.setitem(sys.modules, package, None)  # its import raises ImportError
-    with pytest.raises(SystemExit) as caught:
-        run_stage(*command)
-    assert caught.value.code == 2
-    assert "python -m pip install -r requirements-extra.txt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "script", ["02_train.py", "03_predict.py", "predict_radiographs.py", "export_model.py"]
-)
-def test_help_imports_no_heavy_library(script):
-    code = (
-        "import contextlib, runpy, sys\n"
-        "main = runpy.run_path(sys.argv[1], run_name='stage')['main']\n"
-        "with contextlib.suppress(SystemExit):\n"
-        "    main(['--help'])\n"
-        "print(sorted({'cv2', 'pydicom', 'sklearn', 'torch'} & sys.modules.keys()))"
-    )
-    assert in_fresh_process(code, script).splitlines()[-1] == "[]"
-
-
-def in_fresh_process(code, *arguments):
-    """What the code prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_stage_03_with_pytorch_imports_no_package_of_onnx(trained):
-    code = (
-        "import runpy, sys\n"
-        "main = runpy.run_path('03_predict.py', run_name='stage')['main']\n"
-        "main(['--run', 'tiny', '--output', sys.argv[1], '--workers', '0', '--split', 'test', "
-        "'--overwrite'])\n"
-        "print(sorted({'onnx', 'onnxruntime', 'onnxscript'} & sys.modules.keys()))"
-    )
-    assert in_fresh_process(code, trained).splitlines()[-1] == "[]"

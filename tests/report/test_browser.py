@@ -348,6 +348,14 @@ def test_the_address_restores_a_view(browser, report):
     assert not find(browser, "form [name=truth]").is_selected()
 
 
+def test_the_address_restores_the_page(browser, report):
+    open_page(browser, report, "#sort=id&page=2")
+    assert shown(browser) == [image_id(n) for n in range(24, 30)]
+    # Whatever the page had put off has happened once a later task of its own has run.
+    browser.execute_async_script("setTimeout(arguments[0])")
+    assert shown(browser) == [image_id(n) for n in range(24, 30)]
+
+
 @pytest.fixture(scope="module")
 def report_with_test_images(tmp_path_factory):
     """The folder of a report that has 10 labelled test images as well."""

@@ -4,8 +4,6 @@ import shutil
 
 import pytest
 
-from pneumothorax.report import illustrations
-from pneumothorax.training import history
 from tests.helpers.stages import run_on
 
 
@@ -16,13 +14,6 @@ def finished(submitted, tmp_path_factory):
     output = shutil.copytree(output, tmp_path_factory.mktemp("finished") / "output")
     run_on(output, "05_report.py")
     return made, output
-
-
-@pytest.fixture
-def without_pictures(monkeypatch):
-    """No progress.png and no figures in the report: they take most of a tiny run's time."""
-    monkeypatch.setattr(history, "write_progress", lambda *_, **__: None)
-    monkeypatch.setattr(illustrations, "draw", lambda *_, **__: {})
 
 
 @pytest.fixture

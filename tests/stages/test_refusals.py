@@ -44,7 +44,7 @@ def test_the_second_process_of_any_stage_is_refused_and_changes_nothing(
 
 def test_other_settings_under_the_same_run_are_refused_naming_the_difference(finished, config):
     made, output = finished
-    with pytest.raises(BadInput, match=r"learning_rate: 0.001 before, 0.002 now"):
+    with pytest.raises(BadInput, match=r"learning_rate: 0\.01 before, 0\.002 now"):
         run_all(made.folder, output, config, "--set", "learning_rate=0.002", stages=[2])
     # The other fold would keep its settings.
     one_fold = ["--set", "learning_rate=0.002", "--overwrite", "--fold", 0]

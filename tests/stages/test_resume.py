@@ -16,6 +16,7 @@ import torch
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts, records
+from tests.helpers.processes import run_at_once
 from tests.helpers.stages import ROOT, files_below, run_all, run_on, run_stage
 
 RUN = artifacts.Run("tiny")
@@ -152,13 +153,18 @@ def test_with_loader_workers_the_process_ends_when_its_work_is_done(copied, conf
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
 
 
-def test_folds_started_at_the_same_moment_do_not_disturb_each_other(copied, config):
+def test_folds_started_at_the_same_moment_do_not_disturb_each_other(
+    finished, copied, config, tmp_path
+):
     _, output = copied
-    command = training(output, config, "--run", "both", "--workers", "0", "--fold")
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    both = [subprocess.Popen([*command, fold], cwd=ROOT, **piped) for fold in "01"]
-    printed = [process.communicate(timeout=200)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
+    flags = ["--config", config, "--output", output, "--run", "both", "--workers", 0]
+    run_at_once(tmp_path, *(({}, "02_train.py", *flags, "--fold", fold) for fold in "01"))
+    for fold in (0, 1):
+        one, alone = (
+            torch.load(place / artifacts.Run(run).fold(fold).last, weights_only=True)["network"]
+            for place, run in ((output, "both"), (finished[1], "tiny"))
+        )
+        assert all(torch.equal(one[name], alone[name]) for name in alone)
 
 
 def test_half_written_probability_maps_of_a_killed_run_are_removed(copied):

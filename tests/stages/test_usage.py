@@ -24,7 +24,7 @@ def test_an_unknown_network_lists_the_known_ones(finished, config):
 
 def test_a_typo_in_the_settings_leaves_no_run_behind(copied, config):
     _, output = copied
-    wrong = ["--run", "typo", *settings("model_settings.encoder=resnet999")]
+    wrong = ["--run", "typo", *settings("model=albunet", "model_settings={encoder: resnet999}")]
     with pytest.raises(BadConfig, match="resnet999"):
         run_on(output, "02_train.py", "--config", config, *wrong)
     assert not (output / artifacts.Run("typo").config).exists()

@@ -24,6 +24,7 @@ from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loop import MAX_BAD_STEPS
 from pneumothorax.training.validation import Scores
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
 TIMES = ["seconds", "images_per_second"]
 SMALL = {"image_size": 64, "epochs": 3, "batch_size": 4, "learning_rate": 0.01}
 
@@ -129,15 +130,26 @@ EVERYTHING = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(folded, tmp_path_factory):
+    """A training with the usual settings that ran to its end in its own output folder."""
+    return trained(Path(shutil.copytree(folded, tmp_path_factory.mktemp("plain") / "output")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_everything(folded, tmp_path_factory):
+    """The same with all settings of EVERYTHING."""
+    output = Path(shutil.copytree(folded, tmp_path_factory.mktemp("everything") / "output"))
+    return trained(output, **EVERYTHING)
+
+
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
 @pytest.mark.parametrize("every", [8, 9, 11])
 def test_a_training_stopped_many_times_ends_in_the_weights_of_an_undisturbed_one(
-    output, every, settings
+    output, every, settings, undisturbed, undisturbed_everything
 ):
     """Stopped after `every` questions: between steps, and in validation, which asks up to 7."""
-    undisturbed = trained(
-        Path(shutil.copytree(output, output.with_name("undisturbed"))), **settings
-    )
+    expected = undisturbed_everything if settings else undisturbed
     for sessions in range(1, 20):
         disturbed = fold_training(output, network=Small(), stop=StopAfter(every), **settings)
         if sessions > 1:
@@ -149,11 +161,9 @@ def test_a_training_stopped_many_times_ends_in_the_weights_of_an_undisturbed_one
         except Stopped:
             assert ((output / artifacts.Run("small").fold(0).folder) / "last.pt").is_file()
     assert 1 < sessions < 19
-    assert same(disturbed, undisturbed)
-    written = history_file(output).drop(columns=TIMES)
-    pd.testing.assert_frame_equal(
-        written, history_file(output.with_name("undisturbed")).drop(columns=TIMES)
-    )
+    assert same(disturbed, expected)
+    written, whole = (history_file(place) for place in (output, expected.data.output))
+    pd.testing.assert_frame_equal(written.drop(columns=TIMES), whole.drop(columns=TIMES))
 
 
 def test_a_stop_saves_the_steps_of_the_epoch_under_way(output):
@@ -177,8 +187,9 @@ class KillAfter(StopAfter):
 
 
 @pytest.mark.parametrize("moment", [1, 2, 5, 8])
-def test_a_training_killed_within_an_epoch_resumes_from_the_last_saved_step(output, moment):
-    undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
+def test_a_training_killed_within_an_epoch_resumes_from_the_last_saved_step(
+    output, moment, undisturbed
+):
     with pytest.raises(Killed):
         fold_training(output, stop=KillAfter(moment), save_seconds=0).run()
     disturbed = fold_training(output)
@@ -188,9 +199,8 @@ def test_a_training_killed_within_an_epoch_resumes_from_the_last_saved_step(outp
     assert same(disturbed, undisturbed)
 
 
-def test_the_number_of_workers_changes_nothing(output):
-    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
-    assert same(trained(output, workers=2), alone)
+def test_the_number_of_workers_changes_nothing(output, undisturbed):
+    assert same(trained(output, workers=2), undisturbed)
 
 
 class Bright(nn.Module):
@@ -614,16 +624,16 @@ def let_workers_die(monkeypatch, marker, *, times):
 
 
 def test_a_worker_that_dies_is_replaced_once_and_changes_nothing(
-    output, tmp_path, monkeypatch, capsys
+    output, undisturbed, tmp_path, monkeypatch, capsys
 ):
-    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
     let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
-    assert same(trained(output, workers=1), alone)
+    assert same(trained(output, workers=1), undisturbed)
     assert "trying once more" in capsys.readouterr().out
 
 
-def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(output, monkeypatch):
-    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(
+    output, undisturbed, monkeypatch
+):
     step, calls = loop.Optimization.step, []
 
     def dying(self, *args):
@@ -634,13 +644,12 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_leaves_no_half_step(output, 
         return result
 
     monkeypatch.setattr(loop.Optimization, "step", dying)
-    assert same(trained(output), alone)
+    assert same(trained(output), undisturbed)
 
 
 def test_after_the_death_of_a_worker_a_resumed_training_continues_from_the_last_save(
-    output, tmp_path, monkeypatch
+    output, undisturbed, tmp_path, monkeypatch
 ):
-    undisturbed = trained(Path(shutil.copytree(output, output.with_name("undisturbed"))))
     with pytest.raises(Stopped):
         fold_training(output, stop=StopAfter(8)).run()
     let_workers_die(monkeypatch, tmp_path / "deaths", times=1)
@@ -665,8 +674,7 @@ def is_alive(process):
     return True
 
 
-def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch):
-    alone = trained(Path(shutil.copytree(output, output.with_name("alone"))))
+def test_a_worker_that_hangs_is_ended_and_replaced(output, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "PATIENCE_S", 3)
     marker, read = tmp_path / "hung", RadiographDataset.read
 
@@ -679,7 +687,7 @@ def test_a_worker_that_hangs_is_ended_and_replaced(output, tmp_path, monkeypatch
         return read(self, position)
 
     monkeypatch.setattr(RadiographDataset, "read", hanging)
-    assert same(trained(output, workers=1), alone)
+    assert same(trained(output, workers=1), undisturbed)
     assert not is_alive(int(marker.read_text()))
     assert not (tmp_path / "next-to-it").exists()
 
@@ -737,7 +745,14 @@ def test_scores_by_hand():
     assert scores.siim_dice == 0.5
 
 
-@pytest.mark.parametrize("name", ["ica_resunet", "unetpp_msof", "unet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ica_resunet",
+        pytest.param("unetpp_msof", marks=pytest.mark.slow),
+        pytest.param("unet", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
     settings = {"unet": {"base_channels": 4}, "unetpp_msof": {"base_channels": 2}}
     settings["ica_resunet"] = {

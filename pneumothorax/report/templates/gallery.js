@@ -257,7 +257,8 @@ function startGallery(app, data) {
   }
   form.addEventListener("input", changed);
   form.addEventListener("change", changed);
-  form.addEventListener("reset", () =>
+  // Not the form's reset event, which recall causes, too.
+  form.querySelector("[type=reset]").addEventListener("click", () =>
     setTimeout(() => {
       page = 0;
       restyle();
