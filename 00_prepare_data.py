@@ -10,10 +10,9 @@ Writes  output/manifest.csv             one row per usable image
         output/test_labels.csv          those of labelled test images, which are only scored
         output/sample_submission.csv    the ids of the submission
 
-The layout is found by looking; --layout overrules it. An image without an annotation is
-listed and not used. Bad files do not stop the good ones: all are listed at the end, and
-the exit code is 3 unless --max-bad accepts them. With --scheduler, a Dask cluster whose
-workers see the same folders does the work, with the same result.
+The layout is found by looking; --layout overrules it. Bad files do not stop the good ones:
+all are listed at the end, and the exit code is 3 unless --max-bad accepts them. With
+--scheduler, a Dask cluster whose workers see the same folders gives the same result.
 Safe to interrupt: run the same command again to resume.
 
     python 00_prepare_data.py --input input --output output
@@ -74,8 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         tables = write_tables(args.output, result, job)
         judge(args, result, prepare.n_sources(found, job.layout))
         write_record(args, result, job, tables)
-    manifest, cache = args.output / artifacts.MANIFEST.path, args.output / "cache" / str(args.size)
-    print(f"wrote {manifest} and {cache}")
+    print(f"wrote {args.output / artifacts.MANIFEST.path} and {args.output}/cache/{args.size}")
     print(f"next: python 01_make_folds.py --output {args.output}")
 
 
@@ -86,6 +84,7 @@ def plan(args: argparse.Namespace, found: discovery.Found) -> jobs.Job:
         size=args.size,
         salt=args.salt,
         output=None if args.verify else args.output,
+        follow_symlinks=args.follow_symlinks,
         mask_threshold=args.mask_threshold,
         test=args.test,
         holdout=args.holdout,
@@ -105,8 +104,9 @@ def verify(args: argparse.Namespace, found: discovery.Found, job: jobs.Job) -> N
 def write_tables(output: Path, result: outcome.Outcome, job: jobs.Job) -> list[str]:
     """Write all tables, only rejected.csv when labels do not fit; returns their paths."""
     tables = outcome.write_tables(output, result)
-    listed = job.listed
-    sample = listed.sample or SampleSubmission(SUBMISSION_COLUMNS, listed.test_ids)
+    usable = {row["image_id"] for row in result.test}
+    ids = tuple(image_id for image_id in job.listed.test_ids if image_id in usable)
+    sample = job.listed.sample or SampleSubmission(SUBMISSION_COLUMNS, ids)
     if not sample.image_ids:
         (output / artifacts.SAMPLE_SUBMISSION).unlink(missing_ok=True)
     elif tables:

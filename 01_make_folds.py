@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         train, test = read_rows(args.output, patients)
         table = folds.assign(train, n_folds=args.folds, seed=settings["seed"])
         leaks = folds.require_no_leaks(train, table)
-        tested = folds.seen_in_training(train, test)
+        doubtful = not args.patients and folds.are_doubtful(train)
+        tested = folds.seen_in_training(train, test, doubtful=doubtful)
         outputs = write_tables(args.output, table, tested)
         records.write(
             args.output,
@@ -133,7 +134,7 @@ def report(
     n_groups, unknown = len(set(folds.groups(train))), int((table["patient_id"] == "").sum())
     spread, twins = leaks["patients_in_several_folds"], leaks["identical_images_in_several_folds"]
     print(f"patients in more than one fold: {spread} of {n_groups}; identical images: {twins}")
-    if not args.patients and (n_groups > 0.9 * len(table) or unknown):
+    if not args.patients and folds.are_doubtful(train):
         print(
             f"warning: {n_groups} patients for {len(table)} images, {unknown} of them without a "
             "PatientID: if it is missing or anonymised, pass --patients, or the scores come out "

@@ -89,13 +89,18 @@ def search(
 
 
 def images_below(folder: Path, *, follow_symlinks: bool) -> tuple[Path, ...]:
-    """The images of a folder at any depth, sorted; () for a folder that does not exist."""
-    found = []
-    for entry in _walk(folder, [], follow_symlinks=follow_symlinks, skip=None):
-        path = Path(entry.path)
-        if path.suffix.lower() in IMAGE_SUFFIXES and entry.is_file(follow_symlinks=follow_symlinks):
-            found.append(path)
-    return tuple(sorted(found))
+    """Images and links to them in a folder at any depth, sorted; () for a missing folder.
+
+    Raises BadInput where a folder cannot be listed.
+    """
+    if not folder.exists():
+        return ()
+    unreadable: list[Path] = []
+    entries = _walk(folder, unreadable, follow_symlinks=follow_symlinks, skip=None)
+    paths = [Path(entry.path) for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    if unreadable:
+        raise BadInput(f"{unreadable[0]} cannot be listed")
+    return tuple(sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES))
 
 
 def is_raster(path: Path) -> bool:

@@ -76,7 +76,7 @@ def require_usable(
         headline = f"{len(outcome.bad)} of {n_sources} files rejected (--max-bad accepts them)"
         problems.append(bad_list(headline, _as_lines(outcome.bad)))
     if not outcome.train:
-        question = "are the images and the labels from the same stage of the competition?"
+        question = "do the images and the labels belong together?"
         problems.append(BadInput(f"no training image has a label: {question}"))
     elif need_positives and not any(row["positive"] for row in outcome.rows):
         problems.append(BadInput("no training image is positive: there is nothing to learn"))

@@ -24,16 +24,31 @@ def with_patients(train: pd.DataFrame, patients: dict[str, str]) -> pd.DataFrame
     return train.assign(patient_id=train["image_id"].map(patients))
 
 
-def seen_in_training(train: pd.DataFrame, test: pd.DataFrame) -> pd.DataFrame:
+def are_doubtful(train: pd.DataFrame) -> bool:
+    """Whether the ids of patients may not identify them.
+
+    Some are missing, or nearly every image has a different one, as in SIIM-ACR's files.
+    """
+    n_groups = len(np.unique(groups(train)))
+    return bool(n_groups > 0.9 * len(train) or (train["patient_id"] == "").any())
+
+
+def seen_in_training(
+    train: pd.DataFrame, test: pd.DataFrame, *, doubtful: bool = False
+) -> pd.DataFrame:
     """artifacts.TEST_PATIENTS rows, one per manifest row of `test`, in the same order.
 
     `in_training` is 1 if the patient, or an image with the same pixels, is among the
     training images; else 0; NA if that cannot be known, because the patient of this image
     or of a training image is unknown.
+
+    Args:
+        doubtful: the ids of patients may not identify them: different ones say nothing.
     """
     group = groups(pd.concat([train, test], ignore_index=True))
     seen = np.isin(group[len(train) :], group[: len(train)])
-    unknown = (test["patient_id"] == "").to_numpy() | (train["patient_id"] == "").any()
+    known = not doubtful and bool((train["patient_id"] != "").all())
+    unknown = (test["patient_id"] == "").to_numpy() | (not known)
     in_training = pd.Series(seen, index=test.index).astype("Int64").mask(unknown & ~seen)
     return test[["image_id", "patient_id"]].assign(in_training=in_training)
 

@@ -20,6 +20,7 @@ class Job:
             a run or see another folder: it must not answer from another version.
         size: height and width of the cached images in pixels.
         output: None checks everything and writes nothing.
+        follow_symlinks: whether a mask may be a link.
         mask_threshold: from which value on, of 0 to 255, a pixel of a mask image is
             inside; None for masks of two values.
         test, holdout: CSV files with the ids of further test images; those of `holdout`
@@ -31,6 +32,7 @@ class Job:
     size: int
     salt: str
     output: Path | None
+    follow_symlinks: bool = False
     mask_threshold: int | None = None
     test: Path | None = None
     holdout: Path | None = None
@@ -56,13 +58,14 @@ def plan(
     size: int,
     salt: str,
     output: Path | None,
+    follow_symlinks: bool = False,
     mask_threshold: int | None = None,
     test: Path | None = None,
     holdout: Path | None = None,
 ) -> Job:
     """The job, for the tables and folders with their present contents."""
     version = _version(_read(layout, test, holdout))
-    return Job(layout, version, size, salt, output, mask_threshold, test, holdout)
+    return Job(layout, version, size, salt, output, follow_symlinks, mask_threshold, test, holdout)
 
 
 @functools.lru_cache(maxsize=1)
@@ -92,6 +95,15 @@ def _read(layout: Layout, test: Path | None, holdout: Path | None) -> Listed:
             both,
         )
     further = (*(labels.read_ids(test) if test else ()), *held_out)
+    if listed.sample:
+        known = listed.annotations.keys() | set(listed.sample.image_ids)
+        extra = sorted(set(further) - known)
+        if extra:
+            raise bad_list(
+                f"--test {test}: {len(extra)} ids are neither labelled nor in the sample "
+                "submission, so they can be neither scored nor submitted",
+                extra,
+            )
     return replace(listed, test_ids=tuple(dict.fromkeys((*listed.test_ids, *further))))
 
 

@@ -36,10 +36,6 @@ class Labels:
     rows: dict[str, tuple[str, ...]]
     repeated: int  # rows that are listed twice, word for word
 
-    @property
-    def positives(self) -> int:
-        return sum(1 for rows in self.rows.values() if rows)
-
 
 @dataclass(frozen=True)
 class SampleSubmission:
@@ -195,7 +191,7 @@ def header(path: Path) -> list[str]:
 
 
 def first_column(path: Path) -> set[str]:
-    """Its cells, without a judgement; nothing from a file that is no CSV text."""
+    """Its cells, unchecked; an empty set if the file is not CSV text."""
     try:
         return {cells[0].strip() for _, cells in records(path)}
     except BadInput:
@@ -204,26 +200,22 @@ def first_column(path: Path) -> set[str]:
 
 def read_ids(path: Path) -> tuple[str, ...]:
     """The column ImageId of any CSV file, each id once, in order."""
-    names = header(path)
-    if SUBMISSION_COLUMNS[0] not in names:
-        raise BadInput(f"{path}: expected a column {SUBMISSION_COLUMNS[0]}; found {names[:10]}")
-    position = names.index(SUBMISSION_COLUMNS[0])
-    ids = {line: cells[position] for line, cells in table(path, names)}
+    ids = [(line, image_id) for line, (image_id,) in pick(path, SUBMISSION_COLUMNS[:1])]
     problems = [
         f"line {line}, {image_id[:70]!r}: not an image id"
-        for line, image_id in ids.items()
+        for line, image_id in ids
         if not dicom.is_image_id(image_id)
     ]
     if problems:
         raise bad_list(f"{path}: {len(problems)} errors", problems)
-    return tuple(dict.fromkeys(ids.values()))
+    return tuple(dict.fromkeys(image_id for _, image_id in ids))
 
 
 def read_flags(path: Path, columns: tuple[str, str]) -> dict[str, bool]:
-    """A CSV of image ids and 0 or 1 -> {image id: flag}."""
+    """Two columns of any CSV file, image ids and 0 or 1 -> {image id: flag}."""
     flags: dict[str, bool] = {}
     problems: list[str] = []
-    for line, (image_id, flag) in table(path, columns):
+    for line, (image_id, flag) in pick(path, columns):
         problem = flag_problem(image_id, flag)
         if not problem and flags.setdefault(image_id, flag == "1") != (flag == "1"):
             problem = "listed with 0 and with 1"
@@ -232,6 +224,20 @@ def read_flags(path: Path, columns: tuple[str, str]) -> dict[str, bool]:
     if problems:
         raise bad_list(f"{path}: {len(problems)} errors", problems)
     return flags
+
+
+def pick(path: Path, columns: Sequence[str]) -> list[tuple[int, tuple[str, ...]]]:
+    """`table`, but only these columns of a file that may have others."""
+    names = header(path)
+    missing = [column for column in columns if column not in names]
+    if missing:
+        expected = " and ".join(missing)
+        raise BadInput(f"{path}: expected a column {expected}; found {names[:10]}")
+    positions = [names.index(column) for column in columns]
+    return [
+        (line, tuple(cells[position] for position in positions))
+        for line, cells in table(path, names)
+    ]
 
 
 def flag_problem(image_id: str, flag: str) -> str:

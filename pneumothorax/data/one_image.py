@@ -57,6 +57,9 @@ def identify(uid: str, stem: str, listed: Listed) -> str:
         raise dicom.Rejected("BAD_ID", f"SOPInstanceUID and file name differ, and {found} listed")
     if not names:
         raise dicom.Rejected(UNLABELLED, "neither annotated nor listed as a test image: not used")
+    if not dicom.is_image_id(names[0]):  # a name that no table has checked
+        found = f"a file name of {len(names[0])} characters"
+        raise dicom.Rejected("BAD_ID", f"{found} that cannot be an image id")
     return names[0]
 
 
@@ -128,6 +131,10 @@ def _mask(annotation: Annotation, shape: tuple[int, int], job: Job) -> np.ndarra
     Raises Rejected, also if a table says something else than the mask.
     """
     mask = None
+    for path in annotation.masks:
+        if path.is_symlink() and not job.follow_symlinks:
+            message = f"mask {path.name} is not a regular file (links: --follow-symlinks)"
+            raise dicom.Rejected("NOT_A_FILE", message)
     if annotation.rows:
         try:
             mask = rle.union(annotation.rows, shape)

@@ -14,7 +14,7 @@ from pneumothorax.masks.evaluation import Evaluation
 from pneumothorax.masks.nested import HeldOut, NestedThresholds
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.masks.thresholds import Grid
-from pneumothorax.pipeline import artifacts, records
+from pneumothorax.pipeline import artifacts, lineage, records
 from pneumothorax.scores import comparison, curves
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -145,7 +145,8 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
         lines += testing.in_words(artifacts.read_table(output, submission.test_scores))
     path = output / submission.csv
     lines.append(f"wrote {path.parent}")
-    if path.exists():
+    of_kaggle = "sample submission" in lineage.prepared(output)["inputs"]
+    if path.exists() and (of_kaggle or record["settings"]["sample_submission"]):
         lines.append(f"to submit: kaggle competitions submit -c {COMPETITION} -f {path} -m {name}")
     return [*lines, f"next: python 05_report.py --output {output}"]
 

@@ -1,7 +1,7 @@
 """Labelled test images, scored once, with what the out-of-fold images settled.
 
-Only this module reads the labels of test images, and nothing that it finds is used to make
-a mask of the submission.
+Nothing that is found here is used to make a mask of the submission. Only this module and
+the report's gallery read the labels of test images.
 
     settled     the masks of submission.csv: weights, calibration and thresholds of the final fit
     claimed     masks by thresholds that are fitted on the test labels: scored too high

@@ -76,7 +76,7 @@ MANIFEST = Table(
 REJECTED = Table("rejected.csv", ("source", "code", "message"), "00_prepare_data.py")
 LABELS = Table("labels.csv", ("image_id", "rle"), "00_prepare_data.py")
 # Labels of test images: "-1" for a negative one, no row for one that nobody annotated. Only
-# scoring reads them.
+# scoring and the gallery read them.
 TEST_LABELS = Table("test_labels.csv", ("image_id", "rle"), "00_prepare_data.py")
 SAMPLE_SUBMISSION = "sample_submission.csv"  # the sample's own header and ids, all rows empty
 

@@ -151,7 +151,7 @@ def sources(runs: list[Run]) -> list[str]:
 def _test_results(
     output: Path, submission: artifacts.Submission, manifest: pd.DataFrame
 ) -> TestResults | None:
-    labelled = artifacts.TEST_LABELS.path in lineage.prepared(output)["outputs"]
+    labelled = lineage.has_test_labels(output)
     scored = submission.test_scores.path in records.read(output, submission.record)["outputs"]
     if not (labelled and scored):
         return None

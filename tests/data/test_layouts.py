@@ -185,6 +185,17 @@ def test_a_table_of_targets_must_agree_with_the_run_lengths(tmp_path):
     assert "label of b: positive by the table, but with no mask or an empty one" in message
 
 
+def test_a_target_is_an_annotation_too(tmp_path):
+    for name, image in IMAGES.items():
+        write_png(tmp_path / "in" / f"{name}.png", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv", "abc")
+    write_lines(tmp_path / "in" / "train.csv", ["ImageId,target", "a,1", "d,0"])
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    write_lines(tmp_path / "in" / "train.csv", ["ImageId,target", "a,1", "d,1"])
+    assert "label of d: positive by the table" in refused(tmp_path / "in", tmp_path / "out")
+
+
 def test_dicom_and_png_files_with_run_lengths_work_together(tmp_path):
     for name in "ab":
         write_dicom(tmp_path / "in" / f"{name}.dcm", IMAGES[name])
@@ -237,8 +248,17 @@ def test_without_tables_the_file_names_say_split_and_label(tmp_path, capsys):
     }
     assert manifest["positive"].sum() == 1
     out = capsys.readouterr().out
-    assert "patients are unknown" in out
+    assert "so patients are unknown" in out
     assert "kaggle.com/datasets/vbookshelf" in out
+
+
+def test_a_missing_table_is_named(tmp_path, capsys):
+    root = siim_png(tmp_path / "in") / "siim-acr-pneumothorax"
+    (root / "stage_1_test_images.csv").unlink()
+    prepared(tmp_path / "in", tmp_path / "out")
+    said = "warning: no stage_1_test_images.csv, so its images are not annotated"
+    assert said in capsys.readouterr().out
+    assert_holds(tmp_path / "out", training="ab")
 
 
 def test_an_image_that_no_table_lists_is_not_used(tmp_path):
@@ -302,6 +322,41 @@ def test_several_masks_of_one_image_are_united(tmp_path):
     write_png(folder / "masks" / "a_2.png", right * 255)
     prepared(folder, tmp_path / "out")
     assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_a_linked_mask_rejects_its_image_unless_links_are_followed(tmp_path):
+    folder = pairs(tmp_path / "in")
+    (folder / "masks" / "a.png").rename(tmp_path / "elsewhere.png")
+    (folder / "masks" / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    refused(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == dict.fromkeys(
+        ("images/a.png", "masks/a.png"), "NOT_A_FILE"
+    )
+    prepared(folder, tmp_path / "out", "--follow-symlinks")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+@pytest.mark.parametrize("layout", ["images-masks", "nnunet"])
+def test_names_that_cannot_be_ids_are_refused(tmp_path, layout):
+    if layout == "nnunet":
+        folder, kinds = pairs(tmp_path / "in", "imagesTr", "labelsTr", "ab", "{}_0000.png"), "Tr"
+    else:
+        folder, kinds = pairs(tmp_path / "in", names="ab"), ""
+    images, masks = ("imagesTr", "labelsTr") if kinds else ("images", "masks")
+    end = "_0000" if kinds else ""
+    write_png(folder / images / f"chest (1){end}.png", IMAGES["c"])
+    write_png(folder / masks / "chest (1).png", MASKS["c"])
+    refused(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == {f"{images}/chest (1){end}.png": "BAD_ID"}
+
+
+def test_what_annotated_csv_says_counts_whatever_columns_it_has(tmp_path):
+    folder = pairs(tmp_path / "in")
+    (folder / "masks" / "d.png").unlink()
+    lines = ["reader,has_pneumo,ImageId", "bob,1,d"]
+    write_lines(folder / "annotated.csv", lines)
+    message = refused(folder, tmp_path / "out")
+    assert "label of d: positive by the table, but with no mask or an empty one" in message
 
 
 def test_an_image_without_mask_and_entry_is_not_annotated(tmp_path):
@@ -401,6 +456,27 @@ def test_test_images_may_be_listed(tmp_path):
     assert_test_labels(tmp_path / "out", "c")
 
 
+def test_a_rejected_test_image_is_not_in_the_submission(tmp_path):
+    siim_png(tmp_path / "in")
+    image = tmp_path / "in" / "siim-acr-pneumothorax" / "png_images" / "3_test_1_.png"
+    image.write_bytes(image.read_bytes()[:200])
+    prepared(tmp_path / "in", tmp_path / "out", "--max-bad", 1)
+    assert_holds(tmp_path / "out", training="ab", test="d")
+    assert submission_ids(tmp_path / "out") == ["d"]
+
+
+def test_listed_test_images_must_be_labelled_or_in_the_sample_submission(tmp_path):
+    for name, image in IMAGES.items():
+        write_dicom(tmp_path / "in" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "in" / "train-rle.csv", "ab")
+    sample = tmp_path / "in" / "sample_submission.csv"
+    write_lines(sample, ["ImageId,EncodedPixels", "c,-1"])
+    write_lines(tmp_path / "test.csv", ["ImageId", "d"])
+    flags = ("--test", tmp_path / "test.csv")
+    message = refused(tmp_path / "in", tmp_path / "out", *flags)
+    assert "1 ids are neither labelled nor in the sample submission" in message
+
+
 # What is found twice or half
 
 
@@ -408,8 +484,7 @@ def test_two_layouts_need_a_flag(tmp_path):
     folder = pairs(tmp_path / "in")
     run_lengths(folder / "train-rle.csv")
     message = refused(folder, tmp_path / "out")
-    assert "fits several layouts: images-rle (" in message
-    assert "images-masks (the folders images and masks): choose with --layout" in message
+    assert "fits several layouts, images-rle and images-masks: choose with --layout" in message
     prepared(folder, tmp_path / "out", "--layout", "images-masks")
     assert_holds(tmp_path / "out", training="abcd")
 
@@ -483,6 +558,25 @@ def test_a_label_file_next_to_masks_is_named_as_unused(tmp_path, capsys):
     assert "not used: train-rle.csv, as the mask images are the labels" in capsys.readouterr().out
 
 
+def test_a_label_file_that_lists_other_images_or_is_missing_is_named(tmp_path):
+    write_png(tmp_path / "in" / "x.png", IMAGES["a"])
+    run_lengths(tmp_path / "other.csv")
+    message = refused(tmp_path / "in", tmp_path / "out", "--labels", tmp_path / "other.csv")
+    assert "other.csv lists none of the 1 PNG files" in message
+    message = refused(tmp_path / "in", tmp_path / "out", "--labels", tmp_path / "gone.csv")
+    assert "gone.csv does not exist" in message
+
+
+def test_a_label_file_from_the_command_line_decides_between_layouts(tmp_path):
+    folder = siim_png(tmp_path / "in")
+    for name, image in IMAGES.items():
+        write_dicom(folder / "dicom" / f"{name}.dcm", image)
+    run_lengths(tmp_path / "labels.csv")
+    prepared(folder, tmp_path / "out", "--labels", tmp_path / "labels.csv")
+    assert layout_of(tmp_path / "out") == "siim-dicom"
+    assert_holds(tmp_path / "out", training="abcd")
+
+
 def test_labels_that_do_not_fit_the_layout_are_refused(tmp_path):
     run_lengths(tmp_path / "other.csv")
     flags = ("--layout", "siim-png", "--labels", tmp_path / "other.csv")
@@ -548,14 +642,28 @@ def test_a_changed_mask_is_prepared_again(tmp_path):
 
 
 def test_masks_are_grouped_by_image(tmp_path):
-    masks = [tmp_path / f"{name}.png" for name in ("a", "b_1", "b_2", "b_1_1", "e", "e_x")]
-    grouped, orphans = group_masks({"a", "b", "b_1"}, masks)
+    masks = [tmp_path / f"{name}.png" for name in ("a", "b_1", "b", "c_1", "c_2", "e", "e_x")]
+    grouped, orphans = group_masks({"a", "b", "b_1", "c"}, masks)
     assert grouped == {
         "a": (masks[0],),
-        "b_1": (masks[1], masks[3]),  # the name of an image comes before the number of a mask
+        "b_1": (masks[1],),  # the name of an image comes before the number of a mask
         "b": (masks[2],),
+        "c": (masks[3], masks[4]),
     }
-    assert orphans == masks[4:]
+    assert orphans == masks[5:]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("p_1.png", "p_2.png"),  # p_1 may be the image, or the first mask of p
+        ("one/p.png", "two/p.png"),
+        ("p.png", "p.jpg"),
+    ],
+)
+def test_masks_that_may_belong_to_two_images_or_are_there_twice_are_refused(tmp_path, names):
+    with pytest.raises(BadInput, match="the masks of 1 images are not clear by their names"):
+        group_masks({"p", "p_1"}, [tmp_path / name for name in names])
 
 
 # The published tables and the real sample

@@ -9,6 +9,7 @@ from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts import images_masks, nnunet, run_lengths, siim_png
 from pneumothorax.data.layouts.listed import Layout
 from pneumothorax.errors import BadInput
+from pneumothorax.pipeline import stage
 
 NAMES = (
     run_lengths.SIIM_DICOM,
@@ -24,22 +25,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     found = "(default: found by name below --input)"
     flag = parser.add_argument
     flag("--layout", choices=NAMES, help="how the data are laid out (default: found by looking)")
-    flag("--labels", type=Path, metavar="PATH", help=f"label file, or folder of masks {found}")
-    flag("--sample-submission", type=Path, metavar="CSV", help=f"sample submission {found}")
-    flag("--test", type=Path, metavar="CSV", help="ids of further test images (column ImageId)")
+    flag(
+        "--labels", type=stage.place, metavar="PATH", help=f"label file, or folder of masks {found}"
+    )
+    flag("--sample-submission", type=stage.place, metavar="CSV", help=f"sample submission {found}")
+    flag(
+        "--test",
+        type=stage.place,
+        metavar="CSV",
+        help="ids of further test images (column ImageId)",
+    )
     held_out = "labelled images that become test images, which are only scored (column ImageId)"
-    flag("--holdout", type=Path, metavar="CSV", help=held_out)
+    flag("--holdout", type=stage.place, metavar="CSV", help=held_out)
     inside = "value, from 1 to 255, from which on a pixel of a grey mask image is inside"
     flag("--mask-threshold", type=_grey_value, metavar="N", help=inside)
     flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
 
 
 def _grey_value(text: str) -> int:
-    """A number from 1 to 255, for argparse."""
-    value = int(text)
-    if not 1 <= value <= 255:
-        raise argparse.ArgumentTypeError(f"must be from 1 to 255, got {value}")
-    return value
+    """argparse type: a number from 1 to 255."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 255):
+        raise argparse.ArgumentTypeError(f"must be a number from 1 to 255, got {text!r}")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -62,25 +69,34 @@ def from_flags(args: argparse.Namespace) -> Given:
 
 def choose(found: Found, given: Given) -> Layout:
     """Raises BadInput that says what was found, and what is missing or decides."""
+    if given.labels is not None and not given.labels.exists():
+        raise BadInput(f"--labels: {given.labels} does not exist")
     names = [given.layout] if given.layout else recognised(found, given.labels)
     if len(names) > 1:
-        reasons = [f"{name} ({_layout(name, found, given).reason})" for name in names]
         raise BadInput(
-            f"{found.root} fits several layouts: {'; '.join(reasons)}: choose with --layout"
+            f"{found.root} fits several layouts, {' and '.join(names)}: choose with --layout"
         )
     if not names:
-        raise BadInput(_nothing(found))
+        raise BadInput(_nothing(found, given))
     return _layout(names[0], found, given)
 
 
 def recognised(found: Found, labels: Path | None) -> list[str]:
-    """The layouts that the folder has all parts of."""
-    folder_of_masks = labels is not None and labels.is_dir()
-    by_run_lengths = "" if folder_of_masks else run_lengths.recognise(found, labels)
+    """The layouts that the folder has all parts of.
+
+    Args:
+        labels: a label CSV or a folder of masks from the command line: either leaves the
+            layouts with such labels.
+    """
+    if labels is not None and labels.is_dir():
+        return [images_masks.NAME]
+    by_run_lengths = run_lengths.recognise(found, labels)
+    if labels is not None:
+        return [by_run_lengths] * bool(by_run_lengths)
     fits = {
         by_run_lengths: bool(by_run_lengths),
         siim_png.NAME: siim_png.recognise(found),
-        images_masks.NAME: folder_of_masks or images_masks.recognise(found),
+        images_masks.NAME: images_masks.recognise(found),
         nnunet.NAME: nnunet.recognise(found),
     }
     return [name for name in NAMES if fits.get(name)]
@@ -92,11 +108,8 @@ def described(layout: Layout, found: Found) -> list[str]:
     masks = set(found.below(*layout.mask_folders)) if layout.mask_folders else set()
     rest = [path for path in found.images if path not in used and path not in masks]
     lines = [f"layout {layout.name}: {layout.reason}"]
-    if isinstance(layout, siim_png.SiimPng) and not layout.table_of:
-        lines.append(
-            "warning: no table names the radiograph in each file, so patients are unknown; "
-            f"{' and '.join(siim_png.TABLES.values())} are published at {siim_png.PUBLISHED}"
-        )
+    if isinstance(layout, siim_png.SiimPng):
+        lines += siim_png.missing_tables(layout)
     if rest:
         lines.append(f"not part of the layout, so not used: {_kinds(rest)} (--layout decides)")
     read = {path.resolve() for path in layout.tables.values()}
@@ -119,8 +132,10 @@ def _layout(name: str, found: Found, given: Given) -> Layout:
     return nnunet.layout(found, follow_symlinks=given.follow_symlinks)
 
 
-def _nothing(found: Found) -> str:
+def _nothing(found: Found, given: Given) -> str:
     """Why no layout fits."""
+    if given.labels:
+        return f"{given.labels} lists none of the {_kinds(found.images)} below {found.root} by name"
     label_names = " or ".join(run_lengths.LABEL_NAMES)
     masks = ", ".join([siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS])
     half = found.folders_named(siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS)

@@ -72,7 +72,7 @@ class ImagesMasks:
         """The images of annotated.csv, and what it says about them."""
         if self.annotated is None:
             return {}
-        if labels.header(self.annotated) == list(FLAGGED):
+        if FLAGGED[1] in labels.header(self.annotated):
             return dict(labels.read_flags(self.annotated, FLAGGED))
         return dict.fromkeys(labels.read_ids(self.annotated))
 
@@ -95,7 +95,8 @@ def layout(found: Found, given: Path | None, *, follow_symlinks: bool) -> Images
     root = only(roots, f"folder with {IMAGES} and {' or '.join(MASKS)}", flag="--input")
     masks = [root / name for name in MASKS if found.below(root / name)]
     folder = given or only(masks, "folder of masks", flag="--labels")
-    tested = [root / name for name in TEST_MASKS if found.below(root / name)]
+    tests = [root / name for name in TEST_MASKS if found.below(root / name)]
+    tested = (only(tests, "folder of masks of test images", flag="--input"),) if tests else ()
     annotated = root / ANNOTATED
     return ImagesMasks(
         f"the folders {IMAGES} and {folder.name}",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pneumothorax.data.labels import SampleSubmission
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import BadInput, bad_list
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,28 @@ def group_masks(
     """The mask files of each image stem, and those that belong to no image.
 
     A mask is named like its image, `<stem>.png`, or is one of several, `<stem>_1.png`.
+    Raises BadInput where the names do not say which masks belong to an image.
     """
     found: dict[str, list[Path]] = defaultdict(list)
     orphans = []
+    by_number: set[str] = set()  # images that have numbered masks
+    contested: set[str] = set()  # images whose numbered mask is named like another image
     for path in masks:
         numbered = re.fullmatch(r"(.+)_\d+", path.stem)
+        base = numbered[1] if numbered and numbered[1] in stems else ""
         if path.stem in stems:
             found[path.stem].append(path)
-        elif numbered and numbered[1] in stems:
-            found[numbered[1]].append(path)
+            contested.add(base)
+        elif base:
+            found[base].append(path)
+            by_number.add(base)
         else:
             orphans.append(path)
+    unclear = [
+        f"{stem}: {', '.join(path.name for path in paths)}"
+        for stem, paths in found.items()
+        if len({path.stem for path in paths}) < len(paths) or stem in by_number & contested
+    ]
+    if unclear:
+        raise bad_list(f"the masks of {len(unclear)} images are not clear by their names", unclear)
     return {stem: tuple(paths) for stem, paths in found.items()}, orphans

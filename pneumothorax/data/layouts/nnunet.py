@@ -48,8 +48,9 @@ class NnUnet:
         annotations: dict[str, Annotation] = {}
         orphans: list[str] = []
         for image_folder, mask_folder in ((IMAGES, MASKS), (TEST_IMAGES, TEST_MASKS)):
+            known = set(cases[image_folder].values())
             for path in self._files(mask_folder):
-                if path.stem in cases[image_folder].values():
+                if path.stem in known:
                     masks = annotations.get(path.stem, Annotation()).masks
                     annotations[path.stem] = Annotation(masks=(*masks, path))
                 else:
@@ -81,7 +82,7 @@ class NnUnet:
 
 
 def recognise(found: Found) -> bool:
-    return bool(found.folders_named(IMAGES))
+    return bool(found.folders_named(IMAGES) and found.folders_named(MASKS))
 
 
 def layout(found: Found, *, follow_symlinks: bool) -> NnUnet:

@@ -8,12 +8,14 @@ sample submission. test-rle.csv holds the labels of test images, if anybody has 
 `train.csv` with ImageId,target, which some sets of PNG files bring, must agree.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pneumothorax.data import discovery, labels
 from pneumothorax.data.discovery import Found
+from pneumothorax.data.layouts import images_masks, nnunet, siim_png
 from pneumothorax.data.layouts.listed import Annotation, Listed, only
 from pneumothorax.errors import BadInput, bad_list
 
@@ -23,7 +25,9 @@ SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 TEST_LABEL_NAMES = ("test-rle.csv",)
 TARGET_NAMES = ("train.csv",)
 TARGET_COLUMNS = ("ImageId", "target")
-MASK_FOLDERS = ("masks", "png_masks", "labels", "labelsTr", "labelsTs")  # hold no radiographs
+MASK_FOLDERS = frozenset(
+    (siim_png.MASKS, nnunet.MASKS, nnunet.TEST_MASKS, *images_masks.MASKS, *images_masks.TEST_MASKS)
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class RunLengths:
 
     name: str
     reason: str
+    root: Path  # the input folder
     labels: Path
     sample: Path | None = None
     test_labels: Path | None = None
@@ -53,12 +58,13 @@ class RunLengths:
 
     def images(self, paths: Iterable[Path]) -> tuple[Path, ...]:
         if self.name == IMAGES_RLE:
-            return tuple(path for path in paths if path.parent.name not in MASK_FOLDERS)
+            return tuple(path for path in paths if not _is_mask(path, self.root))
         return tuple(path for path in paths if not discovery.is_raster(path))
 
     def read(self) -> Listed:
         found = labels.read(self.labels)
-        rows, test_rows, repeated = found.rows, {}, found.repeated
+        rows, repeated = found.rows, found.repeated
+        test_rows: dict[str, tuple[str, ...]] = {}
         if self.test_labels:
             tested = labels.read(self.test_labels)
             test_rows, repeated = tested.rows, repeated + tested.repeated
@@ -71,12 +77,12 @@ class RunLengths:
         return Listed(
             annotations={
                 image_id: Annotation(rows=texts, positive=targets.get(image_id))
-                for image_id, texts in {**rows, **test_rows}.items()
+                for image_id, texts in {**dict.fromkeys(targets, ()), **rows, **test_rows}.items()
             },
             test_ids=tuple(dict.fromkeys((*sampled, *test_rows))),
             sample=sample,
             repeated=repeated,
-            in_both=tuple(sorted(rows.keys() & set(sampled))),
+            in_both=tuple(sorted((rows.keys() | targets.keys()) & set(sampled))),
         )
 
 
@@ -94,7 +100,8 @@ def recognise(found: Found, given: Path | None) -> str:
         for table in (*tables, *found.tables_named(*SAMPLE_NAMES, *TEST_LABEL_NAMES))
         for image_id in labels.first_column(table)
     }
-    if any(path.stem in listed for path in found.images if discovery.is_raster(path)):
+    rasters = filter(discovery.is_raster, found.images)
+    if any(path.stem in listed and not _is_mask(path, found.root) for path in rasters):
         return IMAGES_RLE
     return SIIM_DICOM if found.dicoms else ""
 
@@ -114,6 +121,7 @@ def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> 
     return RunLengths(
         name,
         f"{kinds} files with the run lengths of {label_file.name}",
+        found.root,
         labels=label_file,
         sample=_given_or_only(found, sample, SAMPLE_NAMES, "--sample-submission"),
         test_labels=only(tests, TEST_LABEL_NAMES[0], flag="--input") if tests else None,
@@ -123,10 +131,17 @@ def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> 
 
 def _targets(found: Found) -> Path | None:
     """A train.csv with the columns TARGET_COLUMNS; other files of that name are ignored."""
+    fitting = []
     for path in found.tables_named(*TARGET_NAMES):
-        if labels.header(path) == list(TARGET_COLUMNS):
-            return path
-    return None
+        with contextlib.suppress(BadInput):  # not even CSV text
+            if set(TARGET_COLUMNS) <= set(labels.header(path)):
+                fitting.append(path)
+    return only(fitting, f"table with {TARGET_COLUMNS[1]}", flag="--input") if fitting else None
+
+
+def _is_mask(path: Path, root: Path) -> bool:
+    """Whether the file lies in a folder of masks, below the input folder."""
+    return not MASK_FOLDERS.isdisjoint(path.parent.relative_to(root).parts)
 
 
 def _given_or_only(

@@ -55,9 +55,9 @@ class SiimPng:
         entries = self._entries_of_tables() if self.table_of else self._entries_of_names()
         stems = {Path(entry.file_name).stem for entry in entries}
         masks, orphans = group_masks(stems, self._files(*self.mask_folders))
-        if self.table_of:  # the mask of an image that no table lists is not an orphan
-            unlisted = {path.stem for path in self._files(self.image_folder)} - stems
-            orphans = [path for path in orphans if path.stem not in unlisted]
+        # The mask of an image that no table lists is not an orphan.
+        unlisted = {path.stem for path in self._files(self.image_folder)} - stems
+        orphans = [path for path in orphans if path.stem not in unlisted]
         test_ids = tuple(entry.image_id for entry in entries if entry.split == TEST)
         return Listed(
             annotations={
@@ -132,3 +132,14 @@ def layout(found: Found, *, follow_symlinks: bool) -> SiimPng:
     names = " and ".join(TABLES[split] for split, _ in tables)
     reason = f"the folders {IMAGES} and {MASKS}" + (f" with {names}" if names else "")
     return SiimPng(reason, image_folder, (mask_folder,), tables, follow_symlinks)
+
+
+def missing_tables(layout: SiimPng) -> list[str]:
+    """A warning if the tables, or one of them, are not there."""
+    missing = [name for name in TABLES.values() if name not in layout.tables]
+    if not missing:
+        return []
+    effect = (
+        "patients are unknown" if len(missing) == len(TABLES) else "its images are not annotated"
+    )
+    return [f"warning: no {' and '.join(missing)}, so {effect}; published at {PUBLISHED}"]
