@@ -351,7 +351,7 @@ def test_the_address_restores_a_view(browser, report):
 def test_the_address_restores_the_page(browser, report):
     open_page(browser, report, "#sort=id&page=2")
     assert shown(browser) == [image_id(n) for n in range(24, 30)]
-    # What the page had put off has happened once a later task has run.
+    # Timers run in order: what the page put off has happened before this one calls back.
     browser.execute_async_script("setTimeout(arguments[0])")
     assert shown(browser) == [image_id(n) for n in range(24, 30)]
 

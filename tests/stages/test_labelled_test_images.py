@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from pneumothorax import rle
@@ -13,7 +14,14 @@ from pneumothorax.pipeline import artifacts, lineage, records
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import disc, noise
 from tests.helpers.labelling import label_test_images
-from tests.helpers.stages import files_below, run_all, run_on, train_from_tiny, write_lines
+from tests.helpers.stages import (
+    files_below,
+    run_all,
+    run_on,
+    tiny_input,
+    train_from_tiny,
+    write_lines,
+)
 
 RUN = artifacts.Run("tiny")
 SUBMISSION = artifacts.Submission("tiny")
@@ -180,6 +188,39 @@ def test_other_test_labels_change_the_test_scores_and_nothing_else(changeable, c
     for fact in set(fitted) - {"inputs", "outputs"}:
         assert again[fact] == fitted[fact], fact
     assert {"final", "by_fold", "weights", "calibration"} <= set(fitted)
+
+
+def test_networks_trained_next_to_other_test_labels_are_the_same(tmp_path, config, without_pictures):
+    """From scratch, through every stage: no earlier result can stand in for a new one."""
+    made = tiny_input(tmp_path / "input", train=8, test=4)
+    found = []
+    for number, positives in enumerate((made.test_ids[:1], made.test_ids[1:])):
+        rows = {image_id: mask_rows((64, 64, 20)) for image_id in positives}
+        lines = [f"{i},{rows.get(i, ('-1',))[0]}" for i in made.test_ids]
+        write_lines(made.folder / "test-rle.csv", ["ImageId,EncodedPixels", *lines])
+        output = tmp_path / f"output{number}"
+        run_all(made.folder, output, config, "--set", "epochs=1", stages=range(5))
+        assert artifacts.label_rows(output, artifacts.TEST_LABELS) == {
+            image_id: rows.get(image_id, ()) for image_id in sorted(made.test_ids)
+        }
+        facts = records.read(output, SUBMISSION.record)
+        fitted = {name: facts[name] for name in ("final", "by_fold", "weights", "calibration")}
+        weights = [
+            torch.load(output / RUN.fold(fold).best_weights, weights_only=True)["model"]
+            for fold in (0, 1)
+        ]
+        same = ["manifest.csv", "labels.csv", "folds.csv", SUBMISSION.csv]
+        same += [RUN.probability_map(artifacts.TEST, image_id) for image_id in made.test_ids]
+        tables = {path: (output / path).read_bytes() for path in same}
+        scores = (output / SUBMISSION.test_scores.path).read_bytes()
+        found.append((weights, fitted, tables, scores))
+    (weights, fitted, tables, scores), (other, other_fitted, other_tables, other_scores) = found
+    for one, two in zip(weights, other, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert fitted == other_fitted
+    assert tables == other_tables
+    assert scores != other_scores
 
 
 def test_other_test_labels_change_no_blend_weight(changeable, config):
