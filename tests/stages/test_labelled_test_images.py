@@ -9,6 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from pneumothorax import rle
+from pneumothorax.compute import checkpoint
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, lineage, records
 from tests.helpers.dicoms import write_dicom
@@ -190,7 +191,9 @@ def test_other_test_labels_change_the_test_scores_and_nothing_else(changeable, c
     assert {"final", "by_fold", "weights", "calibration"} <= set(fitted)
 
 
-def test_networks_trained_next_to_other_test_labels_are_the_same(tmp_path, config, without_pictures):
+def test_networks_trained_next_to_other_test_labels_are_the_same(
+    tmp_path, config, without_pictures
+):
     """From scratch, through every stage: no earlier result can stand in for a new one."""
     made = tiny_input(tmp_path / "input", train=8, test=4)
     found = []
@@ -206,8 +209,7 @@ def test_networks_trained_next_to_other_test_labels_are_the_same(tmp_path, confi
         facts = records.read(output, SUBMISSION.record)
         fitted = {name: facts[name] for name in ("final", "by_fold", "weights", "calibration")}
         weights = [
-            torch.load(output / RUN.fold(fold).best_weights, weights_only=True)["model"]
-            for fold in (0, 1)
+            checkpoint.load(output / RUN.fold(fold).best_weights)["network"] for fold in (0, 1)
         ]
         same = ["manifest.csv", "labels.csv", "folds.csv", SUBMISSION.csv]
         same += [RUN.probability_map(artifacts.TEST, image_id) for image_id in made.test_ids]
