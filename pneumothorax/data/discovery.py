@@ -9,11 +9,14 @@ from typing import TypeVar
 
 from pneumothorax.data import raster
 from pneumothorax.errors import BadInput
-from pneumothorax.pipeline import artifacts
+from pneumothorax.pipeline import artifacts, locks
 
 File = TypeVar("File")
 
 IMAGE_SUFFIXES = (".dcm", *raster.SUFFIXES)  # in any case
+# Of masks: others than PNG and JPEG are rejected rather than overlooked
+MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".gif", ".webp")
+OUTPUT_MARKS = (artifacts.PREPARED.path, locks.FOLDER)  # in every folder that stage 00 writes to
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
 
 
@@ -37,13 +40,16 @@ class Found:
         return [path for path in self.tables if path.name.removesuffix(".gz") in names]
 
     def folders_named(self, *names: str) -> list[Path]:
-        """The folders with one of these names that hold images, at any depth."""
+        """The folders with one of these names, in any case, that hold images, at any depth."""
+        wanted = {name.casefold() for name in names}
         parents = {path.parent for path in self.images}
         folders = {folder for parent in parents for folder in (parent, *parent.parents)}
         return sorted(
             folder
             for folder in folders
-            if folder.name in names and folder != self.root and folder.is_relative_to(self.root)
+            if folder.name.casefold() in wanted
+            and folder != self.root
+            and folder.is_relative_to(self.root)
         )
 
     def below(self, *folders: Path) -> tuple[Path, ...]:
@@ -64,6 +70,8 @@ def search(
     """
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: put the data there or pass --input")
+    if skip is not None and skip.resolve() == folder.resolve():
+        raise BadInput(f"--output {skip} is the input folder, which is only read")
     images: list[Path] = []
     not_files: list[Path] = []
     tables: list[Path] = []
@@ -88,7 +96,9 @@ def search(
     )
 
 
-def images_below(folder: Path, *, follow_symlinks: bool) -> tuple[Path, ...]:
+def images_below(
+    folder: Path, *, follow_symlinks: bool, suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+) -> tuple[Path, ...]:
     """Images and links to them in a folder at any depth, sorted; () for a missing folder.
 
     Raises BadInput where a folder cannot be listed.
@@ -100,7 +110,7 @@ def images_below(folder: Path, *, follow_symlinks: bool) -> tuple[Path, ...]:
     paths = [Path(entry.path) for entry in entries if not entry.is_dir(follow_symlinks=False)]
     if unreadable:
         raise BadInput(f"{unreadable[0]} cannot be listed")
-    return tuple(sorted(path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES))
+    return tuple(sorted(path for path in paths if path.suffix.lower() in suffixes))
 
 
 def is_raster(path: Path) -> bool:
@@ -119,7 +129,12 @@ def begins_as_dicom(path: Path) -> bool:
 
 def source_name(path: Path, root: Path) -> str:
     """The path below `root` as text. Bytes of a name that are not text are escaped."""
-    return path.relative_to(root).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
+    return printable(path.relative_to(root).as_posix())
+
+
+def printable(name: str) -> str:
+    """The name of a file; bytes that are not text are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def holds_phantoms(folder: Path) -> bool:
@@ -161,7 +176,7 @@ def _walk(
         except OSError:
             unreadable.append(current)
             continue
-        if any(entry.name == artifacts.PREPARED.path for entry in entries):
+        if current != folder and any(entry.name in OUTPUT_MARKS for entry in entries):
             continue  # an output folder: its cache looks like a data set
         for entry in entries:
             yield entry

@@ -13,7 +13,7 @@ import numpy as np
 
 from pneumothorax import dicom, png, rle
 from pneumothorax.data import raster
-from pneumothorax.data.discovery import is_raster, source_name
+from pneumothorax.data.discovery import is_raster, printable, source_name
 from pneumothorax.data.jobs import Job
 from pneumothorax.data.labels import patient_hash
 from pneumothorax.data.layouts import mask_images
@@ -26,6 +26,7 @@ VERSION = 4  # increase it when cached files would come out differently: old jou
 UNLABELLED = "UNLABELLED"
 
 Entry = dict[str, Any]
+Version = tuple[str, int, int, int]
 
 
 def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
@@ -41,7 +42,7 @@ def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
     try:
         return _prepare(path, root, job)
     except dicom.Rejected as error:
-        return {"code": error.code, "message": str(error)}
+        return {"code": error.code, "message": printable(str(error))}
 
 
 def identify(uid: str, stem: str, listed: Listed) -> str:
@@ -78,7 +79,7 @@ def _prepare(path: Path, root: Path, job: Job) -> Entry:
     try:
         mask = _mask(annotation, (height, width), job)
     except dicom.Rejected as error:
-        message = f"label of {image_id}: {error}"
+        message = printable(f"label of {image_id}: {error}")
         is_wrong = error.code in (SIZE_MISMATCH, BAD_MASK)  # and not a damaged file
         return {"code": error.code, "message": message, "label_error": is_wrong}
     tested = image_id in listed.test_set
@@ -118,7 +119,7 @@ def _prepare(path: Path, root: Path, job: Job) -> Entry:
 def _open(path: Path, listed: Listed) -> tuple[str, dicom.Radiograph]:
     """(image id, radiograph). Pixels are decoded only if the image is used."""
     if is_raster(path):
-        name = listed.id_of.get(path.name, path.stem)
+        name = listed.id_of.get(path.name, printable(path.stem))
         image_id = identify(name, name, listed)
         return image_id, raster.read(path, image_id=image_id)
     header, dataset = dicom.open_header(path)
@@ -182,8 +183,8 @@ def _is_current(known: Entry, path: Path, job: Job) -> bool:
         return False
 
 
-def _version(path: Path) -> tuple[str, int, int]:
-    """(absolute path, size in bytes, time of the last change in ns) of a file.
+def _version(path: Path) -> Version:
+    """Absolute path, size in bytes, times of the last change of contents and of the file in ns.
 
     Raises Rejected.
     """
@@ -191,12 +192,10 @@ def _version(path: Path) -> tuple[str, int, int]:
         found = path.stat()
     except OSError as error:
         raise dicom.Rejected("IO", f"cannot be read: {error.strerror or error}") from error
-    return str(path.resolve()), found.st_size, found.st_mtime_ns
+    return str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _key(
-    path: Path, versions: tuple[tuple[str, int, int], ...], uid: str, image_id: str, job: Job
-) -> str:
+def _key(path: Path, versions: tuple[Version, ...], uid: str, image_id: str, job: Job) -> str:
     """A hash of everything an entry was made from; any change makes the entry stale.
 
     Args:

@@ -1,9 +1,9 @@
 """One PNG or JPEG file: whether we can use it, and its grey image.
 
 Pillow judges the header before memory is taken for pixels, OpenCV decodes. libpng checks
-sums and lengths of a PNG; libjpeg does not, so that a JPEG must have its end. A file is
-what its content says, whatever its suffix. Values are grey as stored: no colour profile
-or gamma is applied, transparency is ignored.
+sums and lengths of a PNG; libjpeg only warns of damage, which simplejpeg makes an error. A
+file is what its content says, whatever its suffix. Values are grey as stored: no colour
+profile or gamma is applied, transparency is ignored.
 """
 
 import io
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from pneumothorax import dicom, pixels
@@ -58,8 +59,8 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
     uint16. Values of 1, 2 and 4 bits are scaled to 0..255.
     """
     data, decoder = _open(path)
-    if decoder == JPEG and not pixels.is_whole_jpeg(data):
-        raise Rejected("TRUNCATED", "the JPEG has no end-of-image marker: cut short")
+    if decoder == JPEG:
+        _check_jpeg(data)
     try:
         values = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_SHOWN)
     except cv2.error as error:
@@ -109,6 +110,18 @@ def _check_header(data: bytes) -> None:
         raise Rejected("NOT_AN_IMAGE", "colours for print (CMYK): not a radiograph")
     if frames > 1:
         raise Rejected("NOT_AN_IMAGE", f"an animation of {frames} frames: not a radiograph")
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Refuse a JPEG that libjpeg would complete with grey or noise, and only warn."""
+    if not pixels.is_whole_jpeg(data):
+        raise Rejected("TRUNCATED", "the JPEG has no end-of-image marker: cut short")
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", strict=True)
+    except ValueError as error:
+        if "extraneous bytes before marker 0xd9" not in str(error):  # behind the image: harmless
+            message = f"the JPEG is damaged ({dicom.short_error(error)})"
+            raise Rejected("TRUNCATED", message) from error
 
 
 def _grey(values: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -13,6 +13,8 @@ import filelock
 
 from pneumothorax.errors import BadInput, OutputLocked
 
+FOLDER = ".locks"
+
 
 @contextmanager
 def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
     `patience_s`. The operating system drops the lock when its process ends, so a dead
     holder blocks nobody.
     """
-    folder = output / ".locks"
+    folder = output / FOLDER
     holder = folder / f"{name}.holder.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,14 @@
 """Every layout is found by looking, and gives the same images, masks and splits."""
 
 import gzip
+import os
 import shutil
 
 import cv2
 import numpy as np
 import pytest
 
-from pneumothorax import rle
+from pneumothorax import png, rle
 from pneumothorax.data import discovery, labels
 from pneumothorax.data.layouts import choose
 from pneumothorax.data.layouts import siim_png as siim_png_layout
@@ -350,6 +351,44 @@ def test_names_that_cannot_be_ids_are_refused(tmp_path, layout):
     assert rejected(tmp_path / "out") == {f"{images}/chest (1){end}.png": "BAD_ID"}
 
 
+def test_a_name_that_is_not_text_is_refused(tmp_path):
+    folder = pairs(tmp_path / "in", names="ab")
+    name = os.fsdecode(b"odd\xff.png")
+    for kind in ("images", "masks"):
+        shutil.copy(folder / kind / "a.png", folder / kind / name)
+    refused(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"images/odd\\udcff.png": "BAD_ID"}
+
+
+def test_masks_in_other_formats_reject_their_image(tmp_path):
+    folder = pairs(tmp_path / "in")
+    (folder / "masks" / "a.png").rename(folder / "masks" / "a.tif")
+    write_lines(folder / "annotated.csv", ["ImageId", *"abcd"])
+    (folder / "masks" / "a.tif").write_bytes(b"II*\0 a TIFF file")
+    refused(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"images/a.png": "NOT_AN_IMAGE"}
+
+
+def test_masks_of_test_images_are_no_labels_for_training(tmp_path):
+    folder = pairs(tmp_path / "in")
+    write_png(folder / "masks-test" / "b.png", MASKS["a"])  # b is a negative training image
+    message = refused(folder, tmp_path / "out")
+    assert "1 masks have no image" in message
+    assert "masks-test/b.png" in message
+
+
+def test_the_names_of_folders_may_have_capital_letters(tmp_path):
+    prepared(pairs(tmp_path / "in", images="Images", masks="Masks"), tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_a_folder_of_images_is_not_a_folder_of_masks(tmp_path):
+    folder = pairs(tmp_path / "in")
+    for given in (folder, folder / "images"):
+        message = refused(folder, tmp_path / "out", "--labels", given)
+        assert "holds the images, not their masks" in message
+
+
 def test_what_annotated_csv_says_counts_whatever_columns_it_has(tmp_path):
     folder = pairs(tmp_path / "in")
     (folder / "masks" / "d.png").unlink()
@@ -586,9 +625,17 @@ def test_labels_that_do_not_fit_the_layout_are_refused(tmp_path):
 
 def test_an_output_folder_below_the_input_is_not_a_data_set(tmp_path):
     folder = pairs(tmp_path / "in")
-    prepared(folder, folder / "first")
-    prepared(folder, folder / "second")  # first/cache/64/images and masks lie below the input
+    write_png(folder / "masks" / "e.png", MASKS["a"])
+    refused(folder, folder / "failed")  # without a record
+    (folder / "masks" / "e.png").unlink()
+    prepared(folder, folder / "masks" / "first")
+    prepared(folder, folder / "second")  # the others' cache/64/images and masks lie below the input
     assert_holds(folder / "second", training="abcd")
+
+
+def test_the_input_folder_is_not_written_to(tmp_path):
+    folder = pairs(tmp_path / "in")
+    assert "is the input folder, which is only read" in refused(folder, folder)
 
 
 # Masks
@@ -639,6 +686,21 @@ def test_a_changed_mask_is_prepared_again(tmp_path):
     write_png(folder / "masks" / "b.png", MASKS["c"] * 255)
     manifest = prepared(folder, tmp_path / "out")
     assert manifest.loc["b", "mask_pixels"] == MASKS["c"].sum()
+
+
+def test_files_that_change_places_are_noticed_whatever_their_times(tmp_path):
+    folder = pairs(tmp_path / "in")
+    for name in "ac":
+        path = folder / "masks" / f"{name}.png"
+        data = png.encode(MASKS[name] * np.uint8(255))  # uncompressed: all have one size
+        path.write_bytes(data)
+        os.utime(path, (0, 0))
+    prepared(folder, tmp_path / "out")
+    (folder / "masks" / "a.png").rename(tmp_path / "kept.png")
+    (folder / "masks" / "c.png").rename(folder / "masks" / "a.png")
+    (tmp_path / "kept.png").rename(folder / "masks" / "c.png")
+    manifest = prepared(folder, tmp_path / "out")
+    assert manifest.loc["a", "mask_pixels"] == MASKS["c"].sum()
 
 
 def test_masks_are_grouped_by_image(tmp_path):

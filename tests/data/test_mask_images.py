@@ -176,3 +176,22 @@ def test_a_damaged_mask_is_named_with_the_readers_code(tmp_path):
     assert str(error).startswith("mask a_2.png: ")
     bad.write_text("text")
     assert rejection(good, bad).code == "NOT_AN_IMAGE"
+
+
+def test_the_suggested_threshold_lies_within_the_masks_values(tmp_path):
+    classes = np.zeros((40, 40), np.uint8)
+    classes[:10], classes[10:20] = 1, 2
+    path = saved(tmp_path, "classes.png", classes)
+    error = rejection(path, shape=classes.shape)
+    assert "has 3 grey values: --mask-threshold 1 says how to read it" in str(error)
+
+
+def test_two_colours_of_equal_brightness_are_refused(tmp_path):
+    """Red on white, BGR: the highest channel is 255 everywhere."""
+    mask = np.full((40, 40, 3), 255, np.uint8)
+    mask[10:30, 10:22] = (0, 0, 255)
+    path = tmp_path / "red.png"
+    cv2.imwrite(str(path), mask)
+    error = rejection(path, shape=(40, 40))
+    assert error.code == "BAD_MASK"
+    assert "has 2 colours, and none of them is black" in str(error)

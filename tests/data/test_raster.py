@@ -340,3 +340,20 @@ def test_a_small_png_of_many_pixels_stays_within_one_gigabyte(tmp_path, side, re
     found, kilobytes = done.stdout.splitlines()
     assert found == result
     assert int(kilobytes) < 1024 * 1024
+
+
+@pytest.mark.parametrize("damage", ["lost", "zeros", "ones", "cut and ended"])
+def test_a_jpeg_damaged_in_the_middle_is_truncated(tmp_path, damage):
+    """libjpeg would fill the rest with grey, and only warn."""
+    data = cv2.imencode(".jpg", noise(3, 256))[1].tobytes()
+    half, later = len(data) // 2, len(data) // 2 + 500
+    spoiled = {
+        "lost": data[:half] + data[later:],
+        "zeros": data[:half] + bytes(500) + data[later:],
+        "ones": data[:half] + b"\xff" * 500 + data[later:],
+        "cut and ended": data[:half] + b"\xff\xd9",
+    }[damage]
+    (tmp_path / "a.jpg").write_bytes(spoiled)
+    with pytest.raises(dicom.Rejected, match="damaged") as caught:
+        raster.read(tmp_path / "a.jpg")
+    assert caught.value.code == "TRUNCATED"

@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from pneumothorax.data import labels
 from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts import images_masks, nnunet, run_lengths, siim_png
 from pneumothorax.data.layouts.listed import Layout
@@ -81,17 +82,17 @@ def choose(found: Found, given: Given) -> Layout:
     return _layout(names[0], found, given)
 
 
-def recognised(found: Found, labels: Path | None) -> list[str]:
+def recognised(found: Found, given: Path | None) -> list[str]:
     """The layouts that the folder has all parts of.
 
     Args:
-        labels: a label CSV or a folder of masks from the command line: either leaves the
+        given: a label CSV or a folder of masks from the command line: either leaves the
             layouts with such labels.
     """
-    if labels is not None and labels.is_dir():
+    if given is not None and given.is_dir():
         return [images_masks.NAME]
-    by_run_lengths = run_lengths.recognise(found, labels)
-    if labels is not None:
+    by_run_lengths = run_lengths.recognise(found, given)
+    if given is not None:
         return [by_run_lengths] * bool(by_run_lengths)
     fits = {
         by_run_lengths: bool(by_run_lengths),
@@ -134,12 +135,15 @@ def _layout(name: str, found: Found, given: Given) -> Layout:
 
 def _nothing(found: Found, given: Given) -> str:
     """Why no layout fits."""
+    tables = [given.labels] if given.labels else found.tables_named(*run_lengths.LABEL_NAMES)
+    for table in tables:
+        if labels.header(table) != list(labels.SUBMISSION_COLUMNS):
+            labels.table(table, labels.SUBMISSION_COLUMNS)  # says what is wrong with it
     if given.labels:
         return f"{given.labels} lists none of the {_kinds(found.images)} below {found.root} by name"
     label_names = " or ".join(run_lengths.LABEL_NAMES)
     masks = ", ".join([siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS])
     half = found.folders_named(siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS)
-    tables = found.tables_named(*run_lengths.LABEL_NAMES)
     lines = [f"{found.root} holds {_kinds(found.images)}, but no labels that go with them"]
     if half:
         images = ", ".join([siim_png.IMAGES, images_masks.IMAGES, nnunet.IMAGES])

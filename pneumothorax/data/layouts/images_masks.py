@@ -20,7 +20,7 @@ from pneumothorax.data.layouts.listed import (
     group_masks,
     only,
 )
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import BadInput, bad_list
 
 NAME = "images-masks"
 IMAGES, TEST_IMAGES = "images", "images-test"
@@ -32,11 +32,13 @@ FLAGGED = ("ImageId", "has_pneumo")
 
 @dataclass(frozen=True)
 class ImagesMasks:
-    """The folder `root` that holds all the others, and the folders of masks."""
+    """The folders of images and of their masks; those of test images may be missing."""
 
     reason: str
-    root: Path
-    mask_folders: tuple[Path, ...]
+    image_folder: Path
+    masks: Path
+    test_folder: Path | None
+    test_masks: Path | None
     annotated: Path | None
     follow_symlinks: bool = False
     name: str = NAME
@@ -45,15 +47,23 @@ class ImagesMasks:
     def tables(self) -> dict[str, Path]:
         return {ANNOTATED: self.annotated} if self.annotated else {}
 
+    @property
+    def mask_folders(self) -> tuple[Path, ...]:
+        return (self.masks, *([self.test_masks] if self.test_masks else []))
+
     def images(self, paths: Iterable[Path]) -> tuple[Path, ...]:
-        folders = {self.root / IMAGES, self.root / TEST_IMAGES}
+        folders = {self.image_folder, self.test_folder}
         return tuple(path for path in paths if not folders.isdisjoint(path.parents))
 
     def read(self) -> Listed:
-        training = [path.stem for path in self._files(self.root / IMAGES)]
-        tested = [path.stem for path in self._files(self.root / TEST_IMAGES)]
-        files = [path for folder in self.mask_folders for path in self._files(folder)]
-        masks, orphans = group_masks({*training, *tested}, files)
+        training, tested = self._stems(self.image_folder), self._stems(self.test_folder)
+        masks, orphans = group_masks({*training, *tested}, self._mask_files(self.masks))
+        if self.test_masks:
+            of_test, others = group_masks(set(tested), self._mask_files(self.test_masks))
+            both = sorted(masks.keys() & of_test)
+            if both:
+                raise bad_list(f"{len(both)} test images have masks in two folders", both)
+            masks, orphans = {**masks, **of_test}, [*orphans, *others]
         listed = self._listed()
         annotated = {**listed, **{stem: listed.get(stem) for stem in masks}}
         return Listed(
@@ -62,11 +72,19 @@ class ImagesMasks:
                 for image_id, positive in annotated.items()
             },
             test_ids=tuple(tested),
-            orphans=tuple(str(path) for path in orphans),
+            orphans=tuple(discovery.printable(str(path)) for path in orphans),
         )
 
-    def _files(self, folder: Path) -> tuple[Path, ...]:
-        return discovery.images_below(folder, follow_symlinks=self.follow_symlinks)
+    def _stems(self, folder: Path | None) -> list[str]:
+        if folder is None:
+            return []
+        paths = discovery.images_below(folder, follow_symlinks=self.follow_symlinks)
+        return [discovery.printable(path.stem) for path in paths]
+
+    def _mask_files(self, folder: Path) -> tuple[Path, ...]:
+        return discovery.images_below(
+            folder, follow_symlinks=self.follow_symlinks, suffixes=discovery.MASK_SUFFIXES
+        )
 
     def _listed(self) -> dict[str, bool | None]:
         """The images of annotated.csv, and what it says about them."""
@@ -78,7 +96,7 @@ class ImagesMasks:
 
 
 def recognise(found: Found) -> bool:
-    return bool(_roots(found))
+    return bool(_pairs(found))
 
 
 def layout(found: Found, given: Path | None, *, follow_symlinks: bool) -> ImagesMasks:
@@ -87,27 +105,33 @@ def layout(found: Found, given: Path | None, *, follow_symlinks: bool) -> Images
     Args:
         given: the folder of masks from the command line.
     """
-    roots = _roots(found)
-    if given is not None:
-        if not given.is_dir():
-            raise BadInput(f"--labels: {given} is not a folder of mask images")
-        roots = [folder.parent for folder in found.folders_named(IMAGES)]
-    root = only(roots, f"folder with {IMAGES} and {' or '.join(MASKS)}", flag="--input")
-    masks = [root / name for name in MASKS if found.below(root / name)]
-    folder = given or only(masks, "folder of masks", flag="--labels")
-    tests = [root / name for name in TEST_MASKS if found.below(root / name)]
-    tested = (only(tests, "folder of masks of test images", flag="--input"),) if tests else ()
-    annotated = root / ANNOTATED
+    if given is not None and not given.is_dir():
+        raise BadInput(f"--labels: {given} is not a folder of mask images")
+    folders = found.folders_named(IMAGES) if given else _pairs(found)
+    images = only(folders, f"folder {IMAGES} next to {' or '.join(MASKS)}", flag="--input")
+    if given and (
+        given.resolve() == images.resolve() or given.resolve() in images.resolve().parents
+    ):
+        raise BadInput(f"--labels: {given} holds the images, not their masks")
+
+    def beside(*names: str) -> list[Path]:
+        return [path for path in found.folders_named(*names) if path.parent == images.parent]
+
+    masks = given or only(beside(*MASKS), "folder of masks", flag="--labels")
+    test_masks = beside(*TEST_MASKS)
+    tables = [path for path in found.tables_named(ANNOTATED) if path.parent == images.parent]
     return ImagesMasks(
-        f"the folders {IMAGES} and {folder.name}",
-        root,
-        (folder, *tested),
-        annotated if annotated in found.tables else None,
+        f"the folders {images.name} and {masks.name}",
+        images,
+        masks,
+        next(iter(beside(TEST_IMAGES)), None),
+        only(test_masks, "folder of masks of test images", flag="--input") if test_masks else None,
+        only(tables, ANNOTATED, flag="--input") if tables else None,
         follow_symlinks,
     )
 
 
-def _roots(found: Found) -> list[Path]:
-    """The folders that hold a folder of images and one of masks."""
+def _pairs(found: Found) -> list[Path]:
+    """The folders of images that have a folder of masks next to them."""
     with_masks = {folder.parent for folder in found.folders_named(*MASKS)}
-    return [folder.parent for folder in found.folders_named(IMAGES) if folder.parent in with_masks]
+    return [folder for folder in found.folders_named(IMAGES) if folder.parent in with_masks]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pneumothorax.data.discovery import printable
 from pneumothorax.data.labels import SampleSubmission
 from pneumothorax.errors import BadInput, bad_list
 
@@ -107,10 +108,11 @@ def group_masks(
     by_number: set[str] = set()  # images that have numbered masks
     contested: set[str] = set()  # images whose numbered mask is named like another image
     for path in masks:
-        numbered = re.fullmatch(r"(.+)_\d+", path.stem)
+        stem = printable(path.stem)
+        numbered = re.fullmatch(r"(.+)_\d+", stem)
         base = numbered[1] if numbered and numbered[1] in stems else ""
-        if path.stem in stems:
-            found[path.stem].append(path)
+        if stem in stems:
+            found[stem].append(path)
             contested.add(base)
         elif base:
             found[base].append(path)
@@ -118,7 +120,7 @@ def group_masks(
         else:
             orphans.append(path)
     unclear = [
-        f"{stem}: {', '.join(path.name for path in paths)}"
+        printable(f"{stem}: {', '.join(map(str, paths))}")
         for stem, paths in found.items()
         if len({path.stem for path in paths}) < len(paths) or stem in by_number & contested
     ]

@@ -45,19 +45,29 @@ def _read(path: Path, shape: tuple[int, int], threshold: int | None) -> np.ndarr
         values = _highest_channel(values, path)
     if decoder == raster.PNG and _has_two_values(values):
         return _above(values, 0)
-    if threshold is None:
-        message = f"mask {path.name} {_description(values, decoder)}"
-        raise Rejected(BAD_MASK, f"{message}: --mask-threshold 128 says how to read it")
     unit = np.iinfo(values.dtype).max // 255  # 1, or 257 of 16 bits
+    if threshold is None:
+        highest = int(values.max()) // unit
+        middle = 128 if highest >= 128 else max(1, (highest + 1) // 2)
+        message = f"mask {path.name} {_description(values, decoder)}"
+        raise Rejected(BAD_MASK, f"{message}: --mask-threshold {middle} says how to read it")
     return _above(values, threshold * unit - 1)
 
 
 def _highest_channel(values: np.ndarray, path: Path) -> np.ndarray:
-    """(H, W, 3) -> (H, W). Raises Rejected where only transparency draws the mask."""
+    """(H, W, 3) -> (H, W).
+
+    Raises Rejected where two colours, or transparency alone, draw the mask.
+    """
     first, second, third = cv2.split(values)
     highest = cv2.max(cv2.max(first, second), third)
     low, high, _, _ = cv2.minMaxLoc(highest)
     if low == high:
+        if any(cv2.minMaxLoc(channel)[0] < high for channel in (first, second, third)):
+            colours = len(np.unique(values.reshape(-1, 3), axis=0))
+            if colours > 1:
+                message = f"mask {path.name} has {colours} colours, and none of them is black"
+                raise Rejected(BAD_MASK, f"{message}: save it as black and white")
         with Image.open(path) as image:
             opaque = image.convert("RGBA").getchannel("A").getextrema()
         if opaque[0] != opaque[1]:

@@ -49,12 +49,12 @@ class NnUnet:
         orphans: list[str] = []
         for image_folder, mask_folder in ((IMAGES, MASKS), (TEST_IMAGES, TEST_MASKS)):
             known = set(cases[image_folder].values())
-            for path in self._files(mask_folder):
+            for path in self._files(mask_folder, suffixes=discovery.MASK_SUFFIXES):
                 if path.stem in known:
                     masks = annotations.get(path.stem, Annotation()).masks
                     annotations[path.stem] = Annotation(masks=(*masks, path))
                 else:
-                    orphans.append(str(path))
+                    orphans.append(discovery.printable(str(path)))
         test_ids = tuple(cases[TEST_IMAGES].values())
         return Listed(
             annotations=annotations,
@@ -63,8 +63,12 @@ class NnUnet:
             orphans=tuple(orphans),
         )
 
-    def _files(self, name: str) -> tuple[Path, ...]:
-        return discovery.images_below(self.root / name, follow_symlinks=self.follow_symlinks)
+    def _files(
+        self, name: str, *, suffixes: tuple[str, ...] = discovery.IMAGE_SUFFIXES
+    ) -> tuple[Path, ...]:
+        return discovery.images_below(
+            self.root / name, follow_symlinks=self.follow_symlinks, suffixes=suffixes
+        )
 
     def _cases(self, name: str) -> dict[str, str]:
         """File name -> case. Raises BadInput for images of several channels."""

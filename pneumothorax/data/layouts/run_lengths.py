@@ -26,7 +26,12 @@ TEST_LABEL_NAMES = ("test-rle.csv",)
 TARGET_NAMES = ("train.csv",)
 TARGET_COLUMNS = ("ImageId", "target")
 MASK_FOLDERS = frozenset(
-    (siim_png.MASKS, nnunet.MASKS, nnunet.TEST_MASKS, *images_masks.MASKS, *images_masks.TEST_MASKS)
+    name.casefold()
+    for names in (
+        (siim_png.MASKS, nnunet.MASKS, nnunet.TEST_MASKS, "mask"),
+        (*images_masks.MASKS, *images_masks.TEST_MASKS),
+    )
+    for name in names
 )
 
 
@@ -141,7 +146,7 @@ def _targets(found: Found) -> Path | None:
 
 def _is_mask(path: Path, root: Path) -> bool:
     """Whether the file lies in a folder of masks, below the input folder."""
-    return not MASK_FOLDERS.isdisjoint(path.parent.relative_to(root).parts)
+    return any(name.casefold() in MASK_FOLDERS for name in path.parent.relative_to(root).parts)
 
 
 def _given_or_only(

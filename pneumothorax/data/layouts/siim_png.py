@@ -54,9 +54,14 @@ class SiimPng:
     def read(self) -> Listed:
         entries = self._entries_of_tables() if self.table_of else self._entries_of_names()
         stems = {Path(entry.file_name).stem for entry in entries}
-        masks, orphans = group_masks(stems, self._files(*self.mask_folders))
+        files = discovery.images_below(
+            self.mask_folders[0],
+            follow_symlinks=self.follow_symlinks,
+            suffixes=discovery.MASK_SUFFIXES,
+        )
+        masks, orphans = group_masks(stems, files)
         # The mask of an image that no table lists is not an orphan.
-        unlisted = {path.stem for path in self._files(self.image_folder)} - stems
+        unlisted = {path.stem for path in self._images()} - stems
         orphans = [path for path in orphans if path.stem not in unlisted]
         test_ids = tuple(entry.image_id for entry in entries if entry.split == TEST)
         return Listed(
@@ -68,11 +73,11 @@ class SiimPng:
             },
             test_ids=test_ids,
             id_of={entry.file_name: entry.image_id for entry in entries},
-            orphans=tuple(str(path) for path in orphans),
+            orphans=tuple(discovery.printable(str(path)) for path in orphans),
         )
 
-    def _files(self, folder: Path) -> tuple[Path, ...]:
-        return discovery.images_below(folder, follow_symlinks=self.follow_symlinks)
+    def _images(self) -> tuple[Path, ...]:
+        return discovery.images_below(self.image_folder, follow_symlinks=self.follow_symlinks)
 
     def _entries_of_tables(self) -> "list[_Entry]":
         entries: list[_Entry] = []
@@ -98,7 +103,7 @@ class SiimPng:
 
     def _entries_of_names(self) -> "list[_Entry]":
         entries = []
-        for path in self._files(self.image_folder):
+        for path in self._images():
             said = _FILE_NAME.fullmatch(path.name)
             if said and dicom.is_image_id(path.stem):
                 split = TRAIN if said[1].lower() == "train" else TEST
