@@ -52,10 +52,10 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # Loaders that are no longer used end their workers here. Left to a later collection,
-        # they would do it at exit, or in a worker of the next fold, with a traceback.
-        gc.collect()
         self.kill()
+        # Loaders without workers end here. Left to a later collection, they would end at exit,
+        # or in a worker of the next fold, with a traceback.
+        gc.collect()
 
     def kill(self) -> None:
         """Kill the child processes started inside, and wait until they are gone."""

@@ -190,7 +190,7 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_no_work_on_the_cluster(
 
 def test_a_worker_that_sees_other_tables_stops_the_run_and_rejects_no_file(alone, tmp_path):
     source, _ = alone
-    layout = RunLengths("siim-dicom", "by its name", labels=source / "train-rle.csv")
+    layout = RunLengths("siim-dicom", "by its name", source, labels=source / "train-rle.csv")
     job = jobs.plan(layout, size=64, salt="", output=tmp_path)
     image = next((source / "dicom-images-train").rglob("*.dcm"))
     assert "row" in one_image.prepare(image, source, job, None)
