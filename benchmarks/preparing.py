@@ -56,7 +56,10 @@ def material(args: argparse.Namespace) -> Iterator[Material]:
         layout = choose.choose(discovery.search(labels.parent), choose.Given(labels=labels))
         job = jobs.plan(layout, size=512, salt="salt", output=Path(temporary) / "first")
         entries = {path: one_image.prepare(path, labels.parent, job, None) for path in paths}
-        files = [path for path, entry in entries.items() if "row" in entry]
+        labelled = job.listed.annotations
+        files = [
+            path for path, entry in entries.items() if "row" in entry and path.stem in labelled
+        ]
         yield Material(files, labels, job, Path(temporary))
 
 
