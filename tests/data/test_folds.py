@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 
 from pneumothorax.data import folds
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, lineage, records
-from tests.helpers.stages import run_stage, tiny_input, write_lines
+from tests.helpers.stages import run_on, run_stage, tiny_input, write_lines
 
 STAGE = "01_make_folds.py"
 
@@ -439,3 +440,38 @@ def test_one_fold_is_a_usage_error(tmp_path, capsys):
         run_stage(STAGE, "--output", tmp_path, "--folds", 1)
     assert caught.value.code == 2
     assert "at least 2" in capsys.readouterr().err
+
+
+def test_ids_that_differ_for_every_image_leave_unseen_patients_unknown():
+    """SIIM-ACR's PatientID: a different one in every file, whoever is shown."""
+    train = pd.DataFrame(
+        {
+            "image_id": list("abc"),
+            "patient_id": ["p", "q", "r"],
+            "sha256": ["1", "2", "3"],
+        }
+    )
+    test = pd.DataFrame(
+        {"image_id": list("xyz"), "patient_id": ["s", "p", "t"], "sha256": ["4", "5", "1"]}
+    )
+    assert folds.are_doubtful(train)
+    assert folds.seen_in_training(train, test)["in_training"].tolist() == [0, 1, 1]
+    doubtful = folds.seen_in_training(train, test, doubtful=True)["in_training"]
+    assert doubtful.isna().tolist() == [True, False, False]
+    assert doubtful.tolist()[1:] == [1, 1]  # the same id, and the same pixels, still say so
+    assert not folds.are_doubtful(train.assign(patient_id=["p", "p", "q"]))
+    assert folds.are_doubtful(train.assign(patient_id=["p", "p", ""]))
+
+
+def test_stage_01_calls_no_patient_unseen_by_doubtful_ids(tmp_path):
+    made = tiny_input(tmp_path / "input", train=8, test=2)
+    for path in made.folder.rglob("*.dcm"):  # each file its own patient, as in SIIM-ACR
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = f"uuid-{path.stem}"
+        dataset.save_as(path)
+    output = tmp_path / "output"
+    run_on(output, "00_prepare_data.py", "--input", made.folder, "--size", 64)
+    run_on(output, "01_make_folds.py", "--folds", 2)
+    table = artifacts.read_table(output, artifacts.TEST_PATIENTS)
+    assert (table["patient_id"] != "").all()
+    assert table["in_training"].isna().all()
