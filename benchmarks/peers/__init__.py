@@ -1,0 +1,1 @@
+"""Other people's pipelines on the same images, folds and minutes as ours."""
