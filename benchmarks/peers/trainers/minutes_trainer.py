@@ -23,8 +23,9 @@ TRAINING_ITERATIONS, VALIDATION_ITERATIONS = 5, 1
 
 
 class MinutesTrainer(nnUNetTrainer):
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    # The names are nnU-Net's: it looks its arguments up by the names in the subclass.
+    def __init__(self, plans, configuration, fold, dataset_json, device) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_iterations_per_epoch = TRAINING_ITERATIONS
         self.num_val_iterations_per_epoch = VALIDATION_ITERATIONS
         self.history: list[dict[str, float]] = []
