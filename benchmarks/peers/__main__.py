@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks import timing
 from benchmarks.peers import nnunet, peer_run, smp_example
 from benchmarks.peers.peer_run import Films, PeerRun
-from pneumothorax.pipeline import locks, stage
+from pneumothorax.pipeline import artifacts, locks, stage
 
 SMP, NNUNET = "smp", "nnunet"
 DEFAULT_SEED = 42
@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    timing.machine()
+    timing.machine("numpy", "torch")
     with locks.lock(args.output, f"03_predict-{args.run}"):
         films = peer_run.load_films(args.output, args.size)
         peer = make_peer(args, films)
@@ -85,9 +85,9 @@ def make_peer(args: argparse.Namespace, films: Films) -> smp_example.SmpExample 
 
 def print_fold(run: PeerRun, fold: int, seconds: float) -> None:
     record = run.record(fold)
-    epochs = len((run.weights(fold).parent / "history.csv").read_text("utf-8").splitlines()) - 1
+    history = artifacts.read_table(run.output, artifacts.Run(run.name).fold(fold).history)
     print(
-        f"fold {fold}: {epochs} epochs in {record['seconds'] / 60:.1f} minutes, "
+        f"fold {fold}: {len(history)} epochs in {record['seconds'] / 60:.1f} minutes, "
         f"{seconds / 60:.1f} with everything, at most {record['peak_memory_mib']:.0f} MiB",
         flush=True,
     )

@@ -140,7 +140,8 @@ class PeerRun:
         images = predicted.read(self.output, [self.name], artifacts.OOF)
         rule = evaluation.Rule(weights=(1.0,), triplet=OWN_RULE, p_positive=1.0)
         frame = pd.DataFrame([evaluation.compare(image, [rule])[0] for image in images.images])
-        patients = artifacts.training_rows(self.output).set_index("image_id")["patient_id"]
+        patients = artifacts.read_table(self.output, artifacts.FOLDS)
+        patients = patients.set_index("image_id")["patient_id"]
         frame = frame.assign(
             p_positive=images.scores[:, 0], patient_id=frame["image_id"].map(patients)
         )
