@@ -139,7 +139,7 @@ def test_shift_scale_and_rotation_stay_within_their_limits():
         moved_by.append(min(angle % 90, 90 - angle % 90))
     assert 8 < np.abs(shifts).max() < 12.6  # 6 % of 200 pixels, both ways
     assert np.ptp(np.array(shifts), axis=0).min() > 16
-    assert 0.8 < min(areas) < 0.87  # 0.9 squared is 0.81
+    assert 0.79 < min(areas) < 0.87  # 0.9 squared is 0.81
     assert 1.13 < max(areas) < 1.23  # 1.1 squared is 1.21
     assert 7 < max(moved_by) < 11
 

@@ -23,8 +23,8 @@ NO_MASK = np.zeros((SIZE, SIZE), np.uint8)
 
 def features(image):
     """(S, S) uint8 -> (7,): sharpness, its evenness, and traces of resampling and of borders."""
-    smooth = [cv2.GaussianBlur(image, (0, 0), sigma).astype(np.float32) for sigma in (0.7, 1.4)]
     values = image.astype(np.float32)
+    smooth = [cv2.GaussianBlur(values, (0, 0), sigma) for sigma in (0.7, 1.4)]
     fine, coarse = values - smooth[0], smooth[0] - smooth[1]
     laplacian = cv2.Laplacian(values, cv2.CV_32F)
     blocks = np.abs(laplacian)[: SIZE // 16 * 16].reshape(SIZE // 16, 16, SIZE // 16, 16)

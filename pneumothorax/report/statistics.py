@@ -144,7 +144,7 @@ def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any])
 
 
 def cautions(runs: list[Run]) -> list[str]:
-    """`phantom_caution`, and `caution` of every run's images and labelled test images, once each."""
+    """`phantom_caution`; `caution` of every run's images and labelled test images, each once."""
     found = [phantom_caution(runs), *(caution(run.per_image) for run in runs)]
     found += [caution(run.test.per_image, "test images") for run in runs if run.test]
     return [text for text in dict.fromkeys(found) if text]

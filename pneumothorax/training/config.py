@@ -1,4 +1,6 @@
-"""One experiment: every setting that defines it. Defaults follow the paper where it speaks.
+"""One experiment: every setting that defines it.
+
+Defaults follow the paper where it speaks and measurement does not speak against it.
 
 A YAML file holds only what differs; its key `base` names a file whose settings come first.
 `--set key=value` overrides both. The resolved settings are saved with the run.

@@ -297,7 +297,8 @@ def test_scores_of_validated_epochs_are_joined_past_those_that_were_not_validate
     np.testing.assert_allclose(thin[0].get_xydata(), [[1, 0.5], [3, 0.7]])
     assert {line.get_marker() for line in (mean, *thin)} == {"."}
     # The only validated epoch is a dot.
-    once = paper_figures.learning({"ours": [history().assign(siim_dice=[np.nan] * 2 + [0.7])]}, LIGHT)
+    last = history().assign(siim_dice=[np.nan, np.nan, 0.7])
+    once = paper_figures.learning({"ours": [last]}, LIGHT)
     np.testing.assert_allclose(labelled(once.axes[2])["ours"].get_xydata(), [[3, 0.7]])
 
 
