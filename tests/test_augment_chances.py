@@ -17,7 +17,7 @@ from pneumothorax import augment, png
 from pneumothorax.phantom import radiograph
 from pneumothorax.training.config import TrainConfig
 
-SIZE, FILMS, COPIES = 128, 40, 1600
+SIZE, RADIOGRAPHS, COPIES = 128, 40, 1600
 NO_MASK = np.zeros((SIZE, SIZE), np.uint8)
 
 
@@ -60,21 +60,21 @@ def mirrored(values):
 
 
 @pytest.fixture(scope="module")
-def films():
+def radiographs():
     """(SIZE, SIZE) radiographs of phantoms, all without a pneumothorax."""
-    drawn = (radiograph.draw(seed, pneumothorax=False, size=256) for seed in range(FILMS))
+    drawn = (radiograph.draw(seed, pneumothorax=False, size=256) for seed in range(RADIOGRAPHS))
     return [png.downsample(one.image, SIZE) for one in drawn]
 
 
-def found_auc(films, augmented):
+def found_auc(radiographs, augmented):
     """Of a cross-validated classifier of the labels, which are random.
 
     Args:
-        augmented: (film, label, number) -> the film as a network with this label sees it.
+        augmented: (image, label, number) -> the image as a network with this label sees it.
     """
     labels = np.random.default_rng(0).integers(0, 2, COPIES)
     seen = [
-        features(augmented(films[number % FILMS], label, number))
+        features(augmented(radiographs[number % RADIOGRAPHS], label, number))
         for number, label in enumerate(labels)
     ]
     model = make_pipeline(StandardScaler(), LogisticRegression())
@@ -83,7 +83,7 @@ def found_auc(films, augmented):
 
 
 def as_in_training(config):
-    """Films augmented as training does with this config."""
+    """Radiographs augmented as training does with this config."""
     augmentation = augment.Augmentation(
         size=SIZE,
         negative=config.augment_negative,
@@ -92,29 +92,29 @@ def as_in_training(config):
         seed=1,
     )
 
-    def augmented(film, label, number):
+    def augmented(image, label, number):
         item = (0, number, 0)
-        return augmentation(film, NO_MASK, is_positive=label == 1, item=item)[0]
+        return augmentation(image, NO_MASK, is_positive=label == 1, item=item)[0]
 
     return augmented
 
 
-def test_the_features_tell_a_distorted_film_from_an_untouched_one(films):
+def test_the_features_tell_a_distorted_radiograph_from_an_untouched_one(radiographs):
     import albumentations as A
 
     kinds = augment.alternatives(size=SIZE)["distortion"]
     distortion = A.Compose([A.OneOf(list(kinds.values()), p=1.0)], strict=True)
 
-    def distorted_if_labelled(film, label, number):
-        return augment.apply(distortion, film, NO_MASK, seed=number)[0] if label else film
+    def distorted_if_labelled(image, label, number):
+        return augment.apply(distortion, image, NO_MASK, seed=number)[0] if label else image
 
-    assert found_auc(films, distorted_if_labelled) > 0.85
-
-
-def test_by_default_nobody_can_tell_positives_by_their_augmentation(films):
-    assert found_auc(films, as_in_training(TrainConfig())) < 0.55
+    assert found_auc(radiographs, distorted_if_labelled) > 0.85
 
 
-def test_with_the_papers_chances_distorted_films_look_positive(films):
+def test_by_default_nobody_can_tell_positives_by_their_augmentation(radiographs):
+    assert found_auc(radiographs, as_in_training(TrainConfig())) < 0.55
+
+
+def test_with_the_papers_chances_distorted_radiographs_look_positive(radiographs):
     papers = TrainConfig(augment_negative=0.3, augment_positive=0.5, shift_scale_rotate=0)
-    assert found_auc(films, as_in_training(papers)) > 0.57
+    assert found_auc(radiographs, as_in_training(papers)) > 0.57
