@@ -43,7 +43,7 @@ def test_two_epochs_and_two_images_get_different_augmentations():
 
 
 def test_the_same_seed_gives_the_same_sample_regardless_of_earlier_ones():
-    transform = augment.training(size=128, probability=1.0)
+    transform = augment.training(size=128, probability=1.0, shift_scale_rotate=1.0)
     first = augment.apply(transform, *sample(), seed=5)
     for seed in (1, 2, 3):
         augment.apply(transform, *sample(), seed=seed)

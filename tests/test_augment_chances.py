@@ -17,7 +17,7 @@ from pneumothorax import augment, png
 from pneumothorax.phantom import radiograph
 from pneumothorax.training.config import TrainConfig
 
-SIZE, RADIOGRAPHS, COPIES = 128, 40, 1600
+SIZE, RADIOGRAPHS, COPIES = 96, 40, 2000
 NO_MASK = np.zeros((SIZE, SIZE), np.uint8)
 
 
@@ -62,7 +62,7 @@ def mirrored(values):
 @pytest.fixture(scope="module")
 def radiographs():
     """(SIZE, SIZE) radiographs of phantoms, all without a pneumothorax."""
-    drawn = (radiograph.draw(seed, pneumothorax=False, size=256) for seed in range(RADIOGRAPHS))
+    drawn = (radiograph.draw(seed, pneumothorax=False, size=2 * SIZE) for seed in range(RADIOGRAPHS))
     return [png.downsample(one.image, SIZE) for one in drawn]
 
 

@@ -20,13 +20,13 @@ def refusal(tmp_path, text="", *overrides):
     return str(caught.value)
 
 
-def test_an_empty_file_is_the_papers_experiment(tmp_path):
+def test_an_empty_file_is_the_papers_experiment_but_for_equal_chances_of_augmentation(tmp_path):
     found = loaded(tmp_path)
     assert (found.model, found.image_size) == ("ica_resunet", 512)
     assert found.sampling == "paper"
     # positives to negatives 2:1 early, 1:1 in the middle and late stages
     assert [ratio for _, ratio in sampling.NAMED_STEPS["paper"]] == [2, 1]
-    assert found.augment_positive > found.augment_negative  # "more of them for positives"
+    assert found.augment_positive == found.augment_negative == found.shift_scale_rotate == 0.5
 
 
 def test_file_then_overrides_then_fixed_values(tmp_path):
@@ -264,12 +264,6 @@ def test_the_first_place_recipe_has_its_own_learning_rates_for_our_batches():
         found = config.load(PINNED.with_name(f"first_place_{part}.yaml"), [])
         assert found.learning_rate == pytest.approx(rate * found.batch_size / 2)
         assert found.warmup_steps > 0
-
-
-def test_every_image_has_the_same_chances_of_augmentation_by_default():
-    default = config.TrainConfig()
-    assert default.augment_negative == default.augment_positive == 0.5
-    assert default.shift_scale_rotate == 0.5
 
 
 def test_the_paper_networks_have_a_full_config_and_a_small_twin_of_the_same_network():
