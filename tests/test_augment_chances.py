@@ -17,7 +17,7 @@ from pneumothorax import augment, png
 from pneumothorax.phantom import radiograph
 from pneumothorax.training.config import TrainConfig
 
-SIZE, RADIOGRAPHS, COPIES = 96, 40, 2000
+SIZE, RADIOGRAPHS, COPIES = 128, 40, 1600
 NO_MASK = np.zeros((SIZE, SIZE), np.uint8)
 
 
@@ -117,4 +117,4 @@ def test_by_default_nobody_can_tell_positives_by_their_augmentation(radiographs)
 
 def test_with_the_papers_chances_distorted_radiographs_look_positive(radiographs):
     papers = TrainConfig(augment_negative=0.3, augment_positive=0.5, shift_scale_rotate=0)
-    assert found_auc(radiographs, as_in_training(papers)) > 0.57
+    assert found_auc(radiographs, as_in_training(papers)) > 0.55
