@@ -62,7 +62,9 @@ def mirrored(values):
 @pytest.fixture(scope="module")
 def radiographs():
     """(SIZE, SIZE) radiographs of phantoms, all without a pneumothorax."""
-    drawn = (radiograph.draw(seed, pneumothorax=False, size=2 * SIZE) for seed in range(RADIOGRAPHS))
+    drawn = (
+        radiograph.draw(seed, pneumothorax=False, size=2 * SIZE) for seed in range(RADIOGRAPHS)
+    )
     return [png.downsample(one.image, SIZE) for one in drawn]
 
 
@@ -111,10 +113,17 @@ def test_the_features_tell_a_distorted_radiograph_from_an_untouched_one(radiogra
     assert found_auc(radiographs, distorted_if_labelled) > 0.85
 
 
-def test_by_default_nobody_can_tell_positives_by_their_augmentation(radiographs):
-    assert found_auc(radiographs, as_in_training(TrainConfig())) < 0.55
+@pytest.fixture(scope="module")
+def auc_by_default(radiographs):
+    return found_auc(radiographs, as_in_training(TrainConfig()))
 
 
-def test_with_the_papers_chances_distorted_radiographs_look_positive(radiographs):
+def test_by_default_nobody_can_tell_positives_by_their_augmentation(auc_by_default):
+    assert auc_by_default < 0.55
+
+
+def test_with_the_papers_chances_distorted_radiographs_look_positive(radiographs, auc_by_default):
+    """At best 0.60: half of the positives are distorted, 30 % of the negatives."""
     papers = TrainConfig(augment_negative=0.3, augment_positive=0.5, shift_scale_rotate=0)
-    assert found_auc(radiographs, as_in_training(papers)) > 0.55
+    found = found_auc(radiographs, as_in_training(papers))
+    assert found > max(0.55, auc_by_default + 0.05)

@@ -25,7 +25,7 @@ class LearningRates:
     """The learning rate of every step: a linear warm-up, then half a cosine.
 
     Without warm-up the rates at the starts of epochs are those of PyTorch's
-    CosineAnnealingLR over epochs. The cosine goes on between them, however many steps an
+    CosineAnnealingLR over epochs. The cosine continues between them, however many steps an
     epoch has. A rate depends on the step's place in the training alone: there is no state
     to save, and none that could disagree after a resume.
 
