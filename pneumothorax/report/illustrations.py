@@ -199,7 +199,7 @@ def learning_curves(album: Album, runs: list[Run]) -> page.Figure:
         lambda style: paper_figures.learning(histories, style),
         title="Learning rate, loss and validation score",
         caption="Like the paper’s figure 6, with loss and validation score added. Thin lines: the "
-        "folds; thick lines: their mean.",
+        "folds; thick lines: their mean. The learning rate is that of an epoch’s first step.",
         alt="Learning rate, loss and validation score by epoch",
         wide=True,
     )
