@@ -260,8 +260,15 @@ def lite0():
 def names_in_timm():
     """{a layer's name in the package: its name in timm}, written down from both sources."""
     names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
-    stages = [(stage, at) for stage, length in enumerate((1, 2, 2, 3, 3, 4, 1)) for at in range(length)]
-    separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    stages = [
+        (stage, at) for stage, length in enumerate((1, 2, 2, 3, 3, 4, 1)) for at in range(length)
+    ]
+    separable = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
+    }
     inverted = {
         "_expand_conv": "conv_pw",
         "_bn0": "bn1",
@@ -326,6 +333,8 @@ def test_the_package_is_not_imported(lite0):
 
 
 def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
+    encoder = lite0_encoder()
+
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -333,7 +342,7 @@ def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
     with pytest.raises(
         WeightsError, match=r"not installed.*requirements-small\.txt.*'pneumothorax\[small\]'"
     ):
-        encoder_weights.load(lite0_encoder(), PACKAGED, name=LITE0)
+        encoder_weights.load(encoder, PACKAGED, name=LITE0)
 
 
 def without_a_tensor(state):
