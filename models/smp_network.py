@@ -99,12 +99,12 @@ class SmpNetwork(NetworkWithClassification):
             "encoder_depth", inspect.signature(constructor).parameters["encoder_depth"].default
         )
         weights_of.load(network.encoder, encoder_weights, name=encoder, depth=depth)
-        self.network = network
-        self.attention = _attention_blocks(architecture, network, attention)
+        network.attention = _attention_blocks(architecture, network, attention)
+        self.network: Any = network
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         pixels = self.prepare(images)
-        found = self._attended(pixels) if len(self.attention) else self.network(pixels)
+        found = self._attended(pixels) if len(self.network.attention) else self.network(pixels)
         logits, classification = found if self.classification_weight else (found, None)
         if logits.shape != images.shape:
             raise ValueError(
@@ -115,9 +115,9 @@ class SmpNetwork(NetworkWithClassification):
 
     def _attended(self, pixels: torch.Tensor) -> Any:
         """What smp's SegmentationModel.forward returns, with attention behind the encoder."""
-        network: Any = self.network
+        network = self.network
         features = list(network.encoder(pixels))  # at strides 1, 2, 4, ...
-        for level, block in enumerate(self.attention, start=FIRST_ATTENDED):
+        for level, block in enumerate(network.attention, start=FIRST_ATTENDED):
             features[level] = block(features[level])
         logits = network.segmentation_head(network.decoder(features))
         if network.classification_head is None:

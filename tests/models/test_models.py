@@ -483,7 +483,8 @@ def test_the_decoder_and_the_head_of_smp_see_attended_features_from_stride_4_on(
     with torch.inference_mode():
         network(images())
         expected = [
-            block(plain) for block, plain in zip(network.attention, seen["plain"][2:], strict=True)
+            block(plain)
+            for block, plain in zip(network.network.attention, seen["plain"][2:], strict=True)
         ]
     assert [plain.shape[2] for plain in seen["plain"]] == [64, 32, 16, 8, 4, 2]
     assert seen["decoder"][0] is seen["plain"][0]
@@ -493,7 +494,7 @@ def test_the_decoder_and_the_head_of_smp_see_attended_features_from_stride_4_on(
     )
     assert not torch.equal(seen["decoder"][2], seen["plain"][2])
     assert seen["head"] is seen["decoder"][5]
-    blocks = [(len(block.reducers), block.residual) for block in network.attention]
+    blocks = [(len(block.reducers), block.residual) for block in network.network.attention]
     assert blocks == [(profiles, residual)] * 4
 
 
@@ -503,7 +504,7 @@ def test_attention_only_adds_names_to_those_of_smp():
     smp = smp_library.load().Unet("resnet18", encoder_weights=None, in_channels=1).state_dict()
     assert plain == {f"network.{name}" for name in smp}
     assert plain < with_attention
-    assert {name.split(".")[0] for name in with_attention - plain} == {"attention"}
+    assert {name.split(".")[1] for name in with_attention - plain} == {"attention"}
 
 
 def test_fpn_on_se_resnext_is_that_of_smp():
