@@ -21,7 +21,12 @@ from pneumothorax.prediction.probability_maps import Predictor
 from tests.helpers.networks import SMALL, small
 from tests.helpers.stages import ROOT
 
-NAMES = (*(name for name in models.NAMES if name != "chexlocnet"), "smp/FPN", "smp/UnetPlusPlus")
+NAMES = (
+    *(name for name in models.NAMES if name != "chexlocnet"),
+    "smp/FPN",
+    "smp/Unet",
+    "smp/UnetPlusPlus",
+)
 QUICK = ("ica_resunet", "unet")  # all others with --all
 SETTINGS = {**SMALL, "smp/UnetPlusPlus": SMALL["ica_resunet"]}
 SIZE = 64

@@ -814,6 +814,7 @@ def test_scores_by_hand():
     "name",
     [
         "ica_resunet",
+        pytest.param("smp/Unet", marks=pytest.mark.slow),
         pytest.param("unetpp_msof", marks=pytest.mark.slow),
         pytest.param("unet", marks=pytest.mark.slow),
     ],
@@ -825,6 +826,7 @@ def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
         "decoder_channels": [8] * 5,
         "classification_weight": 0.5,
     }
+    settings["smp/Unet"] = {**settings["ica_resunet"], "attention": "improved"}
 
     def network():
         torch.manual_seed(0)
