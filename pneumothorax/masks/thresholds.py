@@ -31,7 +31,7 @@ MIN_AREAS = tuple(
 )
 MIN_COMPONENTS = (0, 100, 250, 500, 1000)
 MIN_PROBABILITIES = (0.0, 0.02, 0.05, *(round(0.1 * step, 1) for step in range(1, 10)))
-SOFTNESS = 0.5  # see GridScores.choose; measured, as is MIN_GAIN: benchmarks/RESULTS.md
+SOFTNESS = 0.25  # see GridScores.choose; measured, as is MIN_GAIN: benchmarks/RESULTS.md
 MIN_GAIN = 0.5
 SMALLEST = 1e-9  # gains and errors below are 0
 DECIMALS = 12  # scores that differ beyond these are equal: the sums' order rounds differently
@@ -181,10 +181,17 @@ class Best(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """How much masks gain over empty ones in SIIM Dice, and the standard error of that."""
+    """How much masks gain over empty ones in SIIM Dice.
+
+    Args:
+        error: the standard error of `mean`.
+        error_within: the same, if as many images were positive in every sample: how many
+            there are is noise that all thresholds share.
+    """
 
     mean: float
     error: float
+    error_within: float
 
 
 class Search:
@@ -298,8 +305,9 @@ class GridScores:
 
         The best triplet is the luckiest of many good ones. The chosen one is in their
         middle: the mean position, where a triplet that scores less than the best by
-        SOFTNESS standard errors has a weight of 1 / e. If its gain over empty masks is not
-        above MIN_GAIN standard errors, every image stays empty.
+        SOFTNESS standard errors (within positive and negative images) has a weight of
+        1 / e. If its gain over empty masks is not above MIN_GAIN standard errors, every
+        image stays empty.
         """
         grid = within or self.search.grid
         part = np.ix_(
@@ -310,7 +318,7 @@ class GridScores:
         )
         values = self.values[part]
         highest = _highest(values)
-        noise = max(self._gain(grid.triplet(highest)).error, SMALLEST)
+        noise = max(self._gain(grid.triplet(highest)).error_within, SMALLEST)
         weights = np.exp((values - values[highest]) / (SOFTNESS * noise))
         at = _middle(weights / weights.sum(), grid)
         triplet = grid.triplet(at)
@@ -330,9 +338,13 @@ class GridScores:
         return self.values[:, :, :, at.min_component, at.fill_holes, at.min_probability]
 
     def _gain(self, triplet: Triplet) -> Gain:
-        dice = self.search.image_dice(triplet, self.p_positive)
-        gains = (dice - self.search.empty_dice)[self.images]
-        return Gain(float(gains.mean()), float(gains.std() / np.sqrt(len(gains))))
+        empty_dice = self.search.empty_dice[self.images]
+        gains = self.search.image_dice(triplet, self.p_positive)[self.images] - empty_dice
+        within = gains.copy()
+        for group in (empty_dice == 0, empty_dice == 1):
+            within[group] -= gains[group].mean() if group.any() else 0
+        error, error_within = (float(each.std() / np.sqrt(len(gains))) for each in (gains, within))
+        return Gain(float(gains.mean()), error, error_within)
 
 
 def _highest(values: np.ndarray) -> Position:

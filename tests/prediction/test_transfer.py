@@ -29,7 +29,7 @@ class Opinionated(nn.Module):
     def outputs(self, images):
         bright = functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False)
         own = functional.conv2d(images - bright, self.own, padding=4)
-        return 40 * (bright - 0.5) + 3 * functional.avg_pool2d(own, 7, 1, 3) - 7, None
+        return 80 * (bright - 0.5) - 14 + 20 * functional.avg_pool2d(own, 7, 1, 3), None
 
 
 def radiographs(seed):
@@ -85,17 +85,20 @@ def found():
     return triplet, {way: search(maps, truths) for way, maps in averaged.items()}
 
 
-@pytest.mark.parametrize("share", SHARES.values(), ids=SHARES)
-def test_thresholds_of_single_networks_suit_the_mean_logit(found, share):
+def test_thresholds_of_single_networks_suit_the_mean_logit_better(found):
     triplet, searches = found
-    images = chosen_images(share)
-    score = {way: one.image_dice(triplet)[images].mean() for way, one in searches.items()}
-    claimed = searches["logits"].best(images).siim_dice
-    assert score["logits"] > score["none"]  # averaging helps
-    assert score["logits"] > score["probabilities"] - 0.003
-    assert score["logits"] > claimed - 0.03
-    if share >= SHARES["as in training"]:
-        assert score["logits"] > score["probabilities"] + 0.005
+    score = {
+        (way, name): search.image_dice(triplet)[chosen_images(share)].mean()
+        for way, search in searches.items()
+        for name, share in SHARES.items()
+    }
+    logits, probabilities = (
+        np.array([score[way, name] for name in SHARES]) for way in ("logits", "probabilities")
+    )
+    assert logits.mean() > probabilities.mean() + 0.002
+    assert score["logits", "as in training"] > score["probabilities", "as in training"]
+    assert (logits > probabilities - 0.01).all()  # whatever the share of positives
+    assert score["logits", "as in training"] > score["none", "as in training"]  # averaging helps
 
 
 def test_the_mean_logit_calls_more_images_positive_than_the_mean_probability(found):
@@ -106,4 +109,4 @@ def test_the_mean_logit_calls_more_images_positive_than_the_mean_probability(fou
         way: float((one.top_areas[images, top] >= max(triplet.min_area, 1)).mean())
         for way, one in searches.items()
     }
-    assert called["probabilities"] < called["logits"] <= called["none"] + 0.02
+    assert called["probabilities"] < called["logits"] < called["none"]
