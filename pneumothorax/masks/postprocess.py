@@ -39,7 +39,7 @@ class Triplet:
 
     @property
     def is_all_empty(self) -> bool:
-        """Whether every image is empty: no image has so many pixels."""
+        """Whether every image is empty: the minimum area is larger than any image."""
         return self.min_area > math.prod(KAGGLE_SHAPE)
 
     def described(self) -> str:

@@ -1,7 +1,7 @@
 """Thresholds are fitted on maps of single networks and used on maps of all networks together.
 
-A simulation: five networks see the same lesions and the same false alarms, each with errors
-of its own. Mean logits stay closer to single networks than mean probabilities do.
+A simulation: five networks see the same lesions and the same false alarms, and each makes
+its own errors, too. Mean logits stay closer to single networks than mean probabilities do.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ SHARES = {"as in training": 0.3, "half as many": 0.15, "twice as many": 0.6}
 
 
 class Opinionated(nn.Module):
-    """Bright spots are lesions, and so is what a filter of its own finds in the noise."""
+    """Bright spots are lesions, and so is what its own filter finds in the noise."""
 
     def __init__(self, seed):
         super().__init__()
