@@ -165,7 +165,7 @@ def score_test_images(output, test_ids):
 
 
 def test_labelled_test_images_are_on_the_page_in_tables_of_their_own_and_in_the_gallery(
-    copied, capsys
+    copied, without_pictures, capsys
 ):
     made, output = copied
     score_test_images(output, made.test_ids)

@@ -146,7 +146,7 @@ def undisturbed_everything(folded, tmp_path_factory):
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
-@pytest.mark.parametrize("every", [8, 9, 11])
+@pytest.mark.parametrize("every", [8, pytest.param(9, marks=pytest.mark.slow), 11])
 def test_a_training_stopped_many_times_ends_in_the_weights_of_an_undisturbed_one(
     output, every, settings, undisturbed, undisturbed_everything
 ):
@@ -810,15 +810,8 @@ def test_scores_by_hand():
     assert scores.siim_dice == 0.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ica_resunet",
-        pytest.param("smp/Unet", marks=pytest.mark.slow),
-        pytest.param("unetpp_msof", marks=pytest.mark.slow),
-        pytest.param("unet", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ica_resunet", "smp/Unet", "unetpp_msof", "unet"])
 def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
     settings = {"unet": {"base_channels": 4}, "unetpp_msof": {"base_channels": 2}}
     settings["ica_resunet"] = {
