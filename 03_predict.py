@@ -6,10 +6,10 @@ Writes  output/runs/<run>/oof/<id>.png    training images, by the network of the
         output/runs/<run>/predictions.csv one row per probability map
         output/runs/<run>/network.onnx    only with --backend onnxruntime
 
-Probability maps are 8-bit grey PNGs, probability x 255, at the network's size. Each is
-the mean over an image and its mirror image. The network is rebuilt from the checkpoint
-alone; --backend onnxruntime exports it first, as export_model.py does, if network.onnx
-is missing or out of date. Safe to interrupt: run the same command again to resume.
+Probability maps are 8-bit grey PNGs, probability x 255, at the network's size, of the mean
+logit over an image and its mirror image. The network is rebuilt from the checkpoint alone;
+--backend onnxruntime exports it first, as export_model.py does, if network.onnx is missing
+or out of date. Safe to interrupt: run the same command again to resume.
 
     python 03_predict.py --run ica_resunet
     python 03_predict.py --run ica_resunet --split oof --fold 0
@@ -70,7 +70,7 @@ def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     from pneumothorax.compute import distributed, runtime
-    from pneumothorax.prediction import splits
+    from pneumothorax.prediction import probability_maps, splits
 
     with (
         distributed.processes(args.device) as device,
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         # Settled by the main process: machines may differ in what they support
         bf16 = distributed.on_main(runtime.predicts_in_bf16, args.precision, device)
         settings = {"splits": list(images), "folds": folds, "bf16": bf16, "backend": args.backend}
+        settings["averaged"] = probability_maps.AVERAGED
         made_from = {"settings": settings, "inputs": inputs}
         overwrite = args.overwrite and not distributed.is_restart()
         if overwrite:

@@ -85,15 +85,15 @@ def make(
     for table, frame in tables.items():
         artifacts.write_table(output, table, frame)
     outputs = [table.path for table in tables]
+    masks = evaluation.mask_rows(tested, blend.fits, engine) if tested.images else {}
     if tested.images:
         sample = read_sample(output, chosen)
-        masks = evaluation.mask_rows(tested, blend.fits, engine)
         rows = {image_id: masks[image_id] for image_id in sample.image_ids}
         writing.write(output / submission.csv, sample, rows)
         outputs.append(submission.csv)
         for warning in writing.warnings(rows, float((blend.images["true_px"] > 0).mean())):
             print(warning)
-    facts = results.facts(blend)
+    facts = results.facts(blend) | results.called_positive(blend, masks)
     alone = dict(zip(chosen.runs, single_runs, strict=False))
     facts |= results.gain(output, blend, alone, seed=chosen.seed)
     records.write(

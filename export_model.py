@@ -3,7 +3,7 @@
 Reads   output/runs/<run>/fold<k>/best.pt (stage 02), the folds and the cache
 Writes  output/runs/<run>/network.onnx    grey images in, probability maps out
 
-The file contains normalisation, the mean over an image and its mirror image, and the mean
+The file contains normalisation, and the mean logit over an image and its mirror image and
 over the folds. Its metadata describe its input and output. Its probability maps are
 compared with PyTorch's on images of the run; if they differ by more than 1/255, the file
 is not kept.

@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     from pneumothorax.inference import predicting, reading, results, settled
     from pneumothorax.prediction import probability_maps
 
+    runtime.keep_freed_memory()
     device = runtime.device(args.device)
     results.check_places(args.path, args.to, raw=args.input, output=args.output)
     run = settled.read(args.output, args.run)

@@ -13,13 +13,25 @@ from torch import nn
 from . import encoder_weights as weights_of
 from . import smp_library
 from .classification import NetworkWithClassification, checked_weight
+from .coord_attention import ImprovedCoordAttention
 
 # Arguments of smp that are not settings: one grey channel in and one logit out are fixed, and
 # `encoder` and `encoder_weights` are our own.
 FIXED = set("encoder_name encoder_weights in_channels classes activation aux_params kwargs".split())
 # Otherwise DPT's vision transformer only accepts the image size of its pretraining.
 ENCODER_SETTINGS = {"DPT": {"dynamic_img_size": True}}
+# Encoders whose weights come from TensorFlow, with its epsilon in batch norm (as in timm, not in
+# smp). With PyTorch's 1e-5 many channels that hardly vary are amplified in training.
+TENSORFLOW_ENCODERS = "timm-tf_efficientnet_lite"
+TENSORFLOW_EPSILON = 1e-3
 MAX_MATCHES = 5
+# The setting `attention` -> settings of the block.
+ATTENTION: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "published": {"pooling": "avg", "residual": False},
+    "improved": {},
+}
+FIRST_ATTENDED = 2  # level of the encoder, at stride 4, as in ICA-ResUNet
 
 
 class SmpNetwork(NetworkWithClassification):
@@ -34,8 +46,15 @@ class SmpNetwork(NetworkWithClassification):
         architecture: smp's name, e.g. "FPN".
         encoder: smp's name, e.g. "resnet34", or "tu-" and timm's name. None takes the
             architecture's default.
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
+        encoder_weights: "imagenet" (downloaded), "none", "package:efficientnet_lite0" (for
+            "timm-tf_efficientnet_lite0"; encoder_weights.py) or the path of a .pth or
             .safetensors file.
+        attention: coordinate attention on the encoder's features at stride 4 and coarser, as
+            the decoder and the classification head receive them; the encoder's next stage sees
+            plain features. "published" is Hou's block, "improved" that of ICA-ResUNet
+            (coord_attention.py). DeepLabV3, DeepLabV3Plus and PSPNet do not read all of these
+            features; the blocks on the others have no effect. Not for DPT, whose encoder
+            returns tokens.
         classification_weight: weight of the loss of a classification head on the encoder's last
             features; 0 builds no head.
         settings: further arguments of the architecture, see `settings_of`.
@@ -49,6 +68,7 @@ class SmpNetwork(NetworkWithClassification):
         *,
         encoder: str | None = None,
         encoder_weights: str | Path = "imagenet",
+        attention: str = "none",
         classification_weight: float = 0.0,
         **settings: Any,
     ) -> None:
@@ -73,14 +93,18 @@ class SmpNetwork(NetworkWithClassification):
             raise ValueError(
                 f"smp/{architecture} cannot be built with encoder {encoder!r}: {error}"
             ) from error
+        if encoder.startswith(TENSORFLOW_ENCODERS):
+            _set_epsilon(network.encoder, TENSORFLOW_EPSILON)
         depth = settings.get(
             "encoder_depth", inspect.signature(constructor).parameters["encoder_depth"].default
         )
         weights_of.load(network.encoder, encoder_weights, name=encoder, depth=depth)
-        self.network = network
+        network.attention = _attention_blocks(architecture, network, attention)
+        self.network: Any = network
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        found = self.network(self.prepare(images))
+        pixels = self.prepare(images)
+        found = self._attended(pixels) if len(self.network.attention) else self.network(pixels)
         logits, classification = found if self.classification_weight else (found, None)
         if logits.shape != images.shape:
             raise ValueError(
@@ -88,6 +112,17 @@ class SmpNetwork(NetworkWithClassification):
                 "encoder_depth and upsampling do not match"
             )
         return logits, None if classification is None else classification.squeeze(1)
+
+    def _attended(self, pixels: torch.Tensor) -> Any:
+        """What smp's SegmentationModel.forward returns, with attention behind the encoder."""
+        network = self.network
+        features = list(network.encoder(pixels))  # at strides 1, 2, 4, ...
+        for level, block in enumerate(network.attention, start=FIRST_ATTENDED):
+            features[level] = block(features[level])
+        logits = network.segmentation_head(network.decoder(features))
+        if network.classification_head is None:
+            return logits
+        return logits, network.classification_head(features[-1])
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         return list(self.network.encoder.parameters())
@@ -97,7 +132,32 @@ def settings_of(architecture: str) -> list[str]:
     """Names of the settings for this architecture. ValueError if smp does not know it."""
     parameters = inspect.signature(_constructor(architecture)).parameters
     own = [name for name in parameters if name not in FIXED]
-    return ["encoder", "encoder_weights", "classification_weight", *own]
+    return ["encoder", "encoder_weights", "attention", "classification_weight", *own]
+
+
+def _set_epsilon(encoder: nn.Module, epsilon: float) -> None:
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = epsilon
+
+
+def _attention_blocks(architecture: str, network: Any, attention: str) -> nn.ModuleList:
+    """One block per attended level of the encoder, or an empty list without attention.
+
+    Raises ValueError.
+    """
+    if attention not in ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
+    settings = ATTENTION[attention]
+    if settings is None:
+        return nn.ModuleList()
+    if type(network).forward is not smp_library.load().base.SegmentationModel.forward:
+        raise ValueError(
+            f"smp/{architecture} cannot have attention: its encoder does not return a list of "
+            "feature maps; pass attention=none"
+        )
+    channels = network.encoder.out_channels[FIRST_ATTENDED:]
+    return nn.ModuleList(ImprovedCoordAttention(each, **settings) for each in channels)
 
 
 def check_encoder(name: str) -> None:

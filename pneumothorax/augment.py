@@ -1,38 +1,45 @@
-"""The paper's training augmentations (section 3.1.2), through albumentations.
+"""The training augmentations, through albumentations.
 
-Horizontal flip; contrast, gamma or brightness; elastic, grid or optical distortion. Three
-traps of albumentations 2.0.8 are avoided here. Its random stream is the same in every
+The paper's (section 3.1.2): horizontal flip; contrast, gamma or brightness; elastic, grid
+or optical distortion. Ours: shift, scale and rotation. What moves in from outside the
+image is its reflection, not black.
+
+Four traps of albumentations 2.0.8 are avoided here. Its random stream is the same in every
 worker and epoch unless the transform is seeded before each sample, and with
 `set_random_seed` all steps draw the same numbers (`apply` avoids both). The defaults of
-ElasticTransform and OpticalDistortion barely move a pixel.
+ElasticTransform and OpticalDistortion barely move a pixel. Borders are black by default,
+and a black wedge shows a network which images were distorted.
 """
 
 from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 if TYPE_CHECKING:
     import albumentations as A
 
 
-def training(*, size: int = 512, probability: float = 0.5) -> A.Compose:
+def training(
+    *, size: int = 512, probability: float = 0.5, shift_scale_rotate: float = 0.5
+) -> A.Compose:
     """A transform for (size, size) uint8 images with uint8 masks of 0 and 1.
 
     Args:
         size: the images' height and width; distortions scale with it.
         probability: of one intensity change, and of one distortion; a flip always has 0.5.
+        shift_scale_rotate: probability of shift, scale and rotation together.
     """
     import_quietly()
     import albumentations as A
 
     kinds = alternatives(size=size)
-    choices = [
-        A.OneOf(list(kinds[kind].values()), p=probability) for kind in ("intensity", "distortion")
-    ]
+    chances = {"position": shift_scale_rotate, "intensity": probability, "distortion": probability}
+    choices = [A.OneOf(list(kinds[kind].values()), p=chance) for kind, chance in chances.items()]
     return A.Compose([*kinds["flip"].values(), *choices], strict=True)
 
 
@@ -43,8 +50,15 @@ def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
 
     scale = size / 512
     sigma = max(1.0, 6 * scale)
+    # Pixels move by about 0.16 * alpha / sigma: 3.3 at size 512 (alpha 120, sigma 6), and in
+    # proportion at other sizes.
+    elastic: dict[str, Any] = {"alpha": 20 * scale * sigma, "sigma": sigma}
+    position: dict[str, Any] = {"translate_percent": (-0.06, 0.06), "rotate": (-10, 10)}
+    position |= {"scale": (0.9, 1.1), "keep_ratio": True}
+    always: dict[str, Any] = {"border_mode": cv2.BORDER_REFLECT_101, "p": 1.0}
     return {
         "flip": {"horizontal flip": A.HorizontalFlip(p=0.5)},
+        "position": {"shift, scale, rotation": A.Affine(**position, **always)},
         "intensity": {
             "contrast": A.RandomBrightnessContrast(
                 brightness_limit=0.0, contrast_limit=0.25, p=1.0
@@ -55,11 +69,9 @@ def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
             "gamma": A.RandomGamma(gamma_limit=(70, 140), p=1.0),
         },
         "distortion": {
-            # Pixels move by about 0.16 * alpha / sigma: 3.3 at size 512 (alpha 120, sigma 6),
-            # and in proportion at other sizes.
-            "elastic distortion": A.ElasticTransform(alpha=20 * scale * sigma, sigma=sigma, p=1.0),
-            "grid distortion": A.GridDistortion(num_steps=5, distort_limit=0.3, p=1.0),
-            "optical distortion": A.OpticalDistortion(distort_limit=0.5, p=1.0),
+            "elastic distortion": A.ElasticTransform(**elastic, **always),
+            "grid distortion": A.GridDistortion(num_steps=5, distort_limit=0.3, **always),
+            "optical distortion": A.OpticalDistortion(distort_limit=0.5, **always),
         },
     }
 
@@ -96,13 +108,25 @@ class Augmentation:
 
     Args:
         size: the images' height and width.
-        negative, positive: `probability` for images without and with a pneumothorax.
+        negative, positive: `probability` for images without and with a pneumothorax. If they
+            differ, a network can learn that what is distorted is positive.
+        shift_scale_rotate: as in `training`, for all images.
     """
 
-    def __init__(self, *, size: int, negative: float, positive: float, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        size: int,
+        negative: float,
+        positive: float,
+        shift_scale_rotate: float,
+        seed: int,
+    ) -> None:
         self.seed = seed
-        self.negative = training(size=size, probability=negative)
-        self.positive = training(size=size, probability=positive)
+        self.negative, self.positive = (
+            training(size=size, probability=probability, shift_scale_rotate=shift_scale_rotate)
+            for probability in (negative, positive)
+        )
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray, *, is_positive: bool, item: tuple[int, int, int]

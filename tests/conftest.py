@@ -5,6 +5,14 @@ import pytest
 from tests.helpers.stages import REAL_DATA, TINY, run_all, run_stage, tiny_input
 
 
+LONGEST = ("stages", "training", "compute", "prediction")  # rooms
+
+
+def pytest_collection_modifyitems(items):
+    """The rooms with the longest files come first: no process is left with one at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real files; its README.md describes them."""

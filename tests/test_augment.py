@@ -3,6 +3,7 @@
 import warnings
 from collections import Counter
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,8 +15,10 @@ def sample(size=128):
     return noise(1, size), disc(size, size // 3, size // 2, size // 6)
 
 
-def augmented(seeds, *, size=128, probability=1.0):
-    transform = augment.training(size=size, probability=probability)
+def augmented(seeds, *, size=128, probability=1.0, shift_scale_rotate=1.0):
+    transform = augment.training(
+        size=size, probability=probability, shift_scale_rotate=shift_scale_rotate
+    )
     return [augment.apply(transform, *sample(size), seed=seed) for seed in seeds]
 
 
@@ -40,7 +43,7 @@ def test_two_epochs_and_two_images_get_different_augmentations():
 
 
 def test_the_same_seed_gives_the_same_sample_regardless_of_earlier_ones():
-    transform = augment.training(size=128, probability=1.0)
+    transform = augment.training(size=128, probability=1.0, shift_scale_rotate=1.0)
     first = augment.apply(transform, *sample(), seed=5)
     for seed in (1, 2, 3):
         augment.apply(transform, *sample(), seed=seed)
@@ -88,6 +91,59 @@ def only(name, size):
     raise AssertionError(f"{name} is not among the augmentations")
 
 
+MOVING = ["Affine", "ElasticTransform", "GridDistortion", "OpticalDistortion"]
+
+
+@pytest.mark.parametrize("size", [96, 128])
+@pytest.mark.parametrize("name", MOVING)
+def test_nothing_but_the_image_itself_moves_in_from_its_border(name, size):
+    """A constant image stays constant, and a mask of ones stays full: no black, no negative."""
+    grey, full = np.full((size, size), 77, np.uint8), np.ones((size, size), np.uint8)
+    for seed in range(20):
+        image, mask = augment.apply(only(name, size), grey, full, seed=seed)
+        assert set(np.unique(image)) == {77}
+        assert mask.all()
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_reflected_borders_bring_in_image_and_mask_together(name):
+    """A bright mask at the border: what is reflected into the image is bright and in the mask."""
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:, :12] = mask[-9:] = 1
+    changed = 0
+    for seed in range(20):
+        image, moved = augment.apply(only(name, 128), 40 + mask * np.uint8(160), mask, seed=seed)
+        assert set(np.unique(moved)) <= {0, 1}
+        bright = image > 120
+        # They differ in pixels on the edge alone: the image is interpolated, the mask is not.
+        eroded = cv2.erode(moved, np.ones((5, 5), np.uint8))
+        dilated = cv2.dilate(moved, np.ones((5, 5), np.uint8))
+        assert (bright >= eroded).all()
+        assert (bright <= dilated).all()
+        changed += bool((moved != mask).any())
+    assert changed > 15
+
+
+def test_shift_scale_and_rotation_stay_within_their_limits():
+    """Read from the points that the corners of a square in the middle move to."""
+    size = 200
+    square = np.zeros((size, size), np.uint8)
+    square[70:130, 70:130] = 1  # its diagonal half: 42.4 pixels
+    shifts, areas, moved_by = [], [], []
+    for seed in range(60):
+        _, mask = augment.apply(only("Affine", size), square * 200, square, seed=seed)
+        rows, columns = np.nonzero(mask)
+        shifts.append((rows.mean() - 99.5, columns.mean() - 99.5))
+        areas.append(mask.sum() / square.sum())
+        (_, _), _, angle = cv2.minAreaRect(np.argwhere(mask).astype(np.float32))
+        moved_by.append(min(angle % 90, 90 - angle % 90))
+    assert 8 < np.abs(shifts).max() < 12.6  # 6 % of 200 pixels, both ways
+    assert np.ptp(np.array(shifts), axis=0).min() > 16
+    assert 0.79 < min(areas) < 0.87  # 0.9 squared is 0.81
+    assert 1.13 < max(areas) < 1.23  # 1.1 squared is 1.21
+    assert 7 < max(moved_by) < 11
+
+
 @pytest.mark.parametrize("size", [128, 512])
 @pytest.mark.parametrize("name", ["ElasticTransform", "GridDistortion", "OpticalDistortion"])
 def test_each_distortion_moves_a_visible_share_of_the_mask_and_leaves_most_of_it(name, size):
@@ -118,31 +174,37 @@ def test_all_augmentations_of_the_paper_are_present_and_each_is_applied():
         for step in augment.training().transforms
         for part in getattr(step, "transforms", [step])
     }
+    ours = {"Affine"}
     distortions = {"ElasticTransform", "GridDistortion", "OpticalDistortion"}
-    assert names == {"HorizontalFlip", "RandomBrightnessContrast", "RandomGamma", *distortions}
+    intensities = {"RandomBrightnessContrast", "RandomGamma"}
+    assert names == {"HorizontalFlip", *ours, *intensities, *distortions}
     image, mask = sample()
     flips = sum(
-        (moved == mask[:, ::-1]).all() for _, moved in augmented(range(200), probability=0.0)
+        (moved == mask[:, ::-1]).all()
+        for _, moved in augmented(range(200), probability=0.0, shift_scale_rotate=0.0)
     )
-    same = sum((moved == mask).all() for _, moved in augmented(range(200), probability=0.0))
+    same = sum(
+        (moved == mask).all()
+        for _, moved in augmented(range(200), probability=0.0, shift_scale_rotate=0.0)
+    )
     assert flips + same == 200
     assert 70 < flips < 130  # half of them
     changed = sum(
         (found != image).any() and (found != image[:, ::-1]).any()
-        for found, _ in augmented(range(200), probability=0.5)
+        for found, _ in augmented(range(200), probability=0.5, shift_scale_rotate=0.0)
     )
     assert (
         120 < changed < 180
     )  # all but the quarter with neither an intensity change nor a distortion
 
 
-def test_flip_intensity_and_distortion_are_independent():
+def test_flip_position_intensity_and_distortion_are_independent():
     import albumentations as A
 
     transform = A.Compose(
         augment.training(size=64).transforms, strict=True, save_applied_params=True
     )
-    combinations, kinds, contrasts = Counter(), Counter(), []
+    combinations, kinds, positions, contrasts = Counter(), Counter(), Counter(), []
     for seed in range(400):
         found = spied(transform, seed)
         flip = "HorizontalFlip" in found
@@ -153,6 +215,7 @@ def test_flip_intensity_and_distortion_are_independent():
         combinations[flip, bool(intensity), bool(distortion)] = (
             combinations.get((flip, bool(intensity), bool(distortion)), 0) + 1
         )
+        positions["Affine" in found, flip, bool(distortion)] += 1
         kinds[intensity, distortion] = kinds.get((intensity, distortion), 0) + 1
         contrasts += [
             values["alpha"]
@@ -160,7 +223,9 @@ def test_flip_intensity_and_distortion_are_independent():
             if name == "RandomBrightnessContrast" and values["alpha"] != 1
         ]
     assert len(combinations) == 8
-    assert all(25 < count < 75 for count in combinations.values())  # 50 each
+    assert len(positions) == 8
+    counts = [*combinations.values(), *positions.values()]
+    assert all(25 < count < 75 for count in counts)  # 50 each
     assert all(
         (a, b) in kinds
         for a in ("RandomBrightnessContrast", "RandomGamma")

@@ -142,18 +142,20 @@ def test_all_real_rows_survive_decoding_and_encoding_unchanged(real_rows):
     assert changed == []
 
 
-def test_all_real_unions_equal_a_slow_decoder_pixel_by_pixel(real_rows):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 8])
+def test_real_unions_equal_a_slow_decoder_pixel_by_pixel(real_rows, every):
     by_image = {}
     for image_id, text in real_rows:
         by_image.setdefault(image_id, []).append(text)
     assert len(by_image) == 2669  # FACTS.md: the other 9,378 images have no mask row
     areas = []
-    for image_id, texts in by_image.items():
+    for image_id, texts in list(by_image.items())[::every]:
         truth = plain_union(texts, 1024 * 1024)
         mask = rle.union(texts, REAL_SHAPE)
         assert mask.tobytes("F") == truth, image_id
         areas.append(truth.count(1))
-    assert (min(areas), max(areas)) == (55, 161421)  # FACTS.md
+    if every == 1:
+        assert (min(areas), max(areas)) == (55, 161421)  # FACTS.md
     assert not rle.union([], REAL_SHAPE).any()
 
 

@@ -24,6 +24,7 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, mask
 @contextmanager
 def processes(device_name: str) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if any, and yield this process's device."""
+    runtime.keep_freed_memory()
     launched = dist.is_available() and dist.is_torchelastic_launched()
     device = runtime.device(
         device_name, local_rank=int(os.environ["LOCAL_RANK"]) if launched else None

@@ -1,5 +1,6 @@
 """What this process computes with: device, memory, random numbers, 16 or 32 bits."""
 
+import ctypes
 import platform
 import sys
 from typing import Any
@@ -7,6 +8,22 @@ from typing import Any
 import torch
 
 from pneumothorax.errors import BadConfig
+
+# Parameters of glibc's mallopt, from its malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep up to 1 GiB of freed memory for the next allocation (Linux).
+
+    A training step on a CPU allocates the same large tensors again and again. By default
+    each goes back to the system, which clears its pages before it hands them out again:
+    up to a third of a step's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def seed_everything(seed: int) -> None:

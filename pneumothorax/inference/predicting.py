@@ -32,7 +32,7 @@ from pneumothorax.pipeline.journal import Journal
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
-VERSION = 1  # raise it when results would change: earlier ones are then made again
+VERSION = 2  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
 

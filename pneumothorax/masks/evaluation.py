@@ -173,14 +173,15 @@ def _best(
     candidates: Sequence[Weights],
     searches: dict[Weights, Search],
 ) -> Weights:
-    """The candidate with the highest SIIM Dice at its own best thresholds; ties go to the first."""
+    """The candidate that scores best with its own chosen thresholds; ties go to the first."""
     if len(candidates) == 1:
         return candidates[0]
     seen = predicted.seen_without(held_out)
 
     def score(weights: Weights) -> float:
         p_positive = _calibrated(predicted, held_out, weights).p_positive(predicted.scores)
-        return round(searches[weights].best(seen, p_positive).siim_dice, thresholds.DECIMALS)
+        chosen = searches[weights].scores(seen, p_positive).choose()
+        return round(chosen.siim_dice, thresholds.DECIMALS)
 
     return max(candidates, key=score)
 

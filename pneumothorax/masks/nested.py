@@ -5,7 +5,7 @@ held-out fold   the fold that a fit does not see. The fit on all other folds mak
                 and makes the masks of the test images.
 nested score    each fold scored with the thresholds of the fit that held it out
 naive score     all images scored with the final thresholds: too high, since they were
-                chosen on the same images; the difference is the optimism
+                fitted on the same images; the difference is the optimism
 step            part of the post-processing, from one threshold alone to all of it
 """
 
@@ -80,21 +80,24 @@ def fit(bases: Mapping[HeldOut, Basis], fold: np.ndarray) -> NestedThresholds:
         raise ValueError("nested thresholds need at least two folds")
     nested_scores = {held_out: bases[held_out].scores(fold != held_out) for held_out in folds}
     final_scores = bases[None].scores(np.ones(len(fold), dtype=bool))
+    grid = bases[None].search.grid
 
     def thresholds_of_folds(within: Grid) -> dict[int, Triplet]:
-        return {held_out: scores.best(within).triplet for held_out, scores in nested_scores.items()}
+        return {
+            held_out: scores.choose(within).triplet for held_out, scores in nested_scores.items()
+        }
 
     steps = {}
-    for name, within in grids_of_steps(final_scores.grid).items():
+    for name, within in grids_of_steps(grid).items():
         dice = np.zeros(len(fold))
         for held_out, triplet in thresholds_of_folds(within).items():
             scored = fold == held_out
             dice[scored] = bases[held_out].image_dice(triplet)[scored]
-        steps[name] = Step(float(dice.mean()), final_scores.best(within).siim_dice)
-    final, naive = final_scores.best()
+        steps[name] = Step(float(dice.mean()), final_scores.choose(within).siim_dice)
+    final, naive = final_scores.choose()
     naive_dice = bases[None].image_dice(final)
     return NestedThresholds(
-        by_fold=thresholds_of_folds(final_scores.grid),
+        by_fold=thresholds_of_folds(grid),
         final=final,
         naive=naive,
         naive_by_fold={number: float(naive_dice[fold == number].mean()) for number in folds},

@@ -37,8 +37,15 @@ class Triplet:
         if not 0 <= self.min_probability < 1:
             raise ValueError(f"needs 0 <= min_probability < 1, got {self}")
 
+    @property
+    def is_all_empty(self) -> bool:
+        """Whether every image is empty: the minimum area is larger than any image."""
+        return self.min_area > math.prod(KAGGLE_SHAPE)
+
     def described(self) -> str:
         """In words, for terminal and figures."""
+        if self.is_all_empty:
+            return "every image is empty, since no thresholds beat that by more than noise"
         words = [f"top {self.top:g}, minimum area {self.min_area:.7g}, bottom {self.bottom:g}"]
         if self.min_component:
             words.append(f"components below {self.min_component:.7g} pixels removed")
@@ -47,6 +54,9 @@ class Triplet:
         if self.min_probability:
             words.append(f"images below {self.min_probability:g} empty")
         return ", ".join(words)
+
+
+ALL_EMPTY = Triplet(top=0.0, min_area=math.prod(KAGGLE_SHAPE) + 1.0, bottom=0.0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pneumothorax import metrics
+from pneumothorax import metrics, rle
 from pneumothorax.masks import blending, testing
 from pneumothorax.masks.evaluation import Evaluation
 from pneumothorax.masks.nested import HeldOut, NestedThresholds
@@ -70,11 +70,29 @@ def facts(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
+def called_positive(blend: Evaluation, test_masks: Mapping[str, str]) -> dict[str, Any]:
+    """The fact "called_positive": the share of images with a mask that is not empty.
+
+    Out of fold, masks come from single networks, those of test images from all networks
+    together. A much lower share of the latter says that the thresholds do not suit them,
+    unless fewer test images are positive.
+
+    Args:
+        test_masks: {image id: mask as text}; may be empty.
+    """
+    shares = {"out of fold": float((blend.images["predicted_px"] > 0).mean())}
+    if test_masks:
+        shares["of the test images"] = float(
+            np.mean([text != rle.EMPTY for text in test_masks.values()])
+        )
+    return {"called_positive": shares}
+
+
 def cross_validation(evaluation: Evaluation) -> pd.DataFrame:
     """artifacts.Submission.cross_validation rows.
 
-    Each fold, their mean and standard deviation, all images together, the final thresholds,
-    and the all-empty baseline on all images and on each fold.
+    Each fold, their mean and standard deviation, all images together, the thresholds for
+    test images, and the all-empty baseline on all images and on each fold.
     """
     images, thresholds = evaluation.images, evaluation.thresholds
     rows = [
@@ -141,6 +159,8 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
         f"final thresholds: {final.described()}",
     ]
     lines += [f"note: the best {which} is the last one tried" for which in grid.last_values(final)]
+    shares = record["called_positive"].items()
+    lines.append("called positive: " + ", ".join(f"{share:.1%} {where}" for where, share in shares))
     if submission.test_scores.path in record["outputs"]:
         lines += testing.in_words(artifacts.read_table(output, submission.test_scores))
     path = output / submission.csv

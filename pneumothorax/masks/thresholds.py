@@ -1,4 +1,4 @@
-"""Exhaustive search for the thresholds and the cleaning that score best on a set of images.
+"""Exhaustive search for thresholds and cleaning that suit a set of images, and others like them.
 
 Each image is reduced to a profile once: its area above every top threshold, and the Dice of
 its mask for every bottom threshold and every way of cleaning. The mean Dice of any thresholds
@@ -8,6 +8,8 @@ on any images is then a sum over profiles, exact on the grid.
     position    a triplet by its index on each axis of the grid
     profile     what the search needs to know about one image
     scores      the mean Dice of every triplet of the grid on the same images
+    best        the triplet with the highest of them: lucky, so it scores less elsewhere
+    chosen      the triplet in the middle of the good ones, which is used; or ALL_EMPTY
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ import numpy as np
 
 from pneumothorax import metrics
 from pneumothorax.masks import postprocess
-from pneumothorax.masks.postprocess import Triplet
+from pneumothorax.masks.postprocess import ALL_EMPTY, Triplet
 
 # The high ends are for overconfident networks, which need them to keep false alarms down.
 TOPS = (*(round(0.30 + 0.05 * step, 2) for step in range(14)), 0.97, 0.98, 0.99)
@@ -29,6 +31,9 @@ MIN_AREAS = tuple(
 )
 MIN_COMPONENTS = (0, 100, 250, 500, 1000)
 MIN_PROBABILITIES = (0.0, 0.02, 0.05, *(round(0.1 * step, 1) for step in range(1, 10)))
+SOFTNESS = 0.25  # see GridScores.choose; measured, as is MIN_GAIN: benchmarks/RESULTS.md
+MIN_GAIN = 0.5
+SMALLEST = 1e-9  # gains and errors below are 0
 DECIMALS = 12  # scores that differ beyond these are equal: the sums' order rounds differently
 
 
@@ -169,39 +174,24 @@ def _pixels_by_min_component(
 
 
 class Best(NamedTuple):
-    """The triplet with the highest SIIM Dice on some images, and that score."""
+    """A triplet and its SIIM Dice on some images."""
 
     triplet: Triplet
     siim_dice: float
 
 
-@dataclass(frozen=True)
-class GridScores:
-    """SIIM Dice of every triplet of a grid on the same images.
+class Gain(NamedTuple):
+    """How much masks gain over empty ones in SIIM Dice.
 
     Args:
-        values: one axis per field of Position; -inf where bottom is above top.
+        error: the standard error of `mean`.
+        error_within: the same, if as many images were positive in every sample: how many
+            there are is noise that all thresholds share.
     """
 
-    grid: Grid
-    values: np.ndarray
-
-    def best(self, within: Grid | None = None) -> Best:
-        """The best triplet, ties going to the first; `within` limits the values of the grid."""
-        within = within or self.grid
-        indices = [
-            [tried.index(value) for value in values]
-            for tried, values in zip(self.grid.axes, within.axes, strict=True)
-        ]
-        values = self.values[np.ix_(*indices)]
-        best = np.unravel_index(int(values.round(DECIMALS).argmax()), values.shape)
-        at = Position(*(int(index) for index in best))
-        return Best(within.triplet(at), float(values[at]))
-
-    def surface(self, triplet: Triplet) -> np.ndarray:
-        """(tops, min_areas, bottoms) scores with the other values as in `triplet`."""
-        at = self.grid.position(triplet)
-        return self.values[:, :, :, at.min_component, at.fill_holes, at.min_probability]
+    mean: float
+    error: float
+    error_within: float
 
 
 class Search:
@@ -218,7 +208,7 @@ class Search:
         self.dice = np.stack([one.dice for one in profiles])
         self.empty_dice = np.array([one.empty_dice for one in profiles])
 
-    def scores(self, images: np.ndarray, p_positive: np.ndarray | None = None) -> GridScores:
+    def scores(self, images: np.ndarray, p_positive: np.ndarray | None = None) -> "GridScores":
         """SIIM Dice of every triplet.
 
         Args:
@@ -236,7 +226,7 @@ class Search:
             passed_areas = np.searchsorted(np.array(grid.min_areas), top_areas, side="right")
             sums[index] = self._gains_of_passing(gains, passed_areas, passed_probabilities)
             sums[index][:, np.array(grid.bottoms) > top] = -np.inf
-        return GridScores(grid, (sums + empty_dice.sum()) / n_images)
+        return GridScores(self, images, p_positive, (sums + empty_dice.sum()) / n_images)
 
     def _gains_of_passing(
         self, gains: np.ndarray, passed_areas: np.ndarray, passed_probabilities: np.ndarray
@@ -271,10 +261,108 @@ class Search:
         return self.scores(images, p_positive).best()
 
     def image_dice(self, triplet: Triplet, p_positive: np.ndarray | None = None) -> np.ndarray:
-        """(N,) Dice of each image with a triplet of the grid; `p_positive` as in `scores`."""
+        """(N,) Dice of each image with a triplet of the grid, or with ALL_EMPTY.
+
+        `p_positive` is as in `scores`.
+        """
+        if triplet.is_all_empty:
+            return self.empty_dice
         at = self.grid.position(triplet)
         has_mask = self.top_areas[:, at.top] >= triplet.min_area
         if p_positive is not None:
             has_mask &= p_positive >= triplet.min_probability
         dice = self.dice[:, at.bottom, at.min_component, at.fill_holes]
         return np.where(has_mask, dice, self.empty_dice)
+
+
+@dataclass(frozen=True)
+class GridScores:
+    """SIIM Dice of every triplet of a grid on the same images.
+
+    Args:
+        search: over these and other images.
+        images: (N,) bool, the images that count.
+        p_positive: (N,) image-level probabilities in [0, 1]; None: all pass.
+        values: one axis per field of Position; -inf where bottom is above top.
+    """
+
+    search: Search
+    images: np.ndarray
+    p_positive: np.ndarray | None
+    values: np.ndarray
+
+    def best(self) -> Best:
+        """The triplet with the highest score; ties go to the first.
+
+        On other images it scores less, since noise helped to find it: see `choose`.
+        """
+        grid = self.search.grid
+        at = _highest(self.values)
+        return Best(grid.triplet(at), float(self.values[at]))
+
+    def choose(self, within: Grid | None = None) -> Best:
+        """The triplet to use for other images; `within` limits the values of the grid.
+
+        The best triplet is the luckiest of many good ones. The chosen one is in their
+        middle: the mean position, where a triplet that scores less than the best by
+        SOFTNESS standard errors (within positive and negative images) has a weight of
+        1 / e. If its gain over empty masks is not above MIN_GAIN standard errors, every
+        image stays empty.
+        """
+        grid = within or self.search.grid
+        part = np.ix_(
+            *(
+                [tried.index(value) for value in values]
+                for tried, values in zip(self.search.grid.axes, grid.axes, strict=True)
+            )
+        )
+        values = self.values[part]
+        highest = _highest(values)
+        noise = max(self._gain(grid.triplet(highest)).error_within, SMALLEST)
+        weights = np.exp((values - values[highest]) / (SOFTNESS * noise))
+        at = _middle(weights / weights.sum(), grid)
+        triplet = grid.triplet(at)
+        gain = self._gain(triplet)
+        if gain.mean <= max(MIN_GAIN * gain.error, SMALLEST):
+            return Best(ALL_EMPTY, float(self.search.empty_dice[self.images].mean()))
+        return Best(triplet, float(values[at]))
+
+    def surface(self, triplet: Triplet) -> np.ndarray:
+        """(tops, min_areas, bottoms) scores with the other values as in `triplet`.
+
+        Of ALL_EMPTY, which has none of these values, with the first of each.
+        """
+        if triplet.is_all_empty:
+            return self.values[:, :, :, 0, 0, 0]
+        at = self.search.grid.position(triplet)
+        return self.values[:, :, :, at.min_component, at.fill_holes, at.min_probability]
+
+    def _gain(self, triplet: Triplet) -> Gain:
+        empty_dice = self.search.empty_dice[self.images]
+        gains = self.search.image_dice(triplet, self.p_positive)[self.images] - empty_dice
+        within = gains.copy()
+        for group in (empty_dice == 0, empty_dice == 1):
+            within[group] -= gains[group].mean() if group.any() else 0
+        error, error_within = (float(each.std() / np.sqrt(len(gains))) for each in (gains, within))
+        return Gain(float(gains.mean()), error, error_within)
+
+
+def _highest(values: np.ndarray) -> Position:
+    """Of equal values the first."""
+    index = np.unravel_index(int(values.round(DECIMALS).argmax()), values.shape)
+    return Position(*(int(place) for place in index))
+
+
+def _middle(weights: np.ndarray, grid: Grid) -> Position:
+    """The mean position, rounded, with the bottom threshold not above the top one.
+
+    Args:
+        weights: one axis per field of Position, with a sum of 1.
+    """
+    means = []
+    for axis, length in enumerate(weights.shape):
+        others = tuple(other for other in range(weights.ndim) if other != axis)
+        means.append(float(weights.sum(axis=others) @ np.arange(length)))
+    at = Position(*(int(place) for place in np.rint(np.round(means, DECIMALS))))
+    allowed = int(np.searchsorted(grid.bottoms, grid.tops[at.top], side="right")) - 1
+    return at._replace(bottom=min(at.bottom, allowed))

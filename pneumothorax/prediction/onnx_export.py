@@ -79,7 +79,10 @@ def is_current(
         record = records.require(output, artifacts.Run(run).exported, weights)
     except BadInput:
         return False
-    return or_more or record["settings"] == {"folds": folds}
+    settings = {"folds": folds, "averaged": probability_maps.AVERAGED}
+    if or_more:
+        settings["folds"] = record["settings"]["folds"]
+    return bool(record["settings"] == settings)
 
 
 def write(
@@ -117,7 +120,7 @@ def write(
     records.write(
         output,
         artifacts.Run(run).exported,
-        settings={"folds": list(networks)},
+        settings={"folds": list(networks), "averaged": probability_maps.AVERAGED},
         inputs=weights,
         outputs=[path],
     )

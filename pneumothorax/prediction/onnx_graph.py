@@ -1,6 +1,6 @@
 """Networks of several folds -> one ONNX graph: grey images in, probability maps out.
 
-Normalisation, the mean over image and mirror and the mean over the folds are inside, so
+Normalisation and the mean logit over image and mirror and over the folds are inside, so
 that other programs need nothing but the file. onnx_runtime.py cuts single networks out.
 """
 
@@ -41,12 +41,12 @@ class Averaged(nn.Module):
         logits, classifications = zip(
             *(network.outputs(both) for network in self.networks), strict=True
         )
-        p = torch.stack(logits).sigmoid().mean(0)  # (2N, 1, S, S)
-        outputs = [(p[:n] + p[n:].flip(3)) / 2]
+        mean = torch.stack(logits).mean(0)  # (2N, 1, S, S)
+        outputs = [((mean[:n] + mean[n:].flip(3)) / 2).sigmoid()]
         if classifications[0] is None:
             return *outputs, both, *logits
-        p_classification = torch.stack(classifications).sigmoid().mean(0)  # (2N,)
-        outputs.append((p_classification[:n] + p_classification[n:]) / 2)
+        mean_classification = torch.stack(classifications).mean(0)  # (2N,)
+        outputs.append(((mean_classification[:n] + mean_classification[n:]) / 2).sigmoid())
         return *outputs, both, *logits, *classifications
 
 
@@ -114,7 +114,7 @@ def _description(
         "input": f"{IMAGES} {shape} uint8 grey, 0 to 255, white is dense; "
         "downsample by averaging areas",
         "output": f"{PROBABILITY} {shape} float32 in 0 to 1, "
-        "the mean over image and mirror and over folds",
+        "of the mean logit over image and mirror and over folds",
     }
     if has_classification:
         described["output_classification"] = (

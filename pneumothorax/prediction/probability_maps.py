@@ -9,6 +9,8 @@ import torch
 from pneumothorax.compute import checkpoint
 from pneumothorax.pipeline import artifacts
 
+AVERAGED = "logits"  # part of what maps are made from: those of earlier versions are made again
+
 
 class Predictor(NamedTuple):
     """A network in evaluation mode, and the size of the images it was trained on."""
@@ -52,7 +54,10 @@ def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def probabilities(
     networks: Sequence[Any], images: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The mean over networks, and over each image and its mirror image.
+    """Of the mean logit over networks, and over each image and its mirror image.
+
+    Thresholds are fitted on maps of single networks. A mean of probabilities is less
+    extreme than these; a mean of logits stays closer to them (benchmarks/RESULTS.md).
 
     Args:
         networks: each with `outputs`, as models.network.SegmentationNetwork.
@@ -67,12 +72,10 @@ def probabilities(
     for network in networks:
         logits, classification = network.outputs(images)
         logits_mirrored, classification_mirrored = network.outputs(mirrored)
-        total += logits.float().sigmoid()
-        total += logits_mirrored.float().sigmoid().flip(3)
+        total += logits.float()
+        total += logits_mirrored.float().flip(3)
         if classification is not None and classification_mirrored is not None:
-            classifications += [
-                classification.float().sigmoid(),
-                classification_mirrored.float().sigmoid(),
-            ]
+            classifications += [classification.float(), classification_mirrored.float()]
+    maps = (total / (2 * len(networks))).sigmoid()
     complete = len(classifications) == 2 * len(networks)
-    return total / (2 * len(networks)), torch.stack(classifications).mean(0) if complete else None
+    return maps, torch.stack(classifications).mean(0).sigmoid() if complete else None

@@ -43,8 +43,9 @@ class PredictionTask:
         return self.output / artifacts.Run(self.run).probability_map(split, image_id)
 
     def key(self, weights: str, image_hash: str) -> str:
-        """What a map is made from: weights (hashes), cached image, precision."""
-        return f"{weights}:{image_hash}:{'bf16' if self.bf16 else 'fp32'}"
+        """What a map is made from: weights (hashes), cached image, precision, what is averaged."""
+        precision = "bf16" if self.bf16 else "fp32"
+        return f"{weights}:{image_hash}:{precision}:{probability_maps.AVERAGED}"
 
 
 class Group(NamedTuple):

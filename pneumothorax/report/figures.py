@@ -94,7 +94,7 @@ def calibration(
 
 def threshold_surface(
     surface: pd.DataFrame,
-    chosen: tuple[float, float, float],
+    chosen: tuple[float, float, float] | None,
     style: Style,
     *,
     run: str,
@@ -105,7 +105,7 @@ def threshold_surface(
     Args:
         surface: top, min_area, bottom, siim_dice, one row per triplet tried; -inf and NaN
             are left out.
-        chosen: top, minimum area, bottom, marked with a star.
+        chosen: top, minimum area, bottom, marked with a star; None: every image is empty.
         baseline: the all-empty baseline, a contour where the surface crosses it.
     """
     tried = surface[np.isfinite(surface["siim_dice"])]
@@ -141,8 +141,11 @@ def _contours(axes: Axes, values: np.ma.MaskedArray, baseline: float) -> None:
 
 
 def _star(
-    axes: Axes, tried: pd.DataFrame, best: pd.DataFrame, chosen: tuple[float, float, float]
+    axes: Axes, tried: pd.DataFrame, best: pd.DataFrame, chosen: tuple[float, float, float] | None
 ) -> None:
+    if chosen is None:
+        axes.plot([], [], linestyle="none", label="chosen: every image empty")
+        return
     top, area, bottom = chosen
     same = (tried["top"] == top) & (tried["min_area"] == area) & (tried["bottom"] == bottom)
     score = f": {tried.loc[same, 'siim_dice'].iloc[0]:.4f}" if same.any() else ""

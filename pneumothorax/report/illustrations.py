@@ -148,7 +148,8 @@ def fold_scores(runs: list[Run]) -> pd.DataFrame:
 
 def surface(album: Album, run: Run) -> page.Figure:
     final = run.row(artifacts.FINAL)
-    chosen = final["top"], final["min_area"], final["bottom"]
+    tried = final["min_area"] <= run.surface["min_area"].max()
+    chosen = (final["top"], final["min_area"], final["bottom"]) if tried else None
     baseline = float(run.row(artifacts.ALL_EMPTY)["siim_dice"])
     return album.curve(
         f"surface-{run.name}",
@@ -157,7 +158,8 @@ def surface(album: Album, run: Run) -> page.Figure:
         ),
         title=f"Thresholds of {run.name}",
         caption="SIIM Dice of all out-of-fold images for the thresholds tried (naive: fitted and "
-        "scored on the same images). The star marks the triplet used for test images.",
+        "scored on the same images). The star marks the triplet used for test images: not "
+        "the highest score, but the middle of the high ones.",
         alt=f"Heat map of SIIM Dice over thresholds, {run.name}",
     )
 
@@ -199,7 +201,7 @@ def learning_curves(album: Album, runs: list[Run]) -> page.Figure:
         lambda style: paper_figures.learning(histories, style),
         title="Learning rate, loss and validation score",
         caption="Like the paper’s figure 6, with loss and validation score added. Thin lines: the "
-        "folds; thick lines: their mean.",
+        "folds; thick lines: their mean. The learning rate is that of an epoch’s first step.",
         alt="Learning rate, loss and validation score by epoch",
         wide=True,
     )

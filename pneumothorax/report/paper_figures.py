@@ -84,7 +84,8 @@ def augmentation(
 def learning(histories: Mapping[str, Sequence[pd.DataFrame]], style: Style) -> Figure:
     """Figure 6: learning rate, training loss and validation SIIM Dice of each epoch.
 
-    A thin line per fold, a thick one for their mean. A dotted line marks where every run
+    A thin line per fold, a thick one for their mean; validated epochs are dots, joined past
+    those that were not validated. A dotted line marks where every run
     changes its ratio of positives to negatives.
 
     Args:
@@ -259,11 +260,14 @@ def _size_text(truth: np.ndarray) -> str:
 
 def _mean_line(axes: Axes, folds: Sequence[pd.DataFrame], column: str, look: Look) -> None:
     """The mean over the folds that have reached an epoch, and thin lines where folds differ."""
-    mean = pd.concat(list(folds)).groupby("epoch")[column].mean()
+    known = [fold.dropna(subset=[column]) for fold in folds]
+    marker = "." if column == "siim_dice" else ""
     if column != "learning_rate" and len(folds) > 1:
-        for fold in folds:
-            axes.plot(fold["epoch"], fold[column], color=look["color"], linewidth=0.7, alpha=0.45)
-    axes.plot(mean.index, mean.to_numpy(), **look)
+        thin: Look = {"color": look["color"], "marker": marker, "linewidth": 0.7, "alpha": 0.45}
+        for fold in known:
+            axes.plot(fold["epoch"], fold[column], **thin)
+    mean = pd.concat(known).groupby("epoch")[column].mean()
+    axes.plot(mean.index, mean.to_numpy(), **look, marker=marker)
 
 
 def _sampling_switches(

@@ -67,6 +67,7 @@ class Run:
         histories: history.csv of each fold; () for a blend.
         network: network.json (network_cost.trace); None for a blend or without the file.
         test: None without labelled test images.
+        phantoms: a network was trained on phantoms, or started from one that was.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Run:
     network: dict[str, Any] | None
     cost: Cost
     test: TestResults | None = None
+    phantoms: bool = False
 
     def row(self, name: str) -> dict[str, Any]:
         """A row of the cross-validation table, e.g. "all" or "all-empty baseline"."""
@@ -104,6 +106,11 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
     # Only runs with a weight are needed to predict the test images.
     used = [run for run in members if weights[artifacts.FINAL][run] > 0]
     networks = [_network(output, run) for run in used]
+    trained = [
+        records.read(output, artifacts.Run(run).fold(fold).trained)
+        for run in used
+        for fold in folds_used
+    ]
     single = len(members) == 1
     histories = [
         artifacts.read_table(output, artifacts.Run(members[0]).fold(fold).history)
@@ -120,8 +127,9 @@ def load(output: Path, name: str, manifest: pd.DataFrame, folds: pd.DataFrame) -
         weights={} if single else weights,
         histories=tuple(histories) if single else (),
         network=networks[0] if single else None,
-        cost=_cost(output, used, folds_used, networks),
+        cost=_cost(trained, networks),
         test=_test_results(output, submission, manifest),
+        phantoms=any(record.get("phantoms") for record in trained),
     )
 
 
@@ -164,14 +172,8 @@ def _test_results(
     )
 
 
-def _cost(
-    output: Path, used: list[str], folds: list[int], networks: list[dict[str, Any] | None]
-) -> Cost:
-    trained = [
-        records.read(output, artifacts.Run(run).fold(fold).trained)
-        for run in used
-        for fold in folds
-    ]
+def _cost(trained: list[dict[str, Any]], networks: list[dict[str, Any] | None]) -> Cost:
+    """Of the networks with these records of stage 02."""
     memory = [record.get("peak_memory_mib") for record in trained]
     return Cost(
         parameters=_sum(networks, "parameters"),

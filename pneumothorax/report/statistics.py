@@ -130,23 +130,31 @@ def evaluated(runs: list[Run], prepared: dict[str, Any], folded: dict[str, Any])
         prepared, folded: the records of stages 00 and 01.
     """
     frame = runs[0].per_image
-    warning = caution(frame)
+    drawn = "" if prepared["phantoms"] else phantom_caution(runs)  # the page says it of the images
+    found = [text for text in (drawn, caution(frame)) if text]
     return Evaluated(
         images=len(frame),
         positives=int((frame["true_px"] > 0).sum()),
         patients=bootstrap.patients(frame)[1],
         folds=frame["fold"].nunique(),
         grouping=grouping(folded["settings"]["patients"]),
-        cautions=[warning] if warning else [],
+        cautions=found,
         phantoms=prepared["phantoms"],
     )
 
 
 def cautions(runs: list[Run]) -> list[str]:
-    """`caution` of every run's images and labelled test images, each once."""
-    found = [caution(run.per_image) for run in runs]
+    """`phantom_caution`; `caution` of every run's images and labelled test images, each once."""
+    found = [phantom_caution(runs), *(caution(run.per_image) for run in runs)]
     found += [caution(run.test.per_image, "test images") for run in runs if run.test]
     return [text for text in dict.fromkeys(found) if text]
+
+
+def phantom_caution(runs: list[Run]) -> str:
+    """A warning that names the runs trained on phantoms, "" without any."""
+    names = ", ".join(run.name for run in runs if run.phantoms)
+    warning = "their scores say nothing about networks trained on radiographs"
+    return f"Trained on phantoms, the built-in demo data: {names}; {warning}." if names else ""
 
 
 def caution(frame: pd.DataFrame, images: str = "images") -> str:

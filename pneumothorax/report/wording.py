@@ -1,9 +1,12 @@
 """Numbers as the page writes them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+
+from pneumothorax.rle import KAGGLE_SHAPE
 
 MISSING = "–"
 
@@ -37,9 +40,11 @@ def p_value(value: float | None) -> str:
 
 
 def threshold(name: str, value: float) -> str:
-    """0.35 -> 0.35; fill_holes as a word"""
+    """0.35 -> 0.35; fill_holes, and an area that no image has, as words"""
     if pd.isna(value):
         return ""
+    if name == "min_area" and value > math.prod(KAGGLE_SHAPE):
+        return "all empty"
     return ("filled" if value else "kept") if name == "fill_holes" else f"{value:.7g}"
 
 

@@ -1,4 +1,6 @@
-"""One experiment: every setting that defines it. Defaults follow the paper where it speaks.
+"""One experiment: every setting that defines it.
+
+Defaults follow the paper where it speaks and measurement does not speak against it.
 
 A YAML file holds only what differs; its key `base` names a file whose settings come first.
 `--set key=value` overrides both. The resolved settings are saved with the run.
@@ -44,6 +46,8 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     # CosineAnnealingLR's eta_min.
     final_learning_rate: float = Field(1e-6, ge=0, allow_inf_nan=False)
+    # Steps in which the learning rate rises from near 0; the cosine begins after them.
+    warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_gradient_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     # bf16 if the device has it, else fp16 with loss scaling.
@@ -58,9 +62,12 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     sampling: Steps | Literal["paper", "steps", "linear", "natural"] = "paper"
     # Copies of every positive in an epoch, each augmented differently.
     positive_repeat: int = Field(1, ge=1)
-    # Probability of each augmentation. The paper distorts positives more often.
-    augment_negative: float = Field(0.3, ge=0, le=1)
+    # Probability of an intensity change, and of a distortion. The paper changes positives more
+    # often than negatives; a network sees that and takes "distorted" for "positive".
+    augment_negative: float = Field(0.5, ge=0, le=1)
     augment_positive: float = Field(0.5, ge=0, le=1)
+    # Probability of shift, scale and rotation together, for all images. Not in the paper.
+    shift_scale_rotate: float = Field(0.5, ge=0, le=1)
     # "runs/<run>": start from the weights of the same fold of that run.
     init_from: str | None = None
     # The encoder's weights stay fixed in the first epochs.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,8 @@ GROUPS = {
     "schedule": ("learning_rate", "positives_per_negative", "positives", "negatives"),
     "speed": ("seconds", "images_per_second"),
 }
+# Between two versions of progress.png. Drawing one takes a tenth of a short epoch's time.
+PICTURE_SECONDS = 60
 
 
 class Log:
@@ -53,6 +56,8 @@ class Log:
     def __init__(self, output: Path, files: artifacts.Fold, *, epochs: int) -> None:
         self.output, self.files, self.epochs = output, files, epochs
         self.finished_epochs = 0
+        self.undrawn: Sequence[Row] = ()
+        self.drawn_at = time.monotonic()
 
     def rewrite(self, rows: Sequence[Row]) -> None:
         """Resume after these rows: the file may have an epoch that the checkpoint lacks."""
@@ -71,9 +76,9 @@ class Log:
         if not distributed.is_main():
             return
         self._write(rows)
-        title = f"{self.files.run}, fold {self.files.number}"
-        path = self.output / self.files.progress
-        write_progress(path, rows, epochs=self.epochs, title=title)
+        self.undrawn = rows
+        if time.monotonic() - self.drawn_at >= PICTURE_SECONDS:
+            self._draw()
         self.tensorboard.scalars(rows[-1])
         if examples:
             images, masks, maps = zip(*examples, strict=True)
@@ -88,6 +93,14 @@ class Log:
     ) -> None:
         if distributed.is_main():
             self.tensorboard.close()
+            if self.undrawn:
+                self._draw()
+
+    def _draw(self) -> None:
+        title = f"{self.files.run}, fold {self.files.number}"
+        path = self.output / self.files.progress
+        write_progress(path, self.undrawn, epochs=self.epochs, title=title)
+        self.undrawn, self.drawn_at = (), time.monotonic()
 
     def _write(self, rows: Sequence[Row]) -> None:
         text = io.StringIO(newline="")

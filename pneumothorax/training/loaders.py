@@ -120,6 +120,7 @@ def _training_images(data: FoldData, config: TrainConfig) -> RadiographDataset:
         size=config.image_size,
         negative=config.augment_negative,
         positive=config.augment_positive,
+        shift_scale_rotate=config.shift_scale_rotate,
         seed=config.seed,
     )
     return _images(data, data.train, config, augmentation)

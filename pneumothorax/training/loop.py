@@ -23,7 +23,7 @@ from pneumothorax.training.averaging import BestWeights
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.fold_state import FoldCheckpoints, FoldState
 from pneumothorax.training.loaders import FoldData, Loaders, sliding_sampling
-from pneumothorax.training.optimization import Optimization
+from pneumothorax.training.optimization import LearningRates, Optimization
 from pneumothorax.training.validation import Example, Scores, validate
 
 MAX_BAD_STEPS = 10  # in a row, with a loss or gradients that are not finite
@@ -44,15 +44,23 @@ class EpochSteps:
     """The steps of one epoch, from where the state stands; saves between them.
 
     Args:
+        rates: of every step of the training.
         fold: its number, for messages.
         stop: asked after every step; when it is due, all is saved and Stopped raised.
         save_seconds: time between two saves within an epoch.
     """
 
     def __init__(
-        self, state: FoldState, *, fold: int, stop: StopRequest, save_seconds: float
+        self,
+        state: FoldState,
+        rates: LearningRates,
+        *,
+        fold: int,
+        stop: StopRequest,
+        save_seconds: float,
     ) -> None:
-        self.state, self.fold, self.stop, self.save_seconds = state, fold, stop, save_seconds
+        self.state, self.rates, self.fold = state, rates, fold
+        self.stop, self.save_seconds = stop, save_seconds
 
     def run(self, loaders: Loaders, watch: Stopwatch) -> None:
         """Train on the epoch's remaining batches."""
@@ -68,6 +76,7 @@ class EpochSteps:
             disable=not distributed.is_main(),
         ) as bar:
             for batch in batches:
+                optimization.set_learning_rate(self.rates.at(progress.epoch, progress.step))
                 loss, taken = optimization.step(batch.parts, batch.n_parts, batch.n_images)
                 progress.add_step(loss, taken=taken, n_images=batch.n_images)
                 if not taken:
@@ -131,6 +140,10 @@ class Training:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimization = Optimization(self.network, config, device)
         self.sampling = sliding_sampling(data, config)
+        self.rates = LearningRates(
+            config,
+            [self.sampling.n_batches(epoch, config.batch_size) for epoch in range(config.epochs)],
+        )
         files = artifacts.Run(run).fold(data.fold)
         identity = {
             "config": configuration.as_dict(config),
@@ -140,7 +153,9 @@ class Training:
         self.checkpoints = FoldCheckpoints(data.output, files, identity)
         self.state = FoldState(self.network, self.optimization, self.checkpoints, device)
         self.best = BestWeights(self.state, n_averaged=config.average_best)
-        self.steps = EpochSteps(self.state, fold=data.fold, stop=stop, save_seconds=save_seconds)
+        self.steps = EpochSteps(
+            self.state, self.rates, fold=data.fold, stop=stop, save_seconds=save_seconds
+        )
         self.log = history.Log(data.output, files, epochs=config.epochs)
 
     def bytes_needed(self) -> int:
@@ -181,11 +196,11 @@ class Training:
                     self._recover(death, workers, last=attempt == 2)
 
     def finish_epoch(self, scores: Scores, images_per_second: float) -> None:
-        """Close the epoch: history, learning rate, best weights, and the state to resume from."""
+        """Close the epoch: history, best weights, and the state to resume from."""
         progress = self.state.progress
         row = {
             "epoch": progress.epoch + 1,
-            "learning_rate": self.optimization.learning_rate,
+            "learning_rate": self.rates.at(progress.epoch),  # of its first step
             "positives_per_negative": self.sampling.ratio(progress.epoch),
             "positives": len(self.sampling.positives),
             "negatives": self.sampling.n_negatives(progress.epoch),
@@ -195,7 +210,6 @@ class Training:
             "seconds": progress.seconds,
             "images_per_second": images_per_second,
         }
-        self.optimization.end_epoch()
         progress.end_epoch(row)
         self.best.save_epoch(scores.siim_dice)
 

@@ -3,16 +3,17 @@
 import copy
 import functools
 import math
-import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pneumothorax.compute import distributed, runtime
+from pneumothorax.errors import BadConfig
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.losses import CRITERIA
 
@@ -20,8 +21,40 @@ from pneumothorax.training.losses import CRITERIA
 Part = tuple[torch.Tensor, torch.Tensor, list[int]]
 
 
+class LearningRates:
+    """The learning rate of every step: a linear warm-up, then half a cosine.
+
+    Without warm-up the rates at the starts of epochs are those of PyTorch's
+    CosineAnnealingLR over epochs. The cosine continues between them, however many steps an
+    epoch has. A rate depends on the step's place in the training alone: there is no state
+    to save, and none that could disagree after a resume.
+
+    Args:
+        steps: of each epoch. Raises BadConfig if all of them would be warm-up.
+    """
+
+    def __init__(self, config: TrainConfig, steps: Sequence[int]) -> None:
+        total, warm_up, top = sum(steps), config.warmup_steps, config.learning_rate
+        if warm_up >= total:
+            raise BadConfig(
+                f"warmup_steps: {warm_up} must be below the {total} steps of the whole training"
+            )
+        self.first_steps = np.cumsum([0, *steps[:-1]])
+        done = [epoch + np.arange(n) / n for epoch, n in enumerate(steps)]  # in epochs
+        share = np.concatenate(done) / len(steps)
+        share = (share - share[warm_up]) / (1 - share[warm_up])
+        final = config.final_learning_rate
+        cosine = final + (top - final) * (1 + np.cos(np.pi * share)) / 2
+        rising = top * np.arange(1, total + 1) / (warm_up + 1)
+        self.rates = np.where(np.arange(total) < warm_up, rising, cosine)  # (total,)
+
+    def at(self, epoch: int, step: int = 0) -> float:
+        """The rate of a step of an epoch, both from 0."""
+        return float(self.rates[self.first_steps[epoch] + step])
+
+
 class Optimization:
-    """Optimizer, schedule, loss scaling and moving average of a network on its device."""
+    """Optimizer, loss scaling and moving average of a network on its device."""
 
     def __init__(self, network: Any, config: TrainConfig, device: torch.device) -> None:
         self.network, self.config = network, config
@@ -30,9 +63,6 @@ class Optimization:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
-        )
-        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.optimizer, T_max=config.epochs, eta_min=config.final_learning_rate
         )
         self.autocast = runtime.autocast(device, enabled=config.mixed_precision)
         self.scaler = runtime.loss_scaler(device, enabled=config.mixed_precision)
@@ -48,10 +78,6 @@ class Optimization:
     def result(self) -> nn.Module:
         """The network to validate and keep: the moving average, if there is one."""
         return self.network if self.average is None else self.average.network
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.scheduler.get_last_lr()[0])
 
     def start_epoch(self, epoch: int) -> None:
         """Set training mode, and freeze or release the encoder, for an epoch (from 0)."""
@@ -70,6 +96,10 @@ class Optimization:
             self.frozen = frozen
             # DistributedDataParallel decides on construction which gradients it exchanges.
             self.compute = self._shared()
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def step(self, parts: Iterable[Part], n_parts: int, n_images: int) -> tuple[float, bool]:
         """Train on one batch -> (its loss, whether the step was taken).
@@ -102,25 +132,16 @@ class Optimization:
             self.average.update(self.network)
         return value, True
 
-    def end_epoch(self) -> None:
-        """Set the learning rate of the next epoch."""
-        with warnings.catch_warnings():
-            # After a resume this process may not have taken a step yet; the warning is wrong.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            self.scheduler.step()
-
     def state(self) -> dict[str, Any]:
         """Everything but the network's weights, in plain types and tensors."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
         # A run begun in bf16 may be resumed on a GPU with fp16 only, and vice versa.
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])

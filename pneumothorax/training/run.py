@@ -92,10 +92,8 @@ class TrainingRun:
         """Record that the fold is finished, with the hashes of its files and some facts."""
         files = self.files.fold(fold)
         outputs = [files.best_weights, files.history.path, self.files.network_facts]
-        made_from = self._made_from(fold)
-        distributed.on_main(
-            records.write, self.output, files.trained, **made_from, outputs=outputs, **facts
-        )
+        facts = {**self._made_from(fold), **facts, "phantoms": self._saw_phantoms(fold)}
+        distributed.on_main(records.write, self.output, files.trained, outputs=outputs, **facts)
 
     def _claim(self, folds: list[int], *, overwrite: bool) -> None:
         folder, path = self.output / self.files.folder, self.output / self.files.config
@@ -165,6 +163,14 @@ class TrainingRun:
             known = records.read(self.output, record)["inputs"]
             return {path: known[path]} if path in known else {}
         return {path: lineage.trained(self.output, start.name, fold)["outputs"][path]}
+
+    def _saw_phantoms(self, fold: int) -> bool:
+        """Whether the fold was trained on phantoms, or the run that it started from."""
+        if self.settings.init_from is not None:
+            start = records.read(self.output, self._start_run().fold(fold).trained)
+            if start.get("phantoms"):
+                return True
+        return bool(lineage.prepared(self.output)["phantoms"])
 
     def _start_run(self) -> artifacts.Run:
         assert self.settings.init_from is not None

@@ -82,6 +82,11 @@ class SlidingSampling:
     def n_negatives(self, epoch: int) -> int:
         return round(len(self.positives) / self.ratio(epoch)) if len(self.negatives) else 0
 
+    def n_batches(self, epoch: int, batch_size: int) -> int:
+        """The number of an epoch's batches, as EpochBatches makes them."""
+        n = len(self.positives) + self.n_negatives(epoch)
+        return -(-n // batch_size) - (n > 1 and n % batch_size == 1)
+
     def items(self, epoch: int) -> list[Item]:
         """The epoch's positives and negatives, shuffled together."""
         first = sum(self.n_negatives(earlier) for earlier in range(epoch))

@@ -114,12 +114,14 @@ def test_two_processes_take_the_steps_of_one(alone, config, tmp_path):
     assert len(re.findall("epoch 3/3", printed)) == 1  # one process writes
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_counts_every_image_once(alone, config, tmp_path):
     run_on(alone, "02_train.py", *fold_0(alone, config, "uneven-one"), *UNEVEN)
     run_together(tmp_path, "02_train.py", *fold_0(alone, config, "uneven-two"), *UNEVEN)
     assert_same_steps(alone, "uneven-two", "uneven-one", epochs=4)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_restarted_and_the_history_is_complete(alone, config, tmp_path):
     """With all its numbers: those of a single process that nobody killed."""
     script = tmp_path / "dying.py"

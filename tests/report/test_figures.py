@@ -287,6 +287,21 @@ def test_learning_curves_are_the_history_and_the_mean_over_folds():
     assert legend(figure.legends[0]) == ["ours", "theirs", "all-empty baseline"]
 
 
+def test_scores_of_validated_epochs_are_joined_past_those_that_were_not_validated():
+    sparse = history().assign(siim_dice=[0.5, np.nan, 0.7])
+    figure = paper_figures.learning({"ours": [sparse, sparse.assign(siim_dice=0.6)]}, LIGHT)
+    dice = figure.axes[2]
+    mean = labelled(dice)["ours"]  # epoch 2: of the fold that was validated
+    np.testing.assert_allclose(mean.get_xydata(), [[1, 0.55], [2, 0.6], [3, 0.65]])
+    thin = [line for line in dice.get_lines() if line.get_linewidth() < 1 and line.get_alpha()]
+    np.testing.assert_allclose(thin[0].get_xydata(), [[1, 0.5], [3, 0.7]])
+    assert {line.get_marker() for line in (mean, *thin)} == {"."}
+    # The only validated epoch is a dot.
+    last = history().assign(siim_dice=[np.nan, np.nan, 0.7])
+    once = paper_figures.learning({"ours": [last]}, LIGHT)
+    np.testing.assert_allclose(labelled(once.axes[2])["ours"].get_xydata(), [[3, 0.7]])
+
+
 def test_a_run_keeps_its_colour_in_all_figures_even_after_a_blend_without_a_curve():
     figure = paper_figures.learning({"a blend": [], "ours": [history()]}, LIGHT)
     assert labelled(figure.axes[1])["ours"].get_color() == LIGHT.colour(1)
@@ -402,7 +417,8 @@ def test_a_data_sample_shows_image_mask_and_both():
 def test_every_training_augmentation_is_pictured_by_name_with_its_own_mask():
     names = [name for kind in augment.alternatives(size=SIZE).values() for name in kind]
     assert [axes.get_title() for axes in augmentation().axes] == ["original", *names]
-    assert len(names) == 7
+    assert len(names) == 8
+    assert "shift, scale, rotation" in names
     one = radiograph()
     flipped_image, flipped_mask = augment.each_alone(one.image, one.truth, draws=1)[
         "horizontal flip"

@@ -98,6 +98,7 @@ def test_new_test_images_leave_the_trained_networks_valid(copied, config, tmp_pa
     assert "ID_new" in (output / SUBMISSION.csv).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_out_of_date_when_the_run_it_started_from_changes(copied, config):
     made, output = copied
     train_from_tiny(output, config)

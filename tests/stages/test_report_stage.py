@@ -12,7 +12,7 @@ from pneumothorax.data import discovery
 from pneumothorax.pipeline import artifacts, lineage, records
 from pneumothorax.report import statistics
 from tests.helpers.images import disc, plain_encode
-from tests.helpers.stages import run_all, run_on, scores
+from tests.helpers.stages import run_all, run_on, scores, train_from_tiny
 
 
 def test_the_report_shows_the_scores_and_every_file_it_names_exists(finished):
@@ -23,6 +23,7 @@ def test_the_report_shows_the_scores_and_every_file_it_names_exists(finished):
     assert f"{table.at['all', 'siim_dice']:.4f}" in page
     assert f"{100 * table.at['all', 'pooled_iou']:.2f}" in page  # Table 1 is in percent
     assert "are positive: these scores say that the pipeline runs, not how good it is" in page
+    assert "phantoms" not in page
     named = set(re.findall(r'(?:src|srcset)="((?!data:)[^"]+)"', page))
     figures = {"figures/roc.svg", "figures/roc~dark.svg", "figures/comparison.png"}
     assert figures | {"gallery.js"} <= named
@@ -103,6 +104,26 @@ def test_the_report_says_that_the_demo_data_are_phantoms(
     assert "phantoms" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
 
 
+def test_runs_trained_on_phantoms_are_named_even_if_the_images_no_longer_say_so(
+    submitted, config, tmp_path, without_pictures, capsys
+):
+    source, output = tmp_path / "input", tmp_path / "output"
+    note = shutil.copytree(submitted[0].folder, source) / discovery.PHANTOM_NOTE
+    note.touch()
+    run_all(source, output, config, stages=range(3))
+    note.unlink()
+    run_all(source, output, config, stages=(0, 1, 3, 4))
+    train_from_tiny(output, config)
+    run_on(output, "03_predict.py", "--run", "second")
+    run_on(output, "04_submit.py", "--run", "second")
+    run_on(output, "05_report.py")
+    warning = "Trained on phantoms, the built-in demo data: second, tiny;"
+    assert warning in capsys.readouterr().out
+    page = (output / artifacts.REPORT_PAGE).read_text("utf-8")
+    assert warning in page
+    assert "The images are phantoms" not in page
+
+
 def reseal(output, record, inputs, *, more=(), fewer=()):
     """Write a record again with these inputs, and with more or fewer outputs."""
     body = records.read(output, record)
@@ -144,7 +165,7 @@ def score_test_images(output, test_ids):
 
 
 def test_labelled_test_images_are_on_the_page_in_tables_of_their_own_and_in_the_gallery(
-    copied, capsys
+    copied, without_pictures, capsys
 ):
     made, output = copied
     score_test_images(output, made.test_ids)

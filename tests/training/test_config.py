@@ -20,13 +20,13 @@ def refusal(tmp_path, text="", *overrides):
     return str(caught.value)
 
 
-def test_an_empty_file_is_the_papers_experiment(tmp_path):
+def test_an_empty_file_is_the_papers_experiment_but_for_equal_chances_of_augmentation(tmp_path):
     found = loaded(tmp_path)
     assert (found.model, found.image_size) == ("ica_resunet", 512)
     assert found.sampling == "paper"
     # positives to negatives 2:1 early, 1:1 in the middle and late stages
     assert [ratio for _, ratio in sampling.NAMED_STEPS["paper"]] == [2, 1]
-    assert found.augment_positive > found.augment_negative  # "more of them for positives"
+    assert found.augment_positive == found.augment_negative == found.shift_scale_rotate == 0.5
 
 
 def test_file_then_overrides_then_fixed_values(tmp_path):
@@ -155,11 +155,25 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 def test_the_repository_has_configs_in_every_folder():
     folders = {path.parent.relative_to(ROOT).as_posix() for path in CONFIGS}
-    assert folders == {"configs", "configs/demo", "configs/ablation", "configs/recipes"}
-    assert len(CONFIGS) >= 29
+    assert folders == {
+        "configs",
+        "configs/ablation",
+        "configs/demo",
+        "configs/recipes",
+        "configs/small",
+    }
+    assert len(CONFIGS) >= 35
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+# Stays the same when defaults change, so that it names settings that are defaults today.
+PINNED = ROOT / "configs" / "recipes" / "paper.yaml"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in CONFIGS if path != PINNED],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
 def test_every_config_of_the_repository_holds_only_what_differs_from_its_base(path):
     config.load(path, [])
     written = yaml.safe_load(path.read_text("utf-8"))
@@ -239,6 +253,23 @@ def test_a_base_cannot_be_set_on_the_command_line(tmp_path):
 def test_the_old_name_of_a_setting_is_refused_with_the_new_one(tmp_path, text, overrides):
     message = refusal(tmp_path, text, *overrides)
     assert "model_settings.presence_weight is now model_settings.classification_weight" in message
+
+
+def test_the_papers_recipe_names_all_that_the_defaults_may_change():
+    found = config.load(PINNED, [])
+    assert (found.model, found.loss, found.learning_rate) == ("ica_resunet", "bce_dice", 1e-4)
+    assert (found.augment_negative, found.augment_positive) == (0.3, 0.5)
+    assert found.shift_scale_rotate == 0
+    written = set(yaml.safe_load(PINNED.read_text("utf-8")))
+    assert written >= {"loss", "learning_rate", "augment_negative", "augment_positive"}
+
+
+def test_the_first_place_recipe_has_its_own_learning_rates_for_our_batches():
+    """1e-4, then 1e-5, for batches of 2."""
+    for part, rate in ((1, 1e-4), (2, 1e-5), (3, 1e-5)):
+        found = config.load(PINNED.with_name(f"first_place_{part}.yaml"), [])
+        assert found.learning_rate == pytest.approx(rate * found.batch_size / 2)
+        assert found.warmup_steps > 0
 
 
 def test_the_paper_networks_have_a_full_config_and_a_small_twin_of_the_same_network():

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from pneumothorax.pipeline import artifacts
 from pneumothorax.training import history
 
 
@@ -86,3 +87,18 @@ def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
     before = dict(matplotlib.rcParams)
     history.write_progress(tmp_path / "progress.png", [row(1)], epochs=1, title="run, fold 0")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("seconds", "drawn_epochs"), [(1e9, [3]), (0, [1, 2, 3])])
+def test_short_epochs_share_a_picture_and_the_last_epoch_is_always_drawn(
+    tmp_path, monkeypatch, seconds, drawn_epochs
+):
+    drawn = []
+    monkeypatch.setattr(history, "PICTURE_SECONDS", seconds)
+    monkeypatch.setattr(
+        history, "write_progress", lambda path, rows, **_: drawn.append(rows[-1]["epoch"])
+    )
+    with history.Log(tmp_path, artifacts.Run("run").fold(0), epochs=3) as log:
+        for epoch in (1, 2, 3):
+            log.epoch([row(number) for number in range(1, epoch + 1)], [], "")
+    assert drawn == drawn_epochs

@@ -136,6 +136,23 @@ def test_the_batches_are_those_of_the_epoch_that_is_set():
     assert lengths == [6, 8, 8]  # 45 images in batches of 8, then 60
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("batch_size", [4, 6, 44])
+@pytest.mark.parametrize("positives", [1, 2, 30, 33])
+def test_the_number_of_batches_is_known_without_drawing_them(positives, batch_size, parts):
+    drawn = sampling([(0, 2), (0.5, 0.75)], positives=range(positives), epochs=4)
+    batches = EpochBatches(drawn, batch_size, parts=parts)
+    for epoch in range(4):
+        batches.set_epoch(epoch)
+        assert len(batches.batches()) == drawn.n_batches(epoch, batch_size)
+
+
+def test_a_closing_batch_of_one_image_is_no_batch():
+    # 30 positives and 15 negatives: 45 images.
+    drawn = sampling([(0, 2)])
+    assert [drawn.n_batches(0, size) for size in (44, 45, 46, 4, 11, 2)] == [1, 1, 1, 11, 4, 22]
+
+
 def test_named_schedules_by_hand():
     # 4 epochs. Shares of positives: linear 0.8, 0.6067, 0.4133, 0.22;
     # steps 0.8, 0.8, 0.6, 0.4 (at 0, 1/4, 1/2, 3/4).

@@ -17,7 +17,7 @@ import models
 from pneumothorax.compute import interruption, loading, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import RadiographDataset
-from pneumothorax.errors import BadInput, Stopped
+from pneumothorax.errors import BadConfig, BadInput, Stopped
 from pneumothorax.pipeline import artifacts
 from pneumothorax.training import averaging, history, loaders, loop, optimization, validation
 from pneumothorax.training.config import TrainConfig
@@ -127,6 +127,8 @@ EVERYTHING = {
     "sampling": "linear",
     "frozen_encoder_epochs": 1,
     "mixed_precision": True,
+    "warmup_steps": 5,
+    "shift_scale_rotate": 1.0,
 }
 
 
@@ -144,7 +146,7 @@ def undisturbed_everything(folded, tmp_path_factory):
 
 
 @pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["plain", "everything"])
-@pytest.mark.parametrize("every", [8, 9, 11])
+@pytest.mark.parametrize("every", [8, pytest.param(9, marks=pytest.mark.slow), 11])
 def test_a_training_stopped_many_times_ends_in_the_weights_of_an_undisturbed_one(
     output, every, settings, undisturbed, undisturbed_everything
 ):
@@ -344,6 +346,59 @@ def test_the_moving_average_is_what_is_validated_and_kept(output):
     average = last["optimization"]["average"]["network"]
     assert all(torch.equal(best[name], average[name]) for name in best)
     assert not torch.equal(last["network"]["last.weight"], average["last.weight"])
+
+
+def rates(steps, **settings):
+    config = TrainConfig(epochs=len(steps), learning_rate=1.0, final_learning_rate=0.0, **settings)
+    return optimization.LearningRates(config, steps)
+
+
+def test_without_warm_up_the_rates_at_epoch_starts_are_the_cosine_over_epochs():
+    found = rates([2, 5, 3, 4])
+    # (1 + cos x) / 2 at 0, 45, 90 and 135 degrees: 0.5 + 0.5 x (1, 0.7071, 0, -0.7071)
+    starts = [found.at(epoch) for epoch in range(4)]
+    assert starts == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    # half an epoch of two steps: 22.5 degrees; two fifths of an epoch: 63 degrees
+    assert found.at(0, 1) == pytest.approx(0.961940, abs=1e-6)
+    assert found.at(1, 2) == pytest.approx(0.726995, abs=1e-6)
+    network = nn.Linear(1, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4, eta_min=0.0)
+    for start in starts:
+        assert theirs.get_last_lr()[0] == pytest.approx(start, abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_rate_rises_step_by_step_and_then_falls_over_the_rest():
+    found = rates([4, 4], warmup_steps=2)
+    # 1/3, 2/3, then a cosine over the other 6 steps: 0, 30, 60, 90, 120 and 150 degrees.
+    expected = [1 / 3, 2 / 3, 1, 0.933013, 0.75, 0.5, 0.25, 0.066987]
+    assert [found.at(step // 4, step % 4) for step in range(8)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_training_of_warm_up_alone_is_refused(output):
+    rates([4, 4], warmup_steps=7)
+    with pytest.raises(BadConfig, match="warmup_steps: 8 must be below the 8 steps"):
+        rates([4, 4], warmup_steps=8)
+    with pytest.raises(BadConfig, match="steps of the whole training"):
+        fold_training(output, warmup_steps=1000)
+
+
+def test_every_step_has_the_rate_of_its_place_also_after_skipped_ones(output, monkeypatch):
+    step, used = loop.Optimization.step, []
+
+    def noted(self, *args):
+        used.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, *args)
+
+    monkeypatch.setattr(loop.Optimization, "step", noted)
+    found = trained(output, network=Broken({1, 3}), warmup_steps=3, epochs=2)
+    assert used == found.rates.rates.tolist()
+    written = [row["learning_rate"] for row in found.state.progress.history]
+    # 6 positives and 3 negatives: two batches of 4; then 6 negatives: three batches.
+    assert len(used) == 5
+    assert written == [used[0], used[2]]
 
 
 def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(output):
@@ -574,6 +629,16 @@ def test_a_state_of_another_experiment_fold_or_network_is_refused_with_the_diffe
         fold_training(output, epochs=1, network=larger).resume()
 
 
+def test_a_state_of_a_version_without_a_setting_is_refused_with_the_setting(output):
+    path = trained(output, epochs=1).checkpoints.last
+    older = torch.load(path, weights_only=True)
+    del older["config"]["warmup_steps"]
+    torch.save(older, path)
+    difference = r"scratch\):\n  warmup_steps: None before, 0 now$"
+    with pytest.raises(BadInput, match=difference):
+        fold_training(output, epochs=1).resume()
+
+
 def test_a_training_set_without_positives_is_refused(output):
     rows = artifacts.training_rows(output)
     (output / "folds.csv").write_text(
@@ -745,14 +810,8 @@ def test_scores_by_hand():
     assert scores.siim_dice == 0.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "ica_resunet",
-        pytest.param("unetpp_msof", marks=pytest.mark.slow),
-        pytest.param("unet", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ica_resunet", "smp/Unet", "unetpp_msof", "unet"])
 def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
     settings = {"unet": {"base_channels": 4}, "unetpp_msof": {"base_channels": 2}}
     settings["ica_resunet"] = {
@@ -760,6 +819,7 @@ def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
         "decoder_channels": [8] * 5,
         "classification_weight": 0.5,
     }
+    settings["smp/Unet"] = {**settings["ica_resunet"], "attention": "improved"}
 
     def network():
         torch.manual_seed(0)
