@@ -25,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import timing
 from benchmarks.peers import nnunet, peer_run, smp_example
-from benchmarks.peers.peer_run import Films, PeerRun
+from benchmarks.peers.peer_run import PeerRun, Radiographs
 from pneumothorax.pipeline import artifacts, locks, stage
 
 SMP, NNUNET = "smp", "nnunet"
@@ -57,30 +57,34 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     timing.machine("numpy", "torch")
     with locks.lock(args.output, f"03_predict-{args.run}"):
-        films = peer_run.load_films(args.output, args.size)
-        peer = make_peer(args, films)
+        radiographs = peer_run.load_radiographs(args.output, args.size)
+        peer = make_peer(args, radiographs)
         settings = {"peer": args.peer, "minutes": args.minutes, "size": args.size}
         run = PeerRun(args.output, args.run, settings | {"seed": args.seed} | peer.facts())
         run.claim()
         print(run.settings)
-        for fold in films.folds:
+        for fold in radiographs.folds:
             if run.is_finished(fold) and not args.overwrite:
                 print(f"fold {fold} is up to date")
                 continue
-            seconds = 60 * args.minutes / len(films.folds)
+            seconds = 60 * args.minutes / len(radiographs.folds)
             started = time.monotonic()
             run.add(fold, peer.train(fold, seconds=seconds, weights=run.weights(fold)))
             print_fold(run, fold, time.monotonic() - started)
-        run.seal(films.folds)
-    print_scores(run, films, args.seed)
+        run.seal(radiographs.folds)
+    print_scores(run, radiographs, args.seed)
     print(f"next: python 04_submit.py --run {args.run} --output {args.output}")
 
 
-def make_peer(args: argparse.Namespace, films: Films) -> smp_example.SmpExample | nnunet.NnUNet:
+def make_peer(
+    args: argparse.Namespace, radiographs: Radiographs
+) -> smp_example.SmpExample | nnunet.NnUNet:
     if args.peer == SMP:
-        return smp_example.SmpExample(films, encoder_weights=args.encoder_weights, seed=args.seed)
+        return smp_example.SmpExample(
+            radiographs, encoder_weights=args.encoder_weights, seed=args.seed
+        )
     folder = args.output / "peers" / args.run
-    return nnunet.NnUNet(films, folder=folder, environment=args.environment)
+    return nnunet.NnUNet(radiographs, folder=folder, environment=args.environment)
 
 
 def print_fold(run: PeerRun, fold: int, seconds: float) -> None:
@@ -93,9 +97,9 @@ def print_fold(run: PeerRun, fold: int, seconds: float) -> None:
     )
 
 
-def print_scores(run: PeerRun, films: Films, seed: int) -> None:
-    seconds = sum(run.record(fold)["seconds"] for fold in films.folds)
-    print(f"{run.name}: {seconds / 60:.1f} minutes of training, {len(films.rows)} images")
+def print_scores(run: PeerRun, radiographs: Radiographs, seed: int) -> None:
+    seconds = sum(run.record(fold)["seconds"] for fold in radiographs.folds)
+    print(f"{run.name}: {seconds / 60:.1f} minutes of training, {len(radiographs.rows)} images")
     print("by its own rule, masks at a probability of 0.5, out of fold (95 % intervals):")
     print(run.scores_by_own_rule(seed).to_string(index=False, float_format="{:.4f}".format))
 

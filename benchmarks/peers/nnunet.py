@@ -1,8 +1,8 @@
-"""nnU-Net v2, 2D, by its own commands in an environment of its own.
+"""nnU-Net v2, 2D, in an environment that has it.
 
 Its own plans, preprocessing, augmentation, loss and inference (sliding window, mirrored along
-both axes); only the number of epochs follows from the minutes (trainers/minutes_trainer.py).
-The probabilities of a fold are those of its validation, which saves them with --npz.
+both axes); only the number of epochs follows from the minutes (minutes_trainer.py). The
+probabilities of a fold are those that its validation saves.
 """
 
 import json
@@ -19,38 +19,38 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.peers.peer_run import Films, Trained
+from benchmarks.peers.peer_run import Radiographs, Trained
 from pneumothorax import png
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = Path(__file__).with_name("requirements-peers.txt")
-TRAINERS = Path(__file__).with_name("trainers")
-DATASET, TRAINER = "Dataset001_Pneumothorax", "MinutesTrainer"
-# minutes_trainer.py has the same two names; it can only be imported in nnU-Net's environment.
-SECONDS, HISTORY = "PEER_SECONDS", "peer_history.json"
-PACKAGES = ("nnunetv2", "torch")
+DATASET = "Dataset001_Pneumothorax"
 
 
 class NnUNet:
-    """nnU-Net's three folders lie below `folder`; `environment` is made if it is missing."""
+    """nnU-Net works below `folder`; `environment` is made if it is missing.
 
-    def __init__(self, films: Films, *, folder: Path, environment: Path) -> None:
-        self.films, self.folder, self.environment = films, folder, environment.absolute()
+    Every process has its own folder there: if it is killed, its nnU-Net works on for a while.
+    """
+
+    def __init__(self, radiographs: Radiographs, *, folder: Path, environment: Path) -> None:
+        self.radiographs, self.environment = radiographs, environment.absolute()
+        self.folder = folder.absolute() / f"process-{os.getpid()}"
         self.is_prepared = False
         make_environment(self.environment)
 
     def facts(self) -> dict[str, Any]:
         code = (
-            "import sys; from importlib.metadata import version as v; print(*map(v, sys.argv[1:]))"
+            "from importlib.metadata import version; print(version('nnunetv2'), version('torch'))"
         )
         python = self.environment / "bin" / "python"
-        printed = subprocess.check_output([python, "-c", code, *PACKAGES], text=True)
-        return {"versions": dict(zip(PACKAGES, printed.split(), strict=True))}
+        nnunet, torch = subprocess.check_output([python, "-c", code], text=True).split()
+        return {"versions": {"nnunetv2": nnunet, "torch": torch}}
 
     def prepare(self) -> None:
         """Export images, masks and folds, then let nnU-Net plan and preprocess, from scratch."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        export(self.films, self.folder)
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        export(self.radiographs, self.folder)
         started = time.monotonic()
         one_process = ["-npfp", "1", "-np", "1"]
         self.run("nnUNetv2_plan_and_preprocess", "-d", "1", "-c", "2d", *one_process)
@@ -66,32 +66,31 @@ class NnUNet:
     def train(self, fold: int, *, seconds: float, weights: Path) -> Trained:
         if not self.is_prepared:  # once per command: labels or folds may have changed since
             self.prepare()
-        trained = self.folder / "nnUNet_results" / DATASET / f"{TRAINER}__nnUNetPlans__2d"
+        trained = self.folder / "nnUNet_results" / DATASET / "MinutesTrainer__nnUNetPlans__2d"
         trained = trained / f"fold_{fold}"
+        history_file = self.folder / f"history_{fold}.json"
+        preprocessed = self.folder / "nnUNet_preprocessed" / DATASET
         started = time.monotonic()
-        flags = ["-tr", TRAINER, "--npz", "-device", "cpu"]
-        self.run("nnUNetv2_train", "1", "2d", str(fold), *flags, seconds=seconds)
-        history = json.loads((trained / HISTORY).read_text("utf-8"))
+        module = ["python", "-m", "benchmarks.peers.minutes_trainer"]
+        arguments = [preprocessed, fold, seconds, history_file]
+        self.run(*module, *map(str, arguments), nnUNet_n_proc_DA="0")  # no cores to spare
+        history = json.loads(history_file.read_text("utf-8"))
         other = (time.monotonic() - started - sum(row["seconds"] for row in history)) / 60
         print(f"fold {fold}: {other:.1f} minutes to start and to predict")
         shutil.copyfile(trained / "checkpoint_final.pth", weights)
         facts = {"device": f"CPU, {os.cpu_count()} threads", "peak_memory_mib": peak_memory_mib()}
         return Trained(history, read_maps(trained / "validation"), facts)
 
-    def run(self, program: str, *arguments: str, seconds: float = 0) -> None:
-        """Run one of nnU-Net's commands; its output goes to a log file."""
+    def run(self, program: str, *arguments: str, **variables: str) -> None:
+        """Run a program of the environment with more variables; it prints to log.txt."""
         folders = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        variables = {name: str(self.folder.absolute() / name) for name in folders}
+        variables |= {name: str(self.folder / name) for name in folders}
         variables |= {
-            "nnUNet_extTrainer": str(TRAINERS),
-            "PYTHONPATH": str(ROOT),  # the trainer imports benchmarks.peers.budget
-            SECONDS: str(seconds),
-            "nnUNet_n_proc_DA": "0",  # augments in the process that trains: no cores to spare
+            "PYTHONPATH": str(ROOT),  # for benchmarks.peers
             "nnUNet_def_n_proc": "1",
-            "nnUNet_compile": "f",
             "OMP_WAIT_POLICY": "passive",
         }
-        log = self.folder / f"{program}.log"
+        log = self.folder / "log.txt"
         with open(log, "a", encoding="utf-8") as file:
             done = subprocess.run(
                 [self.environment / "bin" / program, *arguments],
@@ -111,25 +110,27 @@ def make_environment(folder: Path) -> None:
         return
     print(f"installing {REQUIREMENTS} into {folder} (once; takes a few minutes)", flush=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "-r", REQUIREMENTS], check=True)
+    pip: list[str | Path] = [folder / "bin" / "python", "-m", "pip"]
+    subprocess.run([*pip, "install", "--quiet", "-r", REQUIREMENTS], check=True)
     stamp.touch()
 
 
-def export(films: Films, folder: Path) -> None:
+def export(radiographs: Radiographs, folder: Path) -> None:
     """Write nnU-Net's raw folder, and the folds as its splits."""
     raw = folder / "nnUNet_raw" / DATASET
     preprocessed = folder / "nnUNet_preprocessed" / DATASET
     for new in (raw / "imagesTr", raw / "labelsTr", preprocessed, folder / "nnUNet_results"):
         new.mkdir(parents=True, exist_ok=True)
-    for image_id, image, mask in films.read(films.rows):
+    for image_id, image, mask in radiographs.read(radiographs.rows):
         (raw / "imagesTr" / f"{image_id}_0000.png").write_bytes(png.encode(image))
         (raw / "labelsTr" / f"{image_id}.png").write_bytes(png.encode(mask))
-    (preprocessed / "splits_final.json").write_text(json.dumps(as_splits(films.rows)), "utf-8")
+    (preprocessed / "splits_final.json").write_text(
+        json.dumps(as_splits(radiographs.rows)), "utf-8"
+    )
     facts = {
         "channel_names": {"0": "radiograph"},
         "labels": {"background": 0, "pneumothorax": 1},
-        "numTraining": len(films.rows),
+        "numTraining": len(radiographs.rows),
         "file_ending": ".png",
     }
     (raw / "dataset.json").write_text(json.dumps(facts), "utf-8")

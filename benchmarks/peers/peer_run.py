@@ -21,7 +21,7 @@ from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.pipeline import artifacts, atomic, lineage, records
 from pneumothorax.pipeline.records import Record
 from pneumothorax.prediction import splits
-from pneumothorax.scores import bootstrap
+from pneumothorax.scores import bootstrap, comparison, per_image
 
 COMMAND = "python -m benchmarks.peers"
 # How a peer's own users make masks: a probability of 0.5, the same as the likelier of two classes.
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Films:
+class Radiographs:
     """The training images of stage 00 with the folds of stage 01.
 
     Args:
@@ -69,12 +69,12 @@ class Films:
             yield image_id, *images.read(position)
 
 
-def load_films(output: Path, size: int) -> Films:
+def load_radiographs(output: Path, size: int) -> Radiographs:
     """Raises BadInput without stages 00 and 01, or if cached images are damaged."""
     n_folds = lineage.folded(output)["settings"]["folds"]
     images = splits.rows(output, range(n_folds), [artifacts.OOF])
     cache_size = splits.checked_cache(output, images, workers=2)
-    return Films(output, images[artifacts.OOF].reset_index(drop=True), cache_size, size)
+    return Radiographs(output, images[artifacts.OOF].reset_index(drop=True), cache_size, size)
 
 
 @dataclass(frozen=True)
@@ -139,25 +139,19 @@ class PeerRun:
         """
         images = predicted.read(self.output, [self.name], artifacts.OOF)
         rule = evaluation.Rule(weights=(1.0,), triplet=OWN_RULE, p_positive=1.0)
-        frame = pd.DataFrame([evaluation.compare(image, [rule])[0] for image in images.images])
-        patients = artifacts.read_table(self.output, artifacts.FOLDS)
-        patients = patients.set_index("image_id")["patient_id"]
-        frame = frame.assign(
-            p_positive=images.scores[:, 0], patient_id=frame["image_id"].map(patients)
+        rows = [evaluation.compare(image, [rule])[0] for image in images.images]
+        frame = pd.DataFrame(rows).assign(fold=images.fold, p_positive=images.scores[:, 0])
+        manifest, folds = (
+            artifacts.read_table(self.output, table)
+            for table in (artifacts.MANIFEST, artifacts.FOLDS)
         )
+        frame = per_image.table(frame, manifest, folds, self.name)
         names = ["siim_dice", "positive_dice", "auc"]
         table = bootstrap.intervals(frame, names, seed=seed)
-        empty = frame.assign(predicted_px=0, overlap_px=0)
-        draws, of_empty = (
-            bootstrap.replicates(one, ["siim_dice"], seed=seed)["siim_dice"]
-            for one in (frame, empty)
-        )
-        gain = bootstrap.measured(frame)["siim_dice"] - bootstrap.measured(empty)["siim_dice"]
-        more = [
-            {"score": "gain", "value": gain, **bootstrap.interval(draws - of_empty)},
-            {"score": "called_positive", "value": float((frame["predicted_px"] > 0).mean())},
-        ]
-        return pd.concat([table, pd.DataFrame(more)], ignore_index=True)
+        gain = comparison.paired(frame, per_image.all_empty(frame), ["siim_dice"], seed=seed)
+        gain = gain.rename(columns={"difference": "value"}).assign(score="gain")[list(table)]
+        called = {"score": "called_positive", "value": (frame["predicted_px"] > 0).mean()}
+        return pd.concat([table, gain, pd.DataFrame([called])], ignore_index=True)
 
     def _map(self, image_id: str) -> str:
         return artifacts.Run(self.name).probability_map(artifacts.OOF, image_id)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import models
 from benchmarks.peers.budget import epochs_within
-from benchmarks.peers.peer_run import Films, Trained
+from benchmarks.peers.peer_run import Radiographs, Trained
 from pneumothorax.compute import checkpoint, runtime
 
 ARCHITECTURE, ENCODER = "smp/Unet", "timm-tf_efficientnet_lite0"
@@ -30,8 +30,8 @@ LEARNING_RATE, LOWEST_RATE = 2e-4, 1e-5
 class SmpExample:
     """Args: encoder_weights: as models.build takes them."""
 
-    def __init__(self, films: Films, *, encoder_weights: str, seed: int) -> None:
-        self.films, self.seed = films, seed
+    def __init__(self, radiographs: Radiographs, *, encoder_weights: str, seed: int) -> None:
+        self.radiographs, self.seed = radiographs, seed
         self.model_settings = {"encoder": ENCODER, "encoder_weights": encoder_weights}
 
     def facts(self) -> dict[str, Any]:
@@ -40,11 +40,11 @@ class SmpExample:
 
     def train(self, fold: int, *, seconds: float, weights: Path) -> Trained:
         runtime.seed_everything(self.seed)
-        network = models.build(ARCHITECTURE, **self.model_settings)
-        network = network.to(memory_format=torch.channels_last)
-        held_out = self.films.rows["fold"] == fold
-        rows = self.films.rows[~held_out]
-        _, images, masks = zip(*self.films.read(rows), strict=True)
+        network: torch.nn.Module = models.build(ARCHITECTURE, **self.model_settings)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        held_out = self.radiographs.rows["fold"] == fold
+        rows = self.radiographs.rows[~held_out]
+        _, images, masks = zip(*self.radiographs.read(rows), strict=True)
         data = TensorDataset(tensor(images), tensor(masks))
         generator = torch.Generator().manual_seed(self.seed)
         loader = DataLoader(data, batch_size=BATCH_SIZE, shuffle=True, generator=generator)
@@ -52,7 +52,7 @@ class SmpExample:
         config = {
             "model": ARCHITECTURE,
             "model_settings": self.model_settings,
-            "image_size": self.films.size,
+            "image_size": self.radiographs.size,
         }
         checkpoint.save(weights, {"network": network.state_dict(), "config": config})
         device = torch.device("cpu")
@@ -65,7 +65,9 @@ class SmpExample:
     @torch.inference_mode()
     def maps(self, network: torch.nn.Module, fold: int) -> Iterator[tuple[str, np.ndarray]]:
         network.eval()
-        for image_id, image, _ in self.films.read(self.films.rows[self.films.rows["fold"] == fold]):
+        for image_id, image, _ in self.radiographs.read(
+            self.radiographs.rows[self.radiographs.rows["fold"] == fold]
+        ):
             yield image_id, network(tensor([image]).float() / 255).sigmoid()[0, 0].numpy()
 
 

@@ -50,17 +50,17 @@ def test_nnu_net_trains_on_the_other_folds_and_predicts_the_held_out_one():
 
 
 def test_nnu_net_gets_every_training_image_with_a_label_of_0_and_1(output, tmp_path):
-    films = peer_run.load_films(output, 32)
-    nnunet.export(films, tmp_path / "peer")
+    radiographs = peer_run.load_radiographs(output, 32)
+    nnunet.export(radiographs, tmp_path / "peer")
     raw = tmp_path / "peer" / "nnUNet_raw" / nnunet.DATASET
-    ids = sorted(films.rows["image_id"])
-    names = sorted(path.name for path in (raw / "imagesTr").iterdir())
-    assert names == [f"{image_id}_0000.png" for image_id in ids]
+    ids = sorted(radiographs.rows["image_id"])
+    names = {path.name for path in (raw / "imagesTr").iterdir()}
+    assert names == {f"{image_id}_0000.png" for image_id in ids}
     labels = {path.stem: cv2.imread(str(path), -1) for path in (raw / "labelsTr").iterdir()}
     assert sorted(labels) == ids
     assert {label.shape for label in labels.values()} == {(32, 32)}
     assert {value for label in labels.values() for value in np.unique(label).tolist()} == {0, 1}
-    positive = dict(zip(films.rows["image_id"], films.rows["positive"], strict=True))
+    positive = dict(zip(radiographs.rows["image_id"], radiographs.rows["positive"], strict=True))
     assert {image_id: int(label.any()) for image_id, label in labels.items()} == positive
     splits = tmp_path / "peer" / "nnUNet_preprocessed" / nnunet.DATASET / "splits_final.json"
     assert [len(split["val"]) for split in json.loads(splits.read_text())] == [12, 12]
@@ -86,13 +86,13 @@ def test_by_its_own_rule_a_peer_calls_what_is_likelier_than_not(
     output, probability, called, siim_dice
 ):
     run = peer_run.PeerRun(output, "other", {"peer": "other"})
-    films = peer_run.load_films(output, 64)
-    for fold in films.folds:
+    radiographs = peer_run.load_radiographs(output, 64)
+    for fold in radiographs.folds:
         run.weights(fold).write_bytes(b"weights")
-        ids = films.rows.loc[films.rows["fold"] == fold, "image_id"]
+        ids = radiographs.rows.loc[radiographs.rows["fold"] == fold, "image_id"]
         maps = [(image_id, np.full((64, 64), probability)) for image_id in ids]
         run.add(fold, peer_run.Trained([{"epoch": 1, "seconds": 1.0}], maps, {}))
-    run.seal(films.folds)
+    run.seal(radiographs.folds)
     value = run.scores_by_own_rule(seed=0).set_index("score")["value"]
     assert value["called_positive"] == called
     if siim_dice is None:
