@@ -1,11 +1,11 @@
 """Train another pipeline on our images and folds, in the same minutes, for stage 04 to score.
 
 smp       segmentation_models_pytorch, as its own introductory example uses it
-nnunet    nnU-Net v2, 2D, its defaults with fewer epochs; Linux and macOS
+nnunet    nnU-Net v2, 2D, its defaults with fewer and shorter epochs; not on Windows
 
 Reads   output/manifest.csv, folds.csv, cache/    (stages 00 and 01)
 Writes  output/runs/<run>/    weights, history, out-of-fold probability maps, records
-        output/peers/<run>/   nnU-Net's own folders and logs; made from scratch
+        output/peers/<run>/   nnU-Net's own folders and log; made from scratch
 
 Each fold gets the same share of the minutes, which count training alone. The number of
 epochs follows from the time they take, so that the peer's learning rate falls to its end.
