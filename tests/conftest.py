@@ -4,7 +4,6 @@ import pytest
 
 from tests.helpers.stages import REAL_DATA, TINY, run_all, run_stage, tiny_input
 
-
 LONGEST = ("stages", "training", "compute", "prediction")  # rooms
 
 

@@ -5,8 +5,9 @@ training ends in the same weights as an undisturbed one, on a CPU bit for bit.
 """
 
 import math
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -259,7 +260,7 @@ class Training:
         progress.add_seconds(watch.lap())
         self.finish_epoch(scores, images_per_second)
         line = epoch_line(
-            progress.history[-1],
+            progress.history,
             fold=self.data.fold,
             epochs=self.config.epochs,
             memory_mib=runtime.peak_memory_mib(self.device),
@@ -307,8 +308,15 @@ class Training:
         )
 
 
-def epoch_line(row: dict[str, Any], *, fold: int, epochs: int, memory_mib: float | None) -> str:
-    """The history's row of an epoch for the terminal."""
+def epoch_line(
+    history: Sequence[dict[str, Any]], *, fold: int, epochs: int, memory_mib: float | None
+) -> str:
+    """The last epoch for the terminal, with the time that the others take on average.
+
+    Args:
+        history: a row of artifacts.HISTORY_COLUMNS per epoch so far.
+    """
+    row = history[-1]
     words = [f"fold {fold}", f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
     if not math.isnan(row["siim_dice"]):
         words.append(f"SIIM Dice {row['siim_dice']:.4f} (all-empty {row['all_empty']:.4f})")
@@ -316,5 +324,5 @@ def epoch_line(row: dict[str, Any], *, fold: int, epochs: int, memory_mib: float
     words.append(f"{row['images_per_second']:.0f} img/s")
     if memory_mib is not None:
         words.append(f"{memory_mib / 1024:.1f} GiB")
-    minutes = row["seconds"] * (epochs - row["epoch"]) / 60
+    minutes = statistics.mean(one["seconds"] for one in history) * (epochs - row["epoch"]) / 60
     return "  ".join([*words, f"{minutes:.1f} min left"])

@@ -82,6 +82,7 @@ def test_two_submissions_of_the_same_run_do_not_differ(copied, without_pictures)
     assert against == {"again": pytest.approx(gain), "tiny": pytest.approx(gain)}
 
 
+@pytest.mark.slow
 def test_a_report_of_other_runs_keeps_no_figures_of_earlier_runs(copied, monkeypatch):
     _, output = copied
     monkeypatch.setattr(plotting, "rendered", lambda *_: b"a figure")  # rendering takes seconds

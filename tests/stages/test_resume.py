@@ -153,6 +153,7 @@ def test_with_loader_workers_the_process_ends_when_its_work_is_done(copied, conf
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_folds_started_at_the_same_moment_do_not_disturb_each_other(
     finished, copied, config, tmp_path
 ):

@@ -21,7 +21,7 @@ from pneumothorax.errors import BadConfig, BadInput, Stopped
 from pneumothorax.pipeline import artifacts
 from pneumothorax.training import averaging, history, loaders, loop, optimization, validation
 from pneumothorax.training.config import TrainConfig
-from pneumothorax.training.loop import MAX_BAD_STEPS
+from pneumothorax.training.loop import MAX_BAD_STEPS, epoch_line
 from pneumothorax.training.validation import Scores
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -839,3 +839,11 @@ def test_compiled_training_gives_the_same_weights(name, output, monkeypatch):
     compiled = trained(output, network=network(), epochs=1, compile=True)
     assert graphs
     assert same(compiled, eager)
+
+
+def test_the_time_left_counts_epochs_with_and_without_validation():
+    row = {"train_loss": 1.0, "siim_dice": math.nan, "images_per_second": 9.0}
+    rows = [{**row, "epoch": epoch, "seconds": 60.0} for epoch in (1, 2, 3)]
+    rows.append({**row, "epoch": 4, "seconds": 180.0})  # 90 s an epoch on average
+    line = epoch_line(rows, fold=0, epochs=10, memory_mib=None)
+    assert line.endswith("9 img/s  9.0 min left")
