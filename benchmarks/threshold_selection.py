@@ -89,9 +89,11 @@ def print_rules(search: Search, title: str, groupings: list[np.ndarray]) -> None
     print(f"\n{title}\n| rule | nested | worst | naive | optimism | all empty |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, rows_of_rule in by_rule:
-        mean, spread = rows_of_rule.mean(numeric_only=True), rows_of_rule["nested"].std()
+        mean = rows_of_rule.mean(numeric_only=True)
+        several = len(rows_of_rule) > 1
+        spread = f" ± {rows_of_rule['nested'].std():.4f}" if several else ""
         print(
-            f"| {name} | {mean['nested']:.4f} ± {spread:.4f} | {rows_of_rule['nested'].min():.4f} "
+            f"| {name} | {mean['nested']:.4f}{spread} | {rows_of_rule['nested'].min():.4f} "
             f"| {mean['naive']:.4f} | {mean['optimism']:+.4f} | {mean['all empty']:.0%} |"
         )
 

@@ -31,7 +31,7 @@ MIN_AREAS = tuple(
 )
 MIN_COMPONENTS = (0, 100, 250, 500, 1000)
 MIN_PROBABILITIES = (0.0, 0.02, 0.05, *(round(0.1 * step, 1) for step in range(1, 10)))
-SOFTNESS = 0.25  # see GridScores.choose; measured, as is MIN_GAIN: benchmarks/RESULTS.md
+SOFTNESS = 0.25  # see GridScores.choose; compared with other rules in benchmarks/RESULTS.md
 MIN_GAIN = 0.5
 SMALLEST = 1e-9  # gains and errors below are 0
 DECIMALS = 12  # scores that differ beyond these are equal: the sums' order rounds differently

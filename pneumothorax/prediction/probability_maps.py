@@ -57,7 +57,8 @@ def probabilities(
     """Of the mean logit over networks, and over each image and its mirror image.
 
     Thresholds are fitted on maps of single networks. A mean of probabilities is less
-    extreme than these; a mean of logits stays closer to them (benchmarks/RESULTS.md).
+    extreme than these; a mean of logits stays closer to them
+    (tests/prediction/test_transfer.py simulates it).
 
     Args:
         networks: each with `outputs`, as models.network.SegmentationNetwork.
