@@ -18,7 +18,7 @@ IMPORTS = [
 
 
 def run_at_once(folder, *commands):
-    """Run stages at the same moment, each with one thread; returns what they print.
+    """Run stages at the same moment, with as many threads as here; returns what they print.
 
     Args:
         folder: an empty one, for files with what they print.
@@ -27,7 +27,9 @@ def run_at_once(folder, *commands):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
     started = [
-        context.Process(target=_run, args=(folder / f"printed{number}", *command))
+        context.Process(
+            target=_run, args=(folder / f"printed{number}", torch.get_num_threads(), *command)
+        )
         for number, command in enumerate(commands)
     ]
     for process in started:
@@ -56,10 +58,10 @@ def run_together(folder, *command):
     return run_at_once(folder, *((environment, *command) for environment in ranks))
 
 
-def _run(printed, environment, *command):
+def _run(printed, threads, environment, *command):
     os.environ |= environment
     with open(printed, "w") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)  # another number rounds differently
     run_stage(*command)
