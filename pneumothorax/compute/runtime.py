@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
 
     A training step on a CPU allocates the same large tensors again and again. By default
     each goes back to the system, which clears its pages before it hands them out again:
-    up to a third of a step's time.
+    a good part of a step's time (benchmarks/freed_memory.py).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
