@@ -21,6 +21,7 @@ from .classification import NetworkWithClassification
 from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
 
 PLACEMENTS = ("stages", "skips", "decoder")
+LAYERS = ("layer1", "layer2", "layer3", "layer4")  # of the encoder
 
 
 class IcaResUNet(NetworkWithClassification):
@@ -30,17 +31,18 @@ class IcaResUNet(NetworkWithClassification):
         encoder: an smp ResNet or ResNeXt, e.g. "resnet18", "resnet34", "resnet50".
         encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
             .safetensors file.
-        decoder_channels: channels of the five decoder levels, coarse to fine.
+        decoder_channels: channels of the decoder levels, coarse to fine: five, or four for an
+            encoder without layer4.
         attention: False gives the plain U-Net, the baseline of the ablation; the next five
             settings then have no effect.
         placement: where attention is applied:
-            "stages": after layer1 to layer4; both the skip and the next stage see the result
+            "stages": after each layer; both the skip and the next stage see the result
             (the paper's figure 1);
             "skips": at the same places, but only the decoder sees the result;
-            "decoder": after the four coarse decoder levels.
+            "decoder": after all decoder levels but the finest.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.
-        classification_weight: weight of the loss of a classification head on layer4's features
-            (classification.py); 0 builds no head.
+        classification_weight: weight of the loss of a classification head on the last layer's
+            features (classification.py); 0 builds no head.
     """
 
     def __init__(
@@ -60,13 +62,20 @@ class IcaResUNet(NetworkWithClassification):
         super().__init__()
         _check(encoder, decoder_channels, placement)
         # The parts keep smp's names: with attention=False the state dict is that of smp.Unet.
+        depth = len(decoder_channels)
         unet = smp_library.load().Unet(
-            encoder, encoder_weights=None, in_channels=1, decoder_channels=tuple(decoder_channels)
+            encoder,
+            encoder_depth=depth,
+            encoder_weights=None,
+            in_channels=1,
+            decoder_channels=tuple(decoder_channels),
         )
         self.encoder = unet.encoder
         self.decoder = unet.decoder
         self.segmentation_head = unet.segmentation_head
         weights_of.load(self.encoder, encoder_weights, name=encoder)
+        for unused in LAYERS[depth - 1 :]:
+            delattr(self.encoder, unused)
 
         def block(channels: int) -> nn.Module:
             return ImprovedCoordAttention(
@@ -77,11 +86,11 @@ class IcaResUNet(NetworkWithClassification):
         in_encoder = attention and placement != "decoder"
         self.attention = nn.ModuleList(
             block(channels) if in_encoder else nn.Identity()
-            for channels in self.encoder.out_channels[2:]  # of layer1 to layer4
+            for channels in self.encoder.out_channels[2:]  # of layer1 to the last layer
         )
         if attention and placement == "decoder":
             levels = self.decoder.blocks
-            for number, channels in enumerate(decoder_channels[:4]):
+            for number, channels in enumerate(decoder_channels[:-1]):
                 levels[number] = AttendedLevel(levels[number], block(channels))
         self.add_classification_head(self.encoder.out_channels[-1], classification_weight)
 
@@ -91,14 +100,16 @@ class IcaResUNet(NetworkWithClassification):
         return self.segmentation_head(pixels), self.classification(features[-1])
 
     def encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised pixels (N, 1, H, W) -> features at strides 1 (the pixels), 2, 4, 8, 16, 32."""
+        """Normalised pixels (N, 1, H, W) -> features at strides 1 (the pixels), 2, 4, 8, 16, 32.
+
+        The last one is missing without layer4.
+        """
         encoder = self.encoder
         stem = encoder.relu(encoder.bn1(encoder.conv1(pixels)))  # (N, 64, H/2, W/2)
         features = [pixels, stem]
         x = encoder.maxpool(stem)
-        stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
-        for stage, attention in zip(stages, self.attention, strict=True):
-            x = stage(x)  # at strides 4, 8, 16, 32
+        for layer, attention in zip(LAYERS[: len(self.attention)], self.attention, strict=True):
+            x = getattr(encoder, layer)(x)  # at strides 4, 8, 16, 32
             attended = attention(x)
             features.append(attended)
             x = x if self.placement == "skips" else attended
@@ -121,9 +132,9 @@ def _check(encoder: str, decoder_channels: Sequence[int], placement: str) -> Non
     """Raises ValueError for settings that no network can be built from."""
     if encoder not in _encoder_names():
         raise ValueError(f"encoder must be one of {', '.join(_encoder_names())}, got {encoder!r}")
-    if len(decoder_channels) != 5 or min(decoder_channels) < 1:
+    if len(decoder_channels) not in (4, 5) or min(decoder_channels) < 1:
         raise ValueError(
-            f"decoder_channels must be five numbers of at least 1, got {decoder_channels}"
+            f"decoder_channels must be four or five numbers of at least 1, got {decoder_channels}"
         )
     if placement not in PLACEMENTS:
         raise ValueError(f"placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")

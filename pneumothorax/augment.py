@@ -1,8 +1,8 @@
 """The training augmentations, through albumentations.
 
 The paper's (section 3.1.2): horizontal flip; contrast, gamma or brightness; elastic, grid
-or optical distortion. Ours: shift, scale and rotation. What moves in from outside the
-image is its reflection, not black.
+or optical distortion. Ours: shift, scale and rotation, and a stronger set for a few hundred
+images. What moves in from outside the image is its reflection, not black.
 
 Four traps of albumentations 2.0.8 are avoided here. Its random stream is the same in every
 worker and epoch unless the transform is seeded before each sample, and with
@@ -25,26 +25,37 @@ if TYPE_CHECKING:
 
 
 def training(
-    *, size: int = 512, probability: float = 0.5, shift_scale_rotate: float = 0.5
+    *,
+    size: int = 512,
+    probability: float = 0.5,
+    shift_scale_rotate: float = 0.5,
+    strong: bool = False,
 ) -> A.Compose:
     """A transform for (size, size) uint8 images with uint8 masks of 0 and 1.
 
     Args:
         size: the images' height and width; distortions scale with it.
-        probability: of one intensity change, and of one distortion; a flip always has 0.5.
+        probability: of each other kind of `alternatives`.
         shift_scale_rotate: probability of shift, scale and rotation together.
+        strong: as in `alternatives`.
     """
     import_quietly()
     import albumentations as A
 
-    kinds = alternatives(size=size)
-    chances = {"position": shift_scale_rotate, "intensity": probability, "distortion": probability}
+    kinds = alternatives(size=size, strong=strong)
+    flip = kinds.pop("flip")
+    chances = dict.fromkeys(kinds, probability) | {"position": shift_scale_rotate}
     choices = [A.OneOf(list(kinds[kind].values()), p=chance) for kind, chance in chances.items()]
-    return A.Compose([*kinds["flip"].values(), *choices], strict=True)
+    return A.Compose([*flip.values(), *choices], strict=True)
 
 
-def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
-    """{kind: {name: transform}} for (size, size) images; `training` takes one per kind at most."""
+def alternatives(*, size: int, strong: bool = False) -> dict[str, dict[str, A.BasicTransform]]:
+    """{kind: {name: transform}} for (size, size) images; `training` takes one per kind at most.
+
+    Args:
+        strong: wider changes of position and intensity, and two more kinds: quality (noise,
+            blur, sharpness, local contrast) and hiding (rectangles of one grey; the mask stays).
+    """
     import_quietly()
     import albumentations as A
 
@@ -55,23 +66,64 @@ def alternatives(*, size: int) -> dict[str, dict[str, A.BasicTransform]]:
     elastic: dict[str, Any] = {"alpha": 20 * scale * sigma, "sigma": sigma}
     position: dict[str, Any] = {"translate_percent": (-0.06, 0.06), "rotate": (-10, 10)}
     position |= {"scale": (0.9, 1.1), "keep_ratio": True}
+    if strong:
+        position |= {"translate_percent": (-0.1, 0.1), "rotate": (-20, 20)}
+        position |= {"scale": (0.8, 1.25), "shear": (-5, 5)}
     always: dict[str, Any] = {"border_mode": cv2.BORDER_REFLECT_101, "p": 1.0}
     return {
         "flip": {"horizontal flip": A.HorizontalFlip(p=0.5)},
         "position": {"shift, scale, rotation": A.Affine(**position, **always)},
-        "intensity": {
-            "contrast": A.RandomBrightnessContrast(
-                brightness_limit=0.0, contrast_limit=0.25, p=1.0
-            ),
-            "brightness": A.RandomBrightnessContrast(
-                brightness_limit=0.2, contrast_limit=0.0, p=1.0
-            ),
-            "gamma": A.RandomGamma(gamma_limit=(70, 140), p=1.0),
-        },
+        **(_strong_intensity() if strong else _intensity()),
         "distortion": {
             "elastic distortion": A.ElasticTransform(**elastic, **always),
             "grid distortion": A.GridDistortion(num_steps=5, distort_limit=0.3, **always),
             "optical distortion": A.OpticalDistortion(distort_limit=0.5, **always),
+        },
+    }
+
+
+def _intensity() -> dict[str, dict[str, A.BasicTransform]]:
+    import albumentations as A
+
+    def change(brightness: float, contrast: float) -> A.BasicTransform:
+        return A.RandomBrightnessContrast(
+            brightness_limit=brightness, contrast_limit=contrast, p=1.0
+        )
+
+    return {
+        "intensity": {
+            "contrast": change(0.0, 0.25),
+            "brightness": change(0.2, 0.0),
+            "gamma": A.RandomGamma(gamma_limit=(70, 140), p=1.0),
+        }
+    }
+
+
+def _strong_intensity() -> dict[str, dict[str, A.BasicTransform]]:
+    import albumentations as A
+
+    side = (0.05, 0.2)  # of the image's
+    return {
+        "brightness": {
+            "brightness and contrast": A.RandomBrightnessContrast(
+                brightness_limit=0.3, contrast_limit=0.4, p=1.0
+            )
+        },
+        "gamma": {"gamma": A.RandomGamma(gamma_limit=(60, 160), p=1.0)},
+        "quality": {
+            "noise": A.GaussNoise(std_range=(0.02, 0.08), p=1.0),
+            "blur": A.GaussianBlur(sigma_limit=(0.3, 1.2), p=1.0),
+            "sharpness": A.Sharpen(p=1.0),
+            "local contrast": A.CLAHE(p=1.0),
+        },
+        "hiding": {
+            "hidden rectangles": A.CoarseDropout(
+                num_holes_range=(1, 6),
+                hole_height_range=side,
+                hole_width_range=side,
+                fill="random_uniform",
+                p=1.0,
+            )
         },
     }
 
@@ -110,7 +162,7 @@ class Augmentation:
         size: the images' height and width.
         negative, positive: `probability` for images without and with a pneumothorax. If they
             differ, a network can learn that what is distorted is positive.
-        shift_scale_rotate: as in `training`, for all images.
+        shift_scale_rotate, strong: as in `training`, for all images.
     """
 
     def __init__(
@@ -121,10 +173,12 @@ class Augmentation:
         positive: float,
         shift_scale_rotate: float,
         seed: int,
+        strong: bool = False,
     ) -> None:
         self.seed = seed
+        always: dict[str, Any] = {"shift_scale_rotate": shift_scale_rotate, "strong": strong}
         self.negative, self.positive = (
-            training(size=size, probability=probability, shift_scale_rotate=shift_scale_rotate)
+            training(size=size, probability=probability, **always)
             for probability in (negative, positive)
         )
 

@@ -15,9 +15,9 @@ def sample(size=128):
     return noise(1, size), disc(size, size // 3, size // 2, size // 6)
 
 
-def augmented(seeds, *, size=128, probability=1.0, shift_scale_rotate=1.0):
+def augmented(seeds, *, size=128, probability=1.0, shift_scale_rotate=1.0, strong=False):
     transform = augment.training(
-        size=size, probability=probability, shift_scale_rotate=shift_scale_rotate
+        size=size, probability=probability, shift_scale_rotate=shift_scale_rotate, strong=strong
     )
     return [augment.apply(transform, *sample(size), seed=seed) for seed in seeds]
 
@@ -54,9 +54,10 @@ def test_the_same_seed_gives_the_same_sample_regardless_of_earlier_ones():
         np.testing.assert_array_equal(one[1], first[1])
 
 
+@pytest.mark.parametrize("strong", [False, True])
 @pytest.mark.parametrize("size", [64, 128, 512])
-def test_shapes_and_types_are_preserved_and_masks_hold_only_0_and_1(size):
-    for image, mask in augmented(range(15), size=size):
+def test_shapes_and_types_are_preserved_and_masks_hold_only_0_and_1(size, strong):
+    for image, mask in augmented(range(15), size=size, strong=strong):
         assert image.shape == mask.shape == (size, size)
         assert image.dtype == mask.dtype == np.uint8
         assert set(np.unique(mask)) == {0, 1}
@@ -232,6 +233,43 @@ def test_flip_position_intensity_and_distortion_are_independent():
         for b in ("ElasticTransform", "GridDistortion", "OpticalDistortion")
     )
     assert 0.25 < np.mean(np.array(contrasts) > 1) < 0.75  # raised as often as lowered
+
+
+def test_the_strong_augmentations_are_all_applied_in_about_half_of_the_samples():
+    import albumentations as A
+
+    transform = A.Compose(
+        augment.training(size=64, strong=True).transforms, strict=True, save_applied_params=True
+    )
+    found = [set(spied(transform, seed)) for seed in range(200)]
+    kinds = augment.alternatives(size=64, strong=True)
+    for kind, transforms in kinds.items():
+        names = {type(one).__name__ for one in transforms.values()}
+        assert 70 < sum(bool(names & applied) for applied in found) < 130, kind
+        assert all(any(name in applied for applied in found) for name in names), kind
+
+
+def test_hidden_rectangles_hide_part_of_the_image_and_none_of_the_mask():
+    import albumentations as A
+
+    hiding = augment.alternatives(size=128, strong=True)["hiding"]["hidden rectangles"]
+    image, mask = sample()
+    for seed in range(10):
+        hidden, same = augment.apply(A.Compose([hiding], strict=True), image, mask, seed=seed)
+        np.testing.assert_array_equal(same, mask)
+        assert 0.002 < (hidden != image).mean() < 0.25  # one of 5 % x 5 % to six of 20 % x 20 %
+
+
+@pytest.mark.parametrize("strong", [False, True])
+def test_with_equal_chances_the_label_changes_nothing(strong):
+    chances = {"negative": 0.5, "positive": 0.5, "shift_scale_rotate": 0.8}
+    change = augment.Augmentation(size=128, **chances, seed=42, strong=strong)
+    for epoch in range(10):
+        first, second = (
+            change(*sample(), is_positive=positive, item=(epoch, 3, 0))
+            for positive in (True, False)
+        )
+        np.testing.assert_array_equal(first, second)
 
 
 def spied(transform, seed):

@@ -68,6 +68,8 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     augment_positive: float = Field(0.5, ge=0, le=1)
     # Probability of shift, scale and rotation together, for all images. Not in the paper.
     shift_scale_rotate: float = Field(0.5, ge=0, le=1)
+    # Wider changes, noise, blur, sharpness, hidden rectangles (augment.py). Not in the paper.
+    strong_augmentation: bool = False
     # "runs/<run>": start from the weights of the same fold of that run.
     init_from: str | None = None
     # The encoder's weights stay fixed in the first epochs.

@@ -121,6 +121,7 @@ def _training_images(data: FoldData, config: TrainConfig) -> RadiographDataset:
         negative=config.augment_negative,
         positive=config.augment_positive,
         shift_scale_rotate=config.shift_scale_rotate,
+        strong=config.strong_augmentation,
         seed=config.seed,
     )
     return _images(data, data.train, config, augmentation)

@@ -265,12 +265,24 @@ def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_spares_the_
     assert blocks == {f"decoder.blocks.{level}.attention" for level in range(4)}
 
 
+@pytest.mark.parametrize("placement", ["stages", "skips", "decoder"])
+def test_four_decoder_levels_leave_out_the_encoders_last_layer(placement):
+    network = small("ica_resunet", placement=placement, decoder_channels=(16, 8, 8, 8)).eval()
+    with torch.inference_mode():
+        features = network.encode(network.prepare(images()))
+        assert network(images()).shape == images().shape
+    assert [one.shape[2] for one in features] == [64, 32, 16, 8, 4]
+    assert not any("layer4" in name for name in network.state_dict())
+    blocks = [type(module).__name__ for module in network.modules()]
+    assert blocks.count("ImprovedCoordAttention") == 3
+
+
 @pytest.mark.parametrize(
     "name, settings, message",
     [
         ("ica_resunet", {"encoder": "vgg16"}, "resnet34"),
         ("ica_resunet", {"placement": "head"}, "stages, skips, decoder"),
-        ("ica_resunet", {"decoder_channels": (16, 8)}, "five"),
+        ("ica_resunet", {"decoder_channels": (16, 8)}, "four or five"),
         ("ica_resunet", {"merge": "product"}, "concat, sum, shared"),
         ("ica_resunet", {"pooling": "median"}, "avg, max, avg"),
         ("ica_resunet", {"placement": "everywhere"}, "stages, skips, decoder"),

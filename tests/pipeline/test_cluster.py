@@ -334,7 +334,7 @@ def test_a_cluster_without_workers_is_not_waited_for(alone, tmp_path, monkeypatc
     assert f"has had no worker for 1 s: run {command}" in printed
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_cluster_started_elsewhere_is_an_error_that_says_where_to_start_it(
     alone, tmp_path, capsys, workers
 ):

@@ -27,7 +27,7 @@ NAMES = (
     "smp/Unet",
     "smp/UnetPlusPlus",
 )
-QUICK = ("ica_resunet", "unet")  # all others with --all
+QUICK = ("unet",)  # all others with --all
 SETTINGS = {**SMALL, "smp/UnetPlusPlus": SMALL["ica_resunet"]}
 SIZE = 64
 

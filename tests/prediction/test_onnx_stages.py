@@ -248,6 +248,7 @@ def in_fresh_process(code, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_stage_03_with_pytorch_imports_no_package_of_onnx(trained):
     code = (
         "import runpy, sys\n"

@@ -134,6 +134,7 @@ def test_an_unknown_score_and_an_empty_table_are_refused():
         bootstrap.replicates(frame([], [], []))
 
 
+@pytest.mark.slow
 def test_intervals_over_patients_cover_the_truth_in_95_percent_of_studies_others_do_not():
     assert 0.93 <= coverage(simulations=200, patients=200, seed=0) <= 0.97
     assert coverage(simulations=200, patients=200, seed=0, by_image=True) < 0.93

@@ -77,7 +77,7 @@ def test_the_four_networks_of_table_1_beat_the_all_empty_baseline_within_forty_m
 
 
 def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
-    _, printed = demo(tmp_path, INPUT=real_data / "siim", CONFIGS="configs/demo/ica_resunet.yaml")
+    _, printed = demo(tmp_path, INPUT=real_data / "siim", SETTINGS="epochs=4")
     manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
     train = manifest[manifest["split"] == artifacts.TRAIN]
     assert (len(train), int(train["positive"].sum())) == (30, 8)
@@ -90,7 +90,7 @@ def test_the_demo_runs_on_real_files_with_a_test_set(real_data, tmp_path):
 
 def test_the_demo_runs_on_real_files_without_a_test_set(real_data, tmp_path):
     patients = real_data / "labels" / "nih_patients.csv"
-    demo(tmp_path, INPUT=real_data / "siim_502", PATIENTS=patients)
+    demo(tmp_path, INPUT=real_data / "siim_502", PATIENTS=patients, SETTINGS="epochs=4")
     manifest = artifacts.read_table(tmp_path, artifacts.MANIFEST)
     assert (len(manifest), int(manifest["positive"].sum())) == (502, 160)
     assert artifacts.read_table(tmp_path, artifacts.FOLDS)["patient_id"].nunique() == 404

@@ -113,6 +113,7 @@ def test_a_run_is_out_of_date_when_the_run_it_started_from_changes(copied, confi
     run_on(output, "03_predict.py", "--run", "second")
 
 
+@pytest.mark.slow
 def test_a_run_is_out_of_date_when_a_run_two_steps_before_it_changes(copied, config):
     made, output = copied
     train_from_tiny(output, config)
