@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From radiographs to a submission and a report, in one command. Safe to interrupt: run it again to resume.
 #
-#   ./demo.sh       on built-in demo data, five to ten minutes on two CPU cores
+#   ./demo.sh       on built-in demo data, about five minutes on two CPU cores
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
 #
 # One run per config, all compared in one report. Also read from the environment:
