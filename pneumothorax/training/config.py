@@ -46,7 +46,8 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     # CosineAnnealingLR's eta_min.
     final_learning_rate: float = Field(1e-6, ge=0, allow_inf_nan=False)
-    # Steps in which the learning rate rises from near 0; the cosine begins after them.
+    # Steps in which the learning rate rises from near 0, half of all at most; then the cosine
+    # begins.
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_gradient_norm: float | None = Field(None, gt=0, allow_inf_nan=False)

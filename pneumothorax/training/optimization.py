@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pneumothorax.compute import distributed, runtime
-from pneumothorax.errors import BadConfig
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.losses import CRITERIA
 
@@ -30,15 +29,12 @@ class LearningRates:
     to save, and none that could disagree after a resume.
 
     Args:
-        steps: of each epoch. Raises BadConfig if all of them would be warm-up.
+        steps: of each epoch. At most half of them are warm-up.
     """
 
     def __init__(self, config: TrainConfig, steps: Sequence[int]) -> None:
-        total, warm_up, top = sum(steps), config.warmup_steps, config.learning_rate
-        if warm_up >= total:
-            raise BadConfig(
-                f"warmup_steps: {warm_up} must be below the {total} steps of the whole training"
-            )
+        total, top = sum(steps), config.learning_rate
+        warm_up = min(config.warmup_steps, total // 2)
         self.first_steps = np.cumsum([0, *steps[:-1]])
         done = [epoch + np.arange(n) / n for epoch, n in enumerate(steps)]  # in epochs
         share = np.concatenate(done) / len(steps)

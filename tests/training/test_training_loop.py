@@ -17,7 +17,7 @@ import models
 from pneumothorax.compute import interruption, loading, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import RadiographDataset
-from pneumothorax.errors import BadConfig, BadInput, Stopped
+from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts
 from pneumothorax.training import averaging, history, loaders, loop, optimization, validation
 from pneumothorax.training.config import TrainConfig
@@ -377,12 +377,15 @@ def test_the_rate_rises_step_by_step_and_then_falls_over_the_rest():
     assert [found.at(step // 4, step % 4) for step in range(8)] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_training_of_warm_up_alone_is_refused(output):
-    rates([4, 4], warmup_steps=7)
-    with pytest.raises(BadConfig, match="warmup_steps: 8 must be below the 8 steps"):
-        rates([4, 4], warmup_steps=8)
-    with pytest.raises(BadConfig, match="steps of the whole training"):
-        fold_training(output, warmup_steps=1000)
+def test_a_short_training_warms_up_for_half_of_its_steps_at_most():
+    # 1/5 to 4/5, then a cosine over the other 4 steps: 0, 45, 90 and 135 degrees.
+    expected = [0.2, 0.4, 0.6, 0.8, 1, 0.853553, 0.5, 0.146447]
+    for warm_up in (4, 8, 1000):
+        found = rates([4, 4], warmup_steps=warm_up)
+        assert [found.at(step // 4, step % 4) for step in range(8)] == pytest.approx(
+            expected, abs=1e-6
+        )
+    assert rates([1], warmup_steps=1000).at(0) == 1
 
 
 def test_every_step_has_the_rate_of_its_place_also_after_skipped_ones(output, monkeypatch):
