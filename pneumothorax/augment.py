@@ -53,8 +53,9 @@ def alternatives(*, size: int, strong: bool = False) -> dict[str, dict[str, A.Ba
     """{kind: {name: transform}} for (size, size) images; `training` takes one per kind at most.
 
     Args:
-        strong: wider changes of position and intensity, and two more kinds: quality (noise,
-            blur, sharpness, local contrast) and hiding (rectangles of one grey; the mask stays).
+        strong: wider changes of position and intensity, gamma on its own, and two more kinds:
+            quality (noise, blur, sharpness, local contrast) and hiding (rectangles of one grey
+            each; the mask stays).
     """
     import_quietly()
     import albumentations as A

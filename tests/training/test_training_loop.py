@@ -129,6 +129,7 @@ EVERYTHING = {
     "mixed_precision": True,
     "warmup_steps": 5,
     "shift_scale_rotate": 1.0,
+    "strong_augmentation": True,
 }
 
 
@@ -386,6 +387,16 @@ def test_a_short_training_warms_up_for_half_of_its_steps_at_most():
             expected, abs=1e-6
         )
     assert rates([1], warmup_steps=1000).at(0) == 1
+
+
+@pytest.mark.parametrize("setting", ["strong_augmentation", "shift_scale_rotate"])
+def test_the_settings_of_augmentation_reach_the_training_images(output, setting):
+    def images(value):
+        training = fold_training(output, **{setting: value})
+        return torch.cat(list(training.loaders().images(0)))
+
+    assert torch.equal(images(1), images(1))
+    assert not torch.equal(images(0), images(1))
 
 
 def test_every_step_has_the_rate_of_its_place_also_after_skipped_ones(output, monkeypatch):
