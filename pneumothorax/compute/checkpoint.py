@@ -13,11 +13,21 @@ from pneumothorax.pipeline import atomic
 FORMAT = 3
 
 
-def save(path: Path, state: dict[str, Any], *, keep: Path | None = None) -> None:
-    """Write `state` (plain types and tensors) atomically; the previous file is kept as `keep`."""
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (plain types and tensors) atomically."""
+    write(path, packed(state))
+
+
+def packed(state: dict[str, Any]) -> memoryview:
+    """`state` (plain types and tensors) as the content of a checkpoint file."""
     whole = io.BytesIO()  # interrupted by a signal, torch.save to a file raises an unrelated error
     torch.save({"format": FORMAT, **state}, whole)
-    atomic.write(path, lambda file: file.write(whole.getbuffer()), keep=keep)
+    return whole.getbuffer()
+
+
+def write(path: Path, whole: memoryview, *, keep: Path | None = None) -> None:
+    """Write what `packed` returned atomically; the previous file is kept as `keep`."""
+    atomic.write(path, lambda file: file.write(whole), keep=keep)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from pneumothorax.compute import checkpoint, distributed, runtime
+from pneumothorax.compute import beside, checkpoint, distributed, runtime
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
 from pneumothorax.training import config
-from pneumothorax.training.optimization import Optimization
+from pneumothorax.training.optimization import Optimization, Outcome
 
 State = dict[str, Any]
 Weights = dict[str, torch.Tensor]
@@ -24,11 +24,14 @@ class FoldCheckpoints:
     """A fold's checkpoint files: the last two states, the best weights, epochs to average.
 
     `identity` is the experiment they all belong to: `config`, `inputs` (hashes), `fold`.
+    Files are written, and deleted, one after the other beside the training, by `queue`.
+    Methods that read wait for it.
     """
 
     output: Path
     files: artifacts.Fold
     identity: dict[str, Any]
+    queue: beside.Queue = field(default_factory=beside.Queue)
 
     @property
     def last(self) -> Path:
@@ -48,13 +51,16 @@ class FoldCheckpoints:
 
     def save(self, state: State) -> None:
         """Write a state to resume from; the one before it becomes `previous`."""
-        checkpoint.save(self.last, {**self.identity, **state}, keep=self.previous)
+        whole = checkpoint.packed({**self.identity, **state})
+        self.queue.put(checkpoint.write, self.last, whole, keep=self.previous)
 
     def save_weights(self, path: Path, weights: Weights, **facts: Any) -> None:
-        checkpoint.save(path, {**self.identity, **facts, "network": weights})
+        whole = checkpoint.packed({**self.identity, **facts, "network": weights})
+        self.queue.put(checkpoint.write, path, whole)
 
     def exist(self) -> bool:
         """Whether there is a state to resume from."""
+        self.queue.wait()
         return self.last.exists() or self.previous.exists()
 
     def latest(self) -> tuple[State, Path]:
@@ -62,6 +68,7 @@ class FoldCheckpoints:
 
         Raises BadInput if it belongs to another experiment, or if neither is usable.
         """
+        self.queue.wait()
         problems = []
         for path in (self.last, self.previous):
             if not path.exists():
@@ -81,6 +88,7 @@ class FoldCheckpoints:
 
     def load_weights(self, path: Path) -> Weights:
         """Weights of this fold of this experiment. Raises BadInput if they are not usable."""
+        self.queue.wait()
         try:
             state = checkpoint.load(path)
             self._check_same(state, path)
@@ -90,6 +98,9 @@ class FoldCheckpoints:
 
     def drop_kept(self, *, needed: set[int]) -> None:
         """Delete kept weights except those of the epochs `needed`."""
+        self.queue.put(self._drop_kept, needed)
+
+    def _drop_kept(self, needed: set[int]) -> None:
         paths = {self.kept(epoch) for epoch in needed}
         for path in self.kept(0).parent.glob("epoch*.pt"):
             if path not in paths:
@@ -127,23 +138,27 @@ class Progress:
     epoch: int = 0  # finished epochs
     best_score: float = -math.inf
     best_epoch: int = 0
-    bad_in_a_row: int = 0  # steps whose numbers were not finite
+    bad_in_a_row: int = 0  # steps not taken
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: list[tuple[float, int]] = field(default_factory=list)  # (score, epoch), best first
     step: int = 0  # batches done
     losses: float = 0.0  # their sum, over the steps taken
-    skipped_steps: int = 0
+    skipped_steps: int = 0  # numbers that were not finite
+    scaled_down_steps: int = 0  # skipped by fp16's loss scaling, as is normal
     images: int = 0
     seconds: float = 0.0
 
-    def add_step(self, loss: float, *, taken: bool, n_images: int) -> None:
+    def add_step(self, loss: float, outcome: Outcome, *, n_images: int) -> None:
         self.step += 1
         self.images += n_images
-        if taken:
+        if outcome is Outcome.TAKEN:
             self.bad_in_a_row = 0
             self.losses += loss
+            return
+        self.bad_in_a_row += 1
+        if outcome is Outcome.SCALED_DOWN:
+            self.scaled_down_steps += 1
         else:
-            self.bad_in_a_row += 1
             self.skipped_steps += 1
 
     def add_seconds(self, seconds: float) -> None:
@@ -152,14 +167,14 @@ class Progress:
     @property
     def train_loss(self) -> float:
         """The mean over the steps taken; NaN if there were none."""
-        taken = self.step - self.skipped_steps
+        taken = self.step - self.skipped_steps - self.scaled_down_steps
         return self.losses / taken if taken else math.nan
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """Add the epoch's row to the history, and start the next one."""
         self.history.append(row)
         self.epoch += 1
-        self.step = self.images = self.skipped_steps = 0
+        self.step = self.images = self.skipped_steps = self.scaled_down_steps = 0
         self.losses = self.seconds = 0.0
 
     def keep(self, score: float, *, n: int) -> bool:
@@ -209,7 +224,10 @@ class FoldState:
         self._restore(self._saved() if self._beginning is None else _unpacked(self._beginning))
 
     def save(self) -> None:
-        """Write a checkpoint on the main process, unless the weights have diverged."""
+        """Write a checkpoint on the main process, unless the weights have diverged.
+
+        Packed here, written beside the training: see FoldCheckpoints.
+        """
         state = self._collected()
         if distributed.is_main() and checkpoint.is_finite(state["network"]):
             self.checkpoints.save(state)

@@ -24,10 +24,11 @@ from pneumothorax.training.averaging import BestWeights
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.fold_state import FoldCheckpoints, FoldState
 from pneumothorax.training.loaders import FoldData, Loaders, sliding_sampling
-from pneumothorax.training.optimization import LearningRates, Optimization
+from pneumothorax.training.optimization import LearningRates, Optimization, Outcome
 from pneumothorax.training.validation import Example, Scores, validate
 
 MAX_BAD_STEPS = 10  # in a row, with a loss or gradients that are not finite
+MAX_SCALED_DOWN = 20  # in a row, from fp16's first loss scale of 65,536 down to 1/16
 
 
 class Stopwatch:
@@ -78,10 +79,10 @@ class EpochSteps:
         ) as bar:
             for batch in batches:
                 optimization.set_learning_rate(self.rates.at(progress.epoch, progress.step))
-                loss, taken = optimization.step(batch.parts, batch.n_parts, batch.n_images)
-                progress.add_step(loss, taken=taken, n_images=batch.n_images)
-                if not taken:
-                    self._report_skipped(loss)
+                loss, outcome = optimization.step(batch.parts, batch.n_parts, batch.n_images)
+                progress.add_step(loss, outcome, n_images=batch.n_images)
+                if outcome is not Outcome.TAKEN:
+                    self._report_skipped(loss, outcome)
                 progress.add_seconds(watch.lap())
                 bar.update()
                 self._save_if_due()
@@ -93,14 +94,16 @@ class EpochSteps:
     def _title(self) -> str:
         return f"fold {self.fold} epoch {self.state.progress.epoch + 1}"
 
-    def _report_skipped(self, loss: float) -> None:
+    def _report_skipped(self, loss: float, outcome: Outcome) -> None:
         """Raises BadInput after too many skipped steps in a row."""
-        if distributed.is_main():
+        scaled_down = outcome is Outcome.SCALED_DOWN
+        if distributed.is_main() and not scaled_down:
             tqdm.write(
                 f"{self._title()}: loss or gradients are not finite (loss {loss:.4g}), step skipped"
             )
-        if self.state.progress.bad_in_a_row == MAX_BAD_STEPS:
-            raise BadInput(f"{MAX_BAD_STEPS} steps in a row are not finite: lower learning_rate")
+        in_a_row = self.state.progress.bad_in_a_row
+        if in_a_row >= (MAX_SCALED_DOWN if scaled_down else MAX_BAD_STEPS):
+            raise BadInput(f"{in_a_row} steps in a row are not finite: lower learning_rate")
 
     def _save_if_due(self) -> None:
         due = distributed.is_main() and self.state.seconds_since_save() >= self.save_seconds
@@ -187,7 +190,7 @@ class Training:
         After the death of a worker, tries once more from the last save. Raises Stopped
         when asked to stop, with everything saved; BadInput for what the user can repair.
         """
-        with Workers() as workers, self.log:
+        with Workers() as workers, self.log, self.checkpoints.queue:
             for attempt in (1, 2):
                 try:
                     with worker_deaths():

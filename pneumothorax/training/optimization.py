@@ -1,6 +1,7 @@
 """One step of the optimizer: a batch in parts and over processes, in 16 or 32 bits."""
 
 import copy
+import enum
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,14 @@ from pneumothorax.training.losses import CRITERIA
 
 # Images, masks, and how many images of each process count.
 Part = tuple[torch.Tensor, torch.Tensor, list[int]]
+
+
+class Outcome(enum.Enum):
+    """What became of a step. Only a TAKEN one changes weights and statistics."""
+
+    TAKEN = enum.auto()
+    SCALED_DOWN = enum.auto()  # fp16: the scaled loss was too large for its gradients
+    NOT_FINITE = enum.auto()  # the loss or the gradients
 
 
 class LearningRates:
@@ -66,8 +75,13 @@ class Optimization:
             None if config.ema_decay is None else MovingAverage(network, config.ema_decay)
         )
         self.frozen: list[nn.Parameter] = []
-        self.buffers = list(network.buffers())
-        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        # Batch norm statistics, saved before a step and restored unless it is taken.
+        buffers = list(network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        self.save_buffers, self.restore_buffers = (
+            TensorPairs(before, buffers),
+            TensorPairs(buffers, before),
+        )
         self.compute = self._shared()
 
     @property
@@ -97,36 +111,33 @@ class Optimization:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def step(self, parts: Iterable[Part], n_parts: int, n_images: int) -> tuple[float, bool]:
-        """Train on one batch -> (its loss, whether the step was taken).
+    def step(self, parts: Iterable[Part], n_parts: int, n_images: int) -> tuple[float, Outcome]:
+        """Train on one batch -> its loss, and what became of the step.
 
-        If the loss or the gradients are not finite, weights and statistics stay unchanged.
+        The host waits for the device once, when it reads loss and gradient norm together.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        self._copy_buffers(self.buffers_before, self.buffers)
-        value = 0.0
+        self.save_buffers.copy()
+        losses = []
         for number, (images, masks, counts) in enumerate(parts, start=1):
             last = number == n_parts
             with nullcontext() if last or distributed.size() == 1 else self.compute.no_sync():  # type: ignore[operator]
                 with self.autocast:
                     loss = self.compute(images, masks, counts) * (sum(counts) / n_images)
                 self.scaler.scale(loss).backward()
-            value += float(loss.detach())
+            losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        # Every process must come to the same decision.
-        value, broken = distributed.sums(
-            [value / distributed.size(), float(not self._is_finite(value))]
-        )
-        scale = self.scaler.get_scale()
-        if not broken:
-            self.scaler.step(self.optimizer)
+        norm = self._clip()
+        *values, norm_value = torch.stack([*losses, norm]).tolist()
+        value, outcome = self._judge(sum(values), norm_value)
+        if outcome is not Outcome.NOT_FINITE:
+            self.scaler.step(self.optimizer)  # skips a step by itself if it is SCALED_DOWN
         self.scaler.update()
-        if broken or self.scaler.get_scale() < scale:  # fp16: the scaler skipped the step
-            self._copy_buffers(self.buffers, self.buffers_before)
-            return value, False
-        if self.average is not None:
-            self.average.update(self.network)
-        return value, True
+        if outcome is not Outcome.TAKEN:
+            self.restore_buffers.copy()
+        elif self.average is not None:
+            self.average.update()
+        return value, outcome
 
     def state(self) -> dict[str, Any]:
         """Everything but the network's weights, in plain types and tensors."""
@@ -144,11 +155,8 @@ class Optimization:
         if self.average is not None:
             self.average.load(state["average"])
 
-    def _is_finite(self, loss: float) -> bool:
-        """Clip the gradients; whether their norm and the loss are finite.
-
-        Loss scaling checks gradients itself.
-        """
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradients -> their norm before."""
         gradients = [
             parameter.grad for parameter in self.network.parameters() if parameter.grad is not None
         ]
@@ -157,12 +165,19 @@ class Optimization:
             nn.utils.clip_grads_with_norm_(
                 self.network.parameters(), self.config.clip_gradient_norm, norm
             )
-        return math.isfinite(loss) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
+        return norm
 
-    def _copy_buffers(self, to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
-        """Batch norm statistics, saved before a step and restored if it is skipped."""
-        for target, buffer in zip(to, source, strict=True):
-            target.copy_(buffer)
+    def _judge(self, loss: float, norm: float) -> tuple[float, Outcome]:
+        """The mean loss over the processes, and the outcome, which is the same for all."""
+        scales = self.scaler.is_enabled()
+        broken = not math.isfinite(loss) or not (scales or math.isfinite(norm))
+        overflow = scales and not math.isfinite(norm)
+        loss, n_broken, n_overflow = distributed.sums(
+            [loss / distributed.size(), float(broken), float(overflow)]
+        )
+        if n_broken:
+            return loss, Outcome.NOT_FINITE
+        return loss, Outcome.SCALED_DOWN if n_overflow else Outcome.TAKEN
 
     def _shared(self) -> nn.Module:
         """The training loss, whose backward pass averages gradients over the processes."""
@@ -203,17 +218,15 @@ class MovingAverage:
         self.decay = decay
         self.steps = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.pairs = TensorPairs(
+            self.network.state_dict().values(), network.state_dict().values()
+        )
 
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
+        """Take in the weights that the network has now."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        new = network.state_dict()
-        for name, value in self.network.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(new[name], 1 - decay)
-            else:
-                value.copy_(new[name])
+        self.pairs.move(1 - decay)
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "network": self.network.state_dict()}
@@ -221,3 +234,31 @@ class MovingAverage:
     def load(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
         self.network.load_state_dict(state["network"])
+
+
+class TensorPairs:
+    """Targets and sources of equal shapes, written in one kernel per data type.
+
+    A network has hundreds of small tensors; a kernel for each costs a GPU more than the work.
+    """
+
+    def __init__(self, targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+        self.groups: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        for target, source in zip(targets, sources, strict=True):
+            group = self.groups.setdefault(target.dtype, ([], []))
+            group[0].append(target)
+            group[1].append(source)
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        for targets, sources in self.groups.values():
+            torch._foreach_copy_(targets, sources)
+
+    @torch.no_grad()
+    def move(self, share: float) -> None:
+        """Move each target by a share of the way to its source; whole numbers are copied."""
+        for dtype, (targets, sources) in self.groups.items():
+            if dtype.is_floating_point:
+                torch._foreach_lerp_(targets, sources, share)
+            else:
+                torch._foreach_copy_(targets, sources)

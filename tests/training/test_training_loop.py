@@ -22,6 +22,7 @@ from pneumothorax.pipeline import artifacts
 from pneumothorax.training import averaging, history, loaders, loop, optimization, validation
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loop import MAX_BAD_STEPS, epoch_line
+from pneumothorax.training.optimization import Outcome
 from pneumothorax.training.validation import Scores
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -235,8 +236,9 @@ def test_an_epoch_is_scored_with_its_best_thresholds(output):
 
 
 def epoch_with(loop, score):
-    loop.state.progress.add_step(0.5, taken=True, n_images=4)
+    loop.state.progress.add_step(0.5, Outcome.TAKEN, n_images=4)
     loop.finish_epoch(Scores(score, 0.1, 0.5), 1.0)
+    loop.checkpoints.queue.wait()
 
 
 def test_of_equally_good_epochs_the_last_one_is_kept(output):
@@ -333,10 +335,10 @@ def test_the_moving_average_by_hand():
     network.weight.data.fill_(0.0)
     average = optimization.MovingAverage(network, 0.15)
     network.weight.data.fill_(1.0)
-    average.update(network)  # decay 1/10: 0.1 * 0 + 0.9 * 1
+    average.update()  # decay 1/10: 0.1 * 0 + 0.9 * 1
     assert average.network.weight.item() == pytest.approx(0.9)
     network.weight.data.fill_(2.0)
-    average.update(network)  # decay min(0.15, 2/11): 0.15 * 0.9 + 0.85 * 2
+    average.update()  # decay min(0.15, 2/11): 0.15 * 0.9 + 0.85 * 2
     assert average.network.weight.item() == pytest.approx(1.835)
 
 
@@ -534,6 +536,17 @@ def test_with_loss_scaling_a_broken_step_is_skipped_and_training_continues(outpu
     assert len(loop.state.progress.history) == 3
 
 
+def test_steps_that_scale_the_loss_down_are_normal_and_not_reported(output, fp16, capsys):
+    loop = fold_training(output, mixed_precision=True)
+    scale = 2.0**24  # gradients in 16 bits overflow beyond 65,504
+    loop.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    loop.run()
+    assert loop.optimization.scaler.get_scale() < scale
+    assert all(row["skipped_steps"] == 0 for row in loop.state.progress.history)
+    assert math.isfinite(loop.state.progress.history[-1]["train_loss"])
+    assert "not finite" not in "".join(capsys.readouterr())
+
+
 class BrokenGradients(Small):
     """A finite loss whose gradients are not."""
 
@@ -544,12 +557,12 @@ class BrokenGradients(Small):
         }  # the root's slope at 0 is infinite
 
 
-@pytest.mark.parametrize("mixed", [True, False])
-def test_gradients_that_are_never_finite_stop_the_run(output, fp16, mixed):
+@pytest.mark.parametrize(("mixed", "limit"), [(True, 20), (False, 10)])
+def test_gradients_that_are_never_finite_stop_the_run(output, fp16, mixed, limit):
     loop = fold_training(
-        output, network=BrokenGradients(), mixed_precision=mixed, epochs=10, ema_decay=0.9
+        output, network=BrokenGradients(), mixed_precision=mixed, epochs=20, ema_decay=0.9
     )
-    with pytest.raises(BadInput, match="10 steps in a row are not finite"):
+    with pytest.raises(BadInput, match=f"^{limit} steps in a row are not finite"):
         loop.run()
     assert loop.optimization.average.steps == 0
 
@@ -571,6 +584,7 @@ def test_weights_that_diverged_are_not_saved_over_those_that_did_not(output):
     loop.state.save()
     loop.network.last.weight.data.fill_(math.nan)
     loop.state.save()
+    loop.checkpoints.queue.wait()
     assert torch.isfinite(
         torch.load(loop.checkpoints.last, weights_only=True)["network"]["last.weight"]
     ).all()
