@@ -1,5 +1,6 @@
 """Probability maps of whole splits, by one or several processes; resumable."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pneumothorax import png
-from pneumothorax.compute import distributed, runtime
+from pneumothorax.compute import beside, distributed, runtime
 from pneumothorax.compute.loading import start_worker
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
@@ -191,21 +192,13 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
     )
     made: Entries = {}
     broken = []
-    for found in _maps(group, missing, task):
-        if not np.isfinite(found.probabilities).all():
-            broken.append(found.image_id)
+    store = functools.partial(_store, group, task)
+    for image_id, entry in beside.in_order(store, _maps(group, missing, task)):
+        if entry is None:
+            broken.append(image_id)
             continue
-        data = png.encode_small(postprocess.quantise(found.probabilities))
-        atomic.write_bytes(task.map_path(group.split, found.image_id), data, sync=False)
-        entry = {
-            "key": task.key(group.weights, found.image_hash),
-            "fold": group.fold,
-            "p_max": float(found.probabilities.max()),
-            "p_classification": found.p_classification,
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        own.append(f"{group.split}/{found.image_id}", entry)
-        made[f"{group.split}/{found.image_id}"] = entry
+        own.append(f"{group.split}/{image_id}", entry)
+        made[f"{group.split}/{image_id}"] = entry
     for entries, names in distributed.gather((made, broken)):
         known.update(entries)
         broken = sorted({*broken, *names})
@@ -215,6 +208,22 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
             f"train it again with 02_train.py --run {task.run} --overwrite",
             broken,
         )
+
+
+def _store(group: Group, task: PredictionTask, found: Map) -> tuple[str, dict[str, Any] | None]:
+    """Write a map -> the image's id, and its entry, or None if the map is not finite."""
+    if not np.isfinite(found.probabilities).all():
+        return found.image_id, None
+    data = png.encode_small(postprocess.quantise(found.probabilities))
+    atomic.write_bytes(task.map_path(group.split, found.image_id), data, sync=False)
+    entry = {
+        "key": task.key(group.weights, found.image_hash),
+        "fold": group.fold,
+        "p_max": float(found.probabilities.max()),
+        "p_classification": found.p_classification,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    return found.image_id, entry
 
 
 def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterator[Map]:

@@ -1,7 +1,7 @@
 """Scores of a network on its held-out fold, at label resolution, to choose an epoch by."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from pneumothorax import rle
-from pneumothorax.compute import distributed
+from pneumothorax.compute import beside, distributed
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import Sample, to_network
 from pneumothorax.masks import postprocess, thresholds
@@ -65,47 +65,52 @@ def validate(
     """
     network.eval()
     distributed.take_buffers_of_main(network)
-    seen = _Seen(rows, labels)
+    images = _Images(rows, labels)
     finite = True
-    for batch in batches:
-        if stop.is_due():
-            break
-        with autocast:
-            logits = network(to_network(batch.image, device))
-        maps = logits.float().sigmoid().cpu().numpy()[:, 0]  # (N, S, S)
-        finite = bool(np.isfinite(maps).all())
-        if not finite:
-            break
-        seen.add(batch, maps)
 
-    everyones = distributed.gather((stop.is_due(), finite, seen.profiles))
+    def maps() -> Iterator[tuple[int, np.ndarray]]:
+        nonlocal finite
+        for batch in batches:
+            if stop.is_due():
+                return
+            with autocast:
+                logits = network(to_network(batch.image, device))
+            found = logits.float().sigmoid().cpu().numpy()[:, 0]  # (N, S, S)
+            finite = bool(np.isfinite(found).all())
+            if not finite:
+                return
+            images.keep_examples(batch, found)
+            yield from zip(batch.position.tolist(), found, strict=True)  # type: ignore[attr-defined]
+
+    own = dict(beside.in_order(images.profile, maps()))
+    everyones = distributed.gather((stop.is_due(), finite, own))
     if any(stopped for stopped, _, _ in everyones):
         return None
     if not all(finite for _, finite, _ in everyones):
         return Scores(), []
     profiles = {position: one for _, _, found in everyones for position, one in found.items()}
-    return scores([profiles[position] for position in range(len(rows))]), seen.examples
+    return scores([profiles[position] for position in range(len(rows))]), images.examples
 
 
-class _Seen:
-    """The profiles of the validation images seen so far, by position, and a few examples."""
+class _Images:
+    """The validation images' labels, by position, and a few images as examples."""
 
     def __init__(self, rows: pd.DataFrame, labels: dict[str, tuple[str, ...]]) -> None:
-        self.image_ids: list[str] = rows["image_id"].tolist()
+        self.runs = [labels.get(image_id, ()) for image_id in rows["image_id"]]
         self.shapes = list(zip(rows["height"], rows["width"], strict=True))
-        self.labels = labels
-        self.profiles: dict[int, Profile] = {}
         self.examples: list[Example] = []
 
-    def add(self, batch: Sample, maps: np.ndarray) -> None:
-        """A batch of samples and its probability maps, (N, S, S)."""
+    def profile(self, found: tuple[int, np.ndarray]) -> tuple[int, Profile]:
+        """An image's position and probability map (S, S) -> its position and profile."""
+        position, probabilities = found
+        truth = rle.union(self.runs[position], self.shapes[position])
+        stored = postprocess.quantise(probabilities)
+        return position, thresholds.profile(stored, truth, SELECTION_GRID)
+
+    def keep_examples(self, batch: Sample, maps: np.ndarray) -> None:
+        """The first positive images, with their probability maps, (N, S, S)."""
         for place, position in enumerate(batch.position.tolist()):  # type: ignore[attr-defined]
-            runs = self.labels.get(self.image_ids[position], ())
-            truth = rle.union(runs, self.shapes[position])
-            self.profiles[position] = thresholds.profile(
-                postprocess.quantise(maps[place]), truth, SELECTION_GRID
-            )
-            if runs and len(self.examples) < MAX_EXAMPLES:
+            if self.runs[position] and len(self.examples) < MAX_EXAMPLES:
                 image, mask = batch.image[place, 0].numpy(), batch.mask[place, 0].numpy()
                 self.examples.append(Example(image, mask, maps[place]))
 

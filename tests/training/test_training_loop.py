@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from pneumothorax.compute import interruption, loading, runtime
@@ -545,6 +546,37 @@ def test_steps_that_scale_the_loss_down_are_normal_and_not_reported(output, fp16
     assert all(row["skipped_steps"] == 0 for row in loop.state.progress.history)
     assert math.isfinite(loop.state.progress.history[-1]["train_loss"])
     assert "not finite" not in "".join(capsys.readouterr())
+
+
+class HostReads(TorchDispatchMode):
+    """Counts values that Python takes out of tensors one by one, as .item(), float, bool."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.n += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_the_host_reads_from_the_device_once_per_step(output, fp16, mixed, monkeypatch):
+    loop = fold_training(
+        output,
+        mixed_precision=mixed,
+        accumulation_steps=2,
+        ema_decay=0.9,
+        clip_gradient_norm=1.0,
+    )
+    batch = loop.loaders().epoch(0, done=0)[0]
+    lists, to_list = [], torch.Tensor.tolist
+    monkeypatch.setattr(
+        torch.Tensor, "tolist", lambda tensor: lists.append(1) or to_list(tensor)
+    )
+    with HostReads() as reads:
+        loop.optimization.step(batch.parts, batch.n_parts, batch.n_images)
+    assert (reads.n, len(lists)) == (0, 1)
 
 
 class BrokenGradients(Small):
