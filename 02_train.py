@@ -86,13 +86,14 @@ def main(argv: list[str] | None = None) -> None:
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, overwrite=args.overwrite)
-        for fold in folds:
+        for place, fold in enumerate(folds, start=1):
             with run.lock(fold):
                 if run.is_finished(fold):
                     distributed.say(f"fold {fold} is up to date")
                     continue
                 run.prepare(network, workers=args.workers)
-                facts = train_fold(args, run, fold, device=device, stop=stop)
+                left = sum(not run.is_finished(later) for later in folds[place:])
+                facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=left)
                 run.seal(fold, facts)
         distributed.say(f"wrote {args.output / run.files.folder}")
         distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")
@@ -119,9 +120,10 @@ def train_fold(
     *,
     device: "torch.device",
     stop: "StopRequest",
+    folds_left: int,
 ) -> dict[str, Any]:
     """Train the fold to its last epoch, resuming if it can -> facts for its record."""
-    from pneumothorax.compute import distributed, runtime
+    from pneumothorax.compute import distributed, loading, runtime
     from pneumothorax.training import loop
     from pneumothorax.training.run import finish
 
@@ -137,9 +139,10 @@ def train_fold(
         run.settings,
         run=run.name,
         device=device,
-        workers=args.workers,
+        workers=loading.workers_per_process(args.workers),
         stop=stop,
         save_seconds=60 * args.save_minutes,
+        folds_left=folds_left,
     )
     return finish(training)
 

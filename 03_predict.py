@@ -69,7 +69,7 @@ def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed, runtime
+    from pneumothorax.compute import distributed, loading, runtime
     from pneumothorax.prediction import probability_maps, splits
 
     with (
@@ -95,7 +95,13 @@ def main(argv: list[str] | None = None) -> None:
         size = distributed.on_main(splits.checked_cache, args.output, images, workers=args.workers)
         networks = load_networks(args, folds, device, overwrite=overwrite)
         task = splits.PredictionTask(
-            args.output, args.run, size, args.batch_size, args.workers, device, bf16
+            args.output,
+            args.run,
+            size,
+            args.batch_size,
+            loading.workers_per_process(args.workers),
+            device,
+            bf16,
         )
         keys = {fold: weights_key(args, inputs, fold) for fold in folds}
         frame = splits.predict(networks, images, task=task, weights=keys)

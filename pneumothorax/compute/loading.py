@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,18 @@ from typing import Self
 import cv2
 
 PATIENCE_S = 300  # a worker that needs longer for one batch hangs
+MOST_WORKERS = 8
 GRACE_S = 60  # a training worker survives SIGTERM for this long
+
+
+def workers_per_process(workers: int) -> int:
+    """How many loader workers each process starts, of --workers for this machine.
+
+    torchrun's processes on a machine share them. More than MOST_WORKERS cost memory and
+    start-up time, and feed no network faster.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MOST_WORKERS, max(workers // processes, min(workers, 1)))
 
 
 class DeadWorker(RuntimeError):

@@ -36,6 +36,7 @@ HISTORY_COLUMNS = tuple(
     "epoch learning_rate positives_per_negative positives negatives train_loss skipped_steps "
     "siim_dice positive_dice all_empty seconds images_per_second".split()
 )
+HISTORY_COMPUTED = "computed"  # a further column, in words: device, data type, parts of a batch
 ALL_EMPTY, FINAL = "all-empty baseline", "final thresholds"  # rows of a cross-validation table
 # Rows of a table of test scores; the all-empty baseline has two as well
 TEST_ALL, TEST_UNSEEN = "test images", "unseen patients"

@@ -8,7 +8,7 @@ A YAML file holds only what differs; its key `base` names a file whose settings 
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
@@ -20,6 +20,8 @@ from pneumothorax.training.sampling import Steps
 
 Setting = bool | int | float | str | list[int] | None
 
+# How steps are computed, not what: a run may go on with other values, on another card.
+HOW = ("accumulation_steps", "mixed_precision", "compile")
 BASE = "base"  # a key of the file, not a setting: the path of another file, relative to this one
 RENAMED = {"model_settings.presence_weight": "model_settings.classification_weight"}
 
@@ -40,8 +42,9 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     epochs: int = Field(40, ge=1)
     # Images per step of the optimizer, over all processes.
     batch_size: int = Field(16, ge=2)
-    # Parts of a batch that are computed one after the other, to save memory.
-    accumulation_steps: int = Field(1, ge=1)
+    # Parts of a batch that are computed one after the other, to save memory. auto: on a GPU
+    # as few as fit into its free memory, found by trial; else 1.
+    accumulation_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     # Adam's, at the start; not in the paper.
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     # CosineAnnealingLR's eta_min.
@@ -107,7 +110,8 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
 
     @pydantic.model_validator(mode="after")
     def _equal_parts(self) -> Self:
-        part, rest = divmod(self.batch_size, self.accumulation_steps)
+        parts = 1 if self.accumulation_steps == "auto" else self.accumulation_steps
+        part, rest = divmod(self.batch_size, parts)
         if rest or part < 2:
             raise ValueError(
                 "batch_size must be a multiple of accumulation_steps, with two images or more each"
@@ -233,10 +237,10 @@ def saved(path: Path) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line per setting that differs."""
+    """One line per setting that makes another experiment: any but HOW."""
     keys = [*new, *(key for key in old if key not in new)]
     return [
         f"{key}: {old.get(key)} before, {new.get(key)} now"
         for key in keys
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and key not in HOW
     ]

@@ -104,7 +104,8 @@ class Log:
 
     def _write(self, rows: Sequence[Row]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, artifacts.HISTORY_COLUMNS, lineterminator="\n")
+        columns = (*artifacts.HISTORY_COLUMNS, artifacts.HISTORY_COMPUTED)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: _rounded(value) for key, value in row.items()} for row in rows)
         atomic.write_text(self.output / self.files.history.path, text.getvalue())
@@ -120,8 +121,8 @@ def has_stalled(rows: Sequence[Row], *, patience: int | None) -> bool:
     )
 
 
-def _rounded(value: float) -> float | str:
-    if isinstance(value, int):
+def _rounded(value: float | str) -> float | str:
+    if isinstance(value, int | str):
         return value
     return "" if math.isnan(value) else f"{value:.6g}"
 

@@ -42,7 +42,11 @@ class LoadedBatch:
 
 
 class Loaders:
-    """A fold's training and validation images, loaded by new worker processes."""
+    """A fold's training and validation images, loaded by new worker processes.
+
+    Args:
+        parts: of a batch, computed one after the other.
+    """
 
     def __init__(
         self,
@@ -50,14 +54,13 @@ class Loaders:
         config: TrainConfig,
         sampling: SlidingSampling,
         *,
+        parts: int,
         device: torch.device,
         workers: int,
     ) -> None:
         self.device = device
         rank, size = distributed.rank(), distributed.size()
-        self.batches = EpochBatches(
-            sampling, config.batch_size, parts=config.accumulation_steps, rank=rank, size=size
-        )
+        self.batches = EpochBatches(sampling, config.batch_size, parts=parts, rank=rank, size=size)
         in_order = InOrder(len(data.validation), self.batches.part_size, rank=rank, size=size)
         common: dict[str, Any] = {
             "num_workers": workers,

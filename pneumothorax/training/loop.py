@@ -122,6 +122,7 @@ class Training:
         run: the run's name.
         workers: processes that load images, per training process.
         stop, save_seconds: see EpochSteps.
+        folds_left: further folds that will be trained after this one, for the time left.
     """
 
     def __init__(
@@ -135,14 +136,17 @@ class Training:
         workers: int,
         stop: StopRequest,
         save_seconds: float = math.inf,
+        folds_left: int = 0,
     ) -> None:
         self.data, self.config, self.device, self.workers = data, config, device, workers
-        self.stop = stop
+        self.stop, self.folds_left = stop, folds_left
         # Convolutions are faster in channels_last.
         self.network = network.to(device, memory_format=torch.channels_last)
         if config.batch_norm == "synchronised" and device.type == "cuda" and distributed.size() > 1:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        torch.backends.cudnn.benchmark = True  # all batches have the same shape
         self.optimization = Optimization(self.network, config, device)
+        self.parts = self.optimization.parts()
         self.sampling = sliding_sampling(data, config)
         self.rates = LearningRates(
             config,
@@ -213,13 +217,30 @@ class Training:
             **scores._asdict(),
             "seconds": progress.seconds,
             "images_per_second": images_per_second,
+            "computed": self._computed(),
         }
         progress.end_epoch(row)
         self.best.save_epoch(scores.siim_dice)
 
+    def _computed(self) -> str:
+        """How the steps are computed, in words: what may change from one resume to the next."""
+        words = [runtime.device_name(self.device)]
+        if self.config.mixed_precision:
+            words.append(str(runtime.half(self.device)).removeprefix("torch."))
+        if self.parts > 1:
+            words.append(f"batches in {self.parts} parts")
+        if self.config.compile:
+            words.append("compiled")
+        return ", ".join(words)
+
     def loaders(self) -> Loaders:
         return Loaders(
-            self.data, self.config, self.sampling, device=self.device, workers=self.workers
+            self.data,
+            self.config,
+            self.sampling,
+            parts=self.parts,
+            device=self.device,
+            workers=self.workers,
         )
 
     def _run_with(self, loaders: Loaders) -> None:
@@ -266,6 +287,7 @@ class Training:
             progress.history,
             fold=self.data.fold,
             epochs=self.config.epochs,
+            folds_left=self.folds_left,
             memory_mib=runtime.peak_memory_mib(self.device),
         )
         self.log.epoch(progress.history, examples, line)
@@ -312,12 +334,18 @@ class Training:
 
 
 def epoch_line(
-    history: Sequence[dict[str, Any]], *, fold: int, epochs: int, memory_mib: float | None
+    history: Sequence[dict[str, Any]],
+    *,
+    fold: int,
+    epochs: int,
+    folds_left: int,
+    memory_mib: float | None,
 ) -> str:
     """The last epoch for the terminal, with the time that the others take on average.
 
     Args:
         history: a row of artifacts.HISTORY_COLUMNS per epoch so far.
+        folds_left: further folds that take as long.
     """
     row = history[-1]
     words = [f"fold {fold}", f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.4f}"]
@@ -327,5 +355,14 @@ def epoch_line(
     words.append(f"{row['images_per_second']:.0f} img/s")
     if memory_mib is not None:
         words.append(f"{memory_mib / 1024:.1f} GiB")
-    minutes = statistics.mean(one["seconds"] for one in history) * (epochs - row["epoch"]) / 60
-    return "  ".join([*words, f"{minutes:.1f} min left"])
+    seconds = statistics.mean(one["seconds"] for one in history)
+    left = f"{_duration(seconds * (epochs - row['epoch']))} left"
+    if folds_left:
+        all_left = seconds * (epochs * (folds_left + 1) - row["epoch"])
+        left = f"{left}, {_duration(all_left)} for all folds"
+    return "  ".join([*words, left])
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

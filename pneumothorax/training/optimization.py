@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pneumothorax.compute import distributed, runtime
+from pneumothorax.compute import distributed, memory, runtime
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.losses import CRITERIA
 
@@ -139,6 +139,38 @@ class Optimization:
             self.average.update()
         return value, outcome
 
+    def parts(self) -> int:
+        """How many parts of a batch are computed one after the other; call before any step."""
+        wanted, device = self.config.accumulation_steps, next(self.network.parameters()).device
+        if wanted != "auto":
+            return wanted
+        if device.type != "cuda":
+            return 1
+        weights = sum(parameter.nbytes for parameter in self.network.parameters())
+        available = memory.free_bytes(device) - 2 * weights  # for Adam's two moments
+        own = memory.fewest_parts(self.config.batch_size, self._peak_bytes, available)
+        return max(distributed.gather(own))
+
+    def _peak_bytes(self, n_images: int) -> int:
+        """The peak of what a step with `n_images` black images allocates on the GPU.
+
+        The step leaves no trace.
+        """
+        device, size = next(self.network.parameters()).device, self.config.image_size
+        random = runtime.random_state(device)
+        self.save_buffers.copy()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        images = torch.zeros(n_images, 1, size, size, device=device)
+        with self.autocast:
+            loss = self.compute(images, images, [n_images] * distributed.size())
+        self.scaler.scale(loss).backward()
+        peak = torch.cuda.max_memory_allocated(device) - before
+        self.optimizer.zero_grad(set_to_none=True)
+        self.restore_buffers.copy()
+        runtime.set_random_state(random, device)
+        return peak
+
     def state(self) -> dict[str, Any]:
         """Everything but the network's weights, in plain types and tensors."""
         return {
@@ -218,9 +250,7 @@ class MovingAverage:
         self.decay = decay
         self.steps = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.pairs = TensorPairs(
-            self.network.state_dict().values(), network.state_dict().values()
-        )
+        self.pairs = TensorPairs(self.network.state_dict().values(), network.state_dict().values())
 
     def update(self) -> None:
         """Take in the weights that the network has now."""

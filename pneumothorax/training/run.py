@@ -54,8 +54,7 @@ class TrainingRun:
 
     def is_finished(self, fold: int) -> bool:
         """Whether the fold was trained to its end with these settings and the current inputs."""
-        record = self.files.fold(fold).trained
-        return distributed.on_main(records.is_current, self.output, record, **self._made_from(fold))
+        return distributed.on_main(self._is_finished, fold)
 
     def prepare(self, network: Any, *, workers: int) -> None:
         """Describe the network for the report; the first call also verifies the cached images.
@@ -107,6 +106,7 @@ class TrainingRun:
                 current = config.as_dict(self.settings)
                 differences = config.differences(config.saved(path), current)
                 if not differences:
+                    config.save(path, self.settings)  # the steps may be computed in other ways
                     return
                 self._refuse(differences, folds, overwrite=overwrite)
                 with ExitStack() as held:  # wait until no process trains any of its folds
@@ -115,6 +115,18 @@ class TrainingRun:
                     print(f"starting {folder} from scratch: its settings change")
                     shutil.rmtree(folder)
             config.save(path, self.settings)
+
+    def _is_finished(self, fold: int) -> bool:
+        record, made_from = self.files.fold(fold).trained, self._made_from(fold)
+        try:
+            settings = records.read(self.output, record)["settings"]
+        except BadInput:
+            return False
+        if config.differences(settings, made_from["settings"]):
+            return False
+        return records.is_current(
+            self.output, record, settings=settings, inputs=made_from["inputs"]
+        )
 
     def _refuse(self, differences: list[str], folds: list[int], *, overwrite: bool) -> None:
         """Raises unless all folds are to be overwritten."""
@@ -201,7 +213,7 @@ def finish(training: Training) -> dict[str, Any]:
         training.run()
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise out_of_memory(training.config) from error
+            raise out_of_memory(training.config, training.parts) from error
         raise
     progress = training.state.progress
     if not math.isfinite(progress.best_score):
@@ -218,21 +230,26 @@ def finish(training: Training) -> dict[str, Any]:
     }
 
 
-def out_of_memory(settings: TrainConfig) -> BadInput:
-    """The error with the settings that would save memory."""
-    batch, parts, size = settings.batch_size, settings.accumulation_steps, settings.image_size
-    advice = []
+def out_of_memory(settings: TrainConfig, parts: int) -> BadInput:
+    """The error with what would save memory, in the order to try it.
+
+    Args:
+        parts: of a batch that were computed one after the other.
+    """
+    batch, size = settings.batch_size, settings.image_size
+    same_run = []
     smaller = [more for more in range(parts + 1, batch // 2 + 1) if batch % more == 0]
     if smaller:
-        advice.append(f"--set accumulation_steps={smaller[0]} (the same batch in smaller parts)")
-    else:
-        advice.append(f"--set image_size with less than {size}")
-    if batch // parts > 2:
-        advice.append(f"--set batch_size={parts * (batch // parts // 2)}")
+        same_run.append(f"--set accumulation_steps={smaller[0]} (the same batch in smaller parts)")
     if not settings.mixed_precision:
-        advice.append("--set mixed_precision=true")
+        same_run.append("--set mixed_precision=true")
+    other_run = [] if smaller else [f"--set image_size with less than {size}"]
+    if batch // parts > 2:
+        other_run.append(f"--set batch_size={parts * (batch // parts // 2)}")
+    advice = [f"this run goes on with {' or '.join(same_run)}"] if same_run else []
+    if other_run:
+        advice.append(f"under another --run or with --overwrite: {' or '.join(other_run)}")
     return BadInput(
         f"out of memory with {batch // parts} images at a time at {size} x {size}; everything "
-        "saved so far is intact. Try one of these, under another --run or with --overwrite: "
-        f"{', '.join(advice)}"
+        f"saved so far is intact. {'; '.join(advice).capitalize()}"
     )

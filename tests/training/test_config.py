@@ -132,6 +132,14 @@ def test_every_named_schedule_is_a_valid_setting(tmp_path):
         assert loaded(tmp_path, f"sampling: {name}\n").sampling == name
 
 
+def test_how_steps_are_computed_makes_no_other_experiment():
+    first = config.as_dict(config.TrainConfig())
+    second = config.as_dict(
+        config.TrainConfig(accumulation_steps="auto", mixed_precision=True, compile=True)
+    )
+    assert config.differences(first, second) == []
+
+
 def test_differences_are_listed_one_by_one(tmp_path):
     old, new = (
         config.as_dict(loaded(tmp_path)),

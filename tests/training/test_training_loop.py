@@ -571,9 +571,7 @@ def test_the_host_reads_from_the_device_once_per_step(output, fp16, mixed, monke
     )
     batch = loop.loaders().epoch(0, done=0)[0]
     lists, to_list = [], torch.Tensor.tolist
-    monkeypatch.setattr(
-        torch.Tensor, "tolist", lambda tensor: lists.append(1) or to_list(tensor)
-    )
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or to_list(tensor))
     with HostReads() as reads:
         loop.optimization.step(batch.parts, batch.n_parts, batch.n_images)
     assert (reads.n, len(lists)) == (0, 1)
@@ -905,5 +903,27 @@ def test_the_time_left_counts_epochs_with_and_without_validation():
     row = {"train_loss": 1.0, "siim_dice": math.nan, "images_per_second": 9.0}
     rows = [{**row, "epoch": epoch, "seconds": 60.0} for epoch in (1, 2, 3)]
     rows.append({**row, "epoch": 4, "seconds": 180.0})  # 90 s an epoch on average
-    line = epoch_line(rows, fold=0, epochs=10, memory_mib=None)
+    line = epoch_line(rows, fold=0, epochs=10, folds_left=0, memory_mib=None)
     assert line.endswith("9 img/s  9.0 min left")
+    line = epoch_line(rows, fold=0, epochs=10, folds_left=4, memory_mib=None)
+    assert line.endswith("9.0 min left, 69.0 min for all folds")  # 46 epochs
+    line = epoch_line(rows, fold=0, epochs=100, folds_left=1, memory_mib=None)
+    assert line.endswith("2.4 h left, 4.9 h for all folds")  # 96 and 196 epochs
+
+
+def test_a_run_goes_on_in_other_parts_and_precision_and_says_so(output):
+    with pytest.raises(Stopped):
+        fold_training(output, stop=StopAfter(4), accumulation_steps=2, validate_every=3).run()
+    again = fold_training(output, mixed_precision=True, validate_every=3)
+    again.resume()
+    again.run()
+    rows = pd.read_csv(output / again.checkpoints.files.history.path)
+    first, *_, last = rows["computed"]
+    assert "batches in 2 parts" in first
+    assert "bfloat16" not in first
+    assert "parts" not in last
+    assert "bfloat16" in last
+
+
+def test_parts_are_one_without_a_gpu_whose_memory_could_be_asked(output):
+    assert fold_training(output, accumulation_steps="auto").parts == 1
