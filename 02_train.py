@@ -18,10 +18,12 @@ scratch every time: leave it out to resume.
 
     python 02_train.py --config configs/ica_resunet.yaml
     python 02_train.py --config configs/ica_resunet.yaml --run slow --set learning_rate=3e-5
+    python 02_train.py --config configs/unet.yaml --device cuda:0,cuda:1     # a fold on each
     torchrun --nproc-per-node 4 --max-restarts 3 -- 02_train.py --config configs/unet.yaml
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +51,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--fold", default="all", metavar="K|all", help=fold_help)
     set_help = "change one setting; may be repeated"
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help=set_help)
-    stage.add_device_flag(parser)
+    stage.add_device_flag(parser, "; cuda:0,cuda:1 trains a fold on each")
     save_help = "minutes between saves within an epoch (default: %(default)g)"
-    flag("--save-minutes", type=minutes, default=10.0, metavar="M", help=save_help)
+    flag("--save-minutes", type=stage.minutes, default=10.0, metavar="M", help=save_help)
     max_help = "save and stop after this number of minutes; the same command resumes"
-    flag("--max-time", type=minutes, metavar="M", help=max_help)
+    flag("--max-time", type=stage.minutes, metavar="M", help=max_help)
     args = parser.parse_args(argv)
     args.run = args.run or (args.config or DEFAULT_CONFIG).stem
     stage.check_name(parser, "--run", args.run)
@@ -63,17 +65,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def minutes(text: str) -> float:
-    """argparse type: a number above 0."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed
+    from pneumothorax.compute import distributed, per_device
     from pneumothorax.compute.interruption import StopRequest
     from pneumothorax.training import config
     from pneumothorax.training.run import TrainingRun
@@ -82,18 +76,22 @@ def main(argv: list[str] | None = None) -> None:
     # Impossible settings are refused before anything is written.
     network = build(settings, fetch=False)
     max_seconds = None if args.max_time is None else 60 * args.max_time
-    with distributed.processes(args.device) as device, StopRequest(max_seconds) as stop:
+    devices = args.device.split(",")
+    with distributed.processes(devices[0]) as device, StopRequest(max_seconds) as stop:
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, overwrite=args.overwrite)
+        if len(devices) > 1:
+            left = run.unfinished(folds)
+            sys.exit(per_device.train(left, devices, workers=args.workers, stop=stop))
         for place, fold in enumerate(folds, start=1):
             with run.lock(fold):
                 if run.is_finished(fold):
                     distributed.say(f"fold {fold} is up to date")
                     continue
                 run.prepare(network, workers=args.workers)
-                left = sum(not run.is_finished(later) for later in folds[place:])
-                facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=left)
+                later = len(run.unfinished(folds[place:]))
+                facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=later)
                 run.seal(fold, facts)
         distributed.say(f"wrote {args.output / run.files.folder}")
         distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")

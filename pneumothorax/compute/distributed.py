@@ -25,7 +25,7 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # logits, mask
 def processes(device_name: str) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if any, and yield this process's device."""
     runtime.keep_freed_memory()
-    launched = dist.is_available() and dist.is_torchelastic_launched()
+    launched = is_launched()
     device = runtime.device(
         device_name, local_rank=int(os.environ["LOCAL_RANK"]) if launched else None
     )
@@ -44,6 +44,11 @@ def processes(device_name: str) -> Iterator[torch.device]:
         dist.barrier()  # so that no connection closes while another process reads from it
     finally:
         dist.destroy_process_group()
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
 
 
 def rank() -> int:

@@ -89,9 +89,9 @@ def add_scheduler_flag(made: argparse.ArgumentParser) -> None:
     )
 
 
-def add_device_flag(made: argparse.ArgumentParser) -> None:
-    """For the scripts that run a network."""
-    devices = "auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
+def add_device_flag(made: argparse.ArgumentParser, more: str = "") -> None:
+    """For the scripts that run a network; `more` is added to the flag's help."""
+    devices = f"auto, cpu, cuda, cuda:1, ...{more} (default: %(default)s)"
     made.add_argument("--device", default="auto", help=devices)
 
 
@@ -122,6 +122,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+def minutes(text: str) -> float:
+    """argparse type: a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
 

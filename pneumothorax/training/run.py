@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class TrainingRun:
     def is_finished(self, fold: int) -> bool:
         """Whether the fold was trained to its end with these settings and the current inputs."""
         return distributed.on_main(self._is_finished, fold)
+
+    def unfinished(self, folds: Sequence[int]) -> list[int]:
+        return [fold for fold in folds if not self.is_finished(fold)]
 
     def prepare(self, network: Any, *, workers: int) -> None:
         """Describe the network for the report; the first call also verifies the cached images.

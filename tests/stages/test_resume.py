@@ -48,13 +48,13 @@ def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the
     shutil.copytree(whole, output, ignore=shutil.ignore_patterns("runs", "submissions", "report"))
     flags = ["--run", "tiny", "--fold", "0", "--workers", "0"]
     command = training(output, config, *flags)
-    history = output / RUN.fold(0).history.path
+    state = output / RUN.fold(0).last
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, **quiet)
-    wait_until_it_exists(history, process)
+    wait_until_it_exists(state, process)
     process.kill()
     process.wait()
-    assert history.exists(), "the first epoch never finished"
+    assert state.exists(), "the first epoch never finished"
     run_stage("02_train.py", "--config", config, "--output", output, *flags)
     printed = capsys.readouterr().out
     assert "resuming after epoch" in printed or "up to date" in printed
@@ -62,6 +62,43 @@ def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the
     times = ["seconds", "images_per_second"]
     ours, theirs = (pd.read_csv(place / RUN.fold(0).history.path) for place in (output, whole))
     pd.testing.assert_frame_equal(ours.drop(columns=times), theirs.drop(columns=times))
+
+
+def test_several_devices_train_a_fold_each_and_one_command_stops_and_resumes_them(
+    finished, config, tmp_path
+):
+    """Two CPUs in place of two GPUs."""
+    _, whole = finished
+    output = tmp_path / "output"
+    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("runs", "submissions", "report"))
+    flags = ["--run", "tiny", "--workers", "0", "--device", "cpu,cpu", "--save-minutes", "1e-4"]
+    command = training(output, config, *flags)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for fold in (0, 1):
+        wait_until_it_exists(output / RUN.fold(fold).last, process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for fold in (0, 1):
+        assert f"fold {fold} on cpu" in printed
+        assert f"fold {fold}: best SIIM Dice" in printed + again.stdout
+    assert "\r" not in again.stdout
+    assert same_weights(output, whole)
+    nothing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert nothing.stdout == ""
+
+
+def test_a_device_that_fails_ends_the_command_with_its_code(finished, config, tmp_path):
+    _, whole = finished
+    output = tmp_path / "output"
+    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("runs", "submissions", "report"))
+    flags = ["--run", "tiny", "--workers", "0", "--device", "cpu,teapot"]
+    command = training(output, config, *flags)
+    failed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert "fold 1: error: --device teapot" in failed.stdout
+    assert (output / RUN.fold(0).trained.path).exists()  # the other device finished its fold
 
 
 def wait_until_it_exists(path, process):
