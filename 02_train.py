@@ -73,7 +73,7 @@ def minutes(text: str) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed
+    from pneumothorax.compute import distributed, precisions
     from pneumothorax.compute.interruption import StopRequest
     from pneumothorax.training import config
     from pneumothorax.training.run import TrainingRun
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     network = build(settings, fetch=False)
     max_seconds = None if args.max_time is None else 60 * args.max_time
     with distributed.processes(args.device) as device, StopRequest(max_seconds) as stop:
+        distributed.say(precisions.first_line(device, settings.precision, training=True))
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, overwrite=args.overwrite)

@@ -91,7 +91,7 @@ def add_scheduler_flag(made: argparse.ArgumentParser) -> None:
 
 def add_device_flag(made: argparse.ArgumentParser) -> None:
     """For the scripts that run a network."""
-    devices = "auto, cpu, cuda, cuda:1, ... (default: %(default)s)"
+    devices = "auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)"
     made.add_argument("--device", default="auto", help=devices)
 
 
@@ -102,9 +102,9 @@ def add_prediction_flags(made: argparse.ArgumentParser) -> None:
     add_device_flag(made)
     made.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 if the device supports it, else fp32 (default: %(default)s)",
+        help="auto: 16 bits where the device has units for them (default: %(default)s)",
     )
 
 

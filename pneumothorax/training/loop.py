@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from pneumothorax.compute import distributed, runtime
+from pneumothorax.compute import devices, distributed, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.compute.loading import DeadWorker, Workers, worker_deaths
 from pneumothorax.errors import BadInput
@@ -135,8 +135,7 @@ class Training:
     ) -> None:
         self.data, self.config, self.device, self.workers = data, config, device, workers
         self.stop = stop
-        # Convolutions are faster in channels_last.
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device, memory_format=devices.memory_format(device))
         if config.batch_norm == "synchronised" and device.type == "cuda" and distributed.size() > 1:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.optimization = Optimization(self.network, config, device)
