@@ -230,7 +230,7 @@ def settle_precision(training: Training) -> None:
     training.state.save()  # killed before its first save, the fold would be timed again
     distributed.say(
         f"fold {training.data.fold}: a step in bf16 is {ratio:.2f} times as fast as in fp32 here: "
-        f"training in {precision} (--set precision={precision} makes sure of it elsewhere)"
+        f"training in {precision}"
     )
 
 

@@ -26,6 +26,7 @@ from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
+from tests.helpers.memory import OUT_OF_MEMORY
 from tests.helpers.stages import TINY, run_stage, tiny_input
 
 ODD_SHAPE = (90, 150)
@@ -182,6 +183,17 @@ def test_the_score_is_the_classification_heads_if_the_network_has_one():
         maps, [p] = predicting.stored_maps(image, [one], 64, CPU, precision="fp32")
         assert p == pytest.approx(expected)
         assert (maps == 128).all()  # 0.5 * 255 = 127.5, rounded to even
+
+
+def test_out_of_memory_names_a_smaller_batch(tiny, tmp_path, monkeypatch):
+    made, output = tiny
+
+    def too_large(*_, **__):
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(predicting, "stored_maps", too_large)
+    with pytest.raises(BadInput, match=r"with 4 images at a time; .* with --batch-size 2$"):
+        predict(output, made.folder / "stage_2_images", tmp_path / "to", "--batch-size", 4)
 
 
 def test_maps_that_are_not_finite_are_refused():

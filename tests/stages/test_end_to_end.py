@@ -185,6 +185,7 @@ def test_a_run_records_the_size_of_its_network_and_the_cost_of_training(finished
     record = records.read(output, RUN.fold(0).trained)
     assert record["peak_memory_mib"] > 100  # PyTorch alone takes more
     assert "CPU" in record["device"]
+    assert record["precision"] == "fp32"
 
 
 def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(

@@ -177,6 +177,23 @@ def test_out_of_memory_lists_what_to_try_and_leaves_the_checkpoint_intact(
     assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] == 1
 
 
+def test_stage_03_out_of_memory_names_a_smaller_batch_and_keeps_the_maps(copied, monkeypatch):
+    _, output = copied
+    before = artifacts.read_table(output, RUN.predictions)
+    (output / RUN.predicted.path).unlink()
+    (output / RUN.probability_map(artifacts.OOF, before["image_id"][0])).unlink()
+
+    def too_large(networks, images):
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(probability_maps, "probabilities", too_large)
+    with pytest.raises(BadInput, match=r"with 16 images at a time; .* with --batch-size 8$"):
+        run_on(output, "03_predict.py", "--run", "tiny")
+    monkeypatch.undo()
+    run_on(output, "03_predict.py", "--run", "tiny", "--batch-size", 8)
+    assert set(artifacts.read_table(output, RUN.predictions)["sha256"]) >= set(before["sha256"][1:])
+
+
 def test_a_disk_too_full_for_checkpoints_is_reported_before_training(copied, config, monkeypatch):
     _, output = copied
     usage = shutil.disk_usage(output)

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 import models
-from pneumothorax.compute import interruption, loading, precisions
+from pneumothorax.compute import devices, interruption, loading, precisions
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts
+from pneumothorax.prediction import probability_maps
 from pneumothorax.training import averaging, history, loaders, loop, optimization, run, validation
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loop import MAX_BAD_STEPS, epoch_line
@@ -612,6 +613,14 @@ def test_timing_leaves_weights_statistics_and_random_numbers_as_they_are(output,
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(parameter.grad is None for parameter in training.network.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_networks_are_trained_and_used_in_the_memory_format_of_the_device(output, monkeypatch):
+    assert not fold_training(output).network.last.weight.is_contiguous()
+    assert not probability_maps.ready(Small(), torch.device("cpu")).last.weight.is_contiguous()
+    monkeypatch.setattr(devices, "memory_format", lambda _: torch.contiguous_format)  # as on MPS
+    assert fold_training(output).network.last.weight.is_contiguous()
+    assert probability_maps.ready(Small(), torch.device("cpu")).last.weight.is_contiguous()
 
 
 def test_a_cpu_without_units_for_bf16_trains_in_fp32_without_timing(output, monkeypatch):
