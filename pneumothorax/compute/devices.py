@@ -56,8 +56,8 @@ def choose(name: str = "auto", *, local_rank: int | None = None) -> torch.device
             name = f"cuda:{local_rank}"
         device = _parsed(name)
         try:
-            _use(device)
             _try(device)
+            _use(device)
         except CUDA_FAILURES as error:
             reason = _reason(error, device)
             raise BadConfig(f"--device {name} cannot be used here: {reason}") from error
@@ -208,14 +208,14 @@ def _reason(error: BaseException, device: torch.device) -> str:
         return f"{sentence}: --device cpu works everywhere"
     if not torch.cuda.is_available() and not cards():
         return f"{sentence}: no NVIDIA card is found here; --device cpu works everywhere"
-    return f"{sentence}: {_repair_here()}; or compute on the CPU with --device cpu"
+    return f"{sentence}: {_repair_here(device)}; or compute on the CPU with --device cpu"
 
 
-def _repair_here() -> str:
+def _repair_here(device: torch.device | None = None) -> str:
     listed = cards()
     capability, driver = (listed[0].capability, listed[0].driver) if listed else (None, "")
     if torch.cuda.is_initialized():
-        capability = torch.cuda.get_device_capability()
+        capability = torch.cuda.get_device_capability(device)
     architectures = torch.cuda.get_arch_list()
     return repair(capability, driver, cuda=torch.version.cuda, architectures=architectures)
 

@@ -174,6 +174,15 @@ def test_a_device_that_is_unknown_or_absent_is_refused(monkeypatch, name, messag
         devices.choose(name)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_card_that_is_not_here_is_refused_without_advice_on_wheels(monkeypatch, name):
+    without_cuda(monkeypatch)
+    with pytest.raises(BadConfig, match=r"no NVIDIA card is found here; --device cpu works") as one:
+        devices.choose(name)
+    assert "pip install" not in str(one.value)
+
+
 @pytest.mark.usefixtures("tf32_as_before")
 def test_a_card_whose_memory_others_fill_is_not_said_to_need_another_pytorch(monkeypatch):
     failure = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has")

@@ -255,6 +255,11 @@ def test_the_old_name_of_a_setting_is_refused_with_the_new_one(tmp_path, text, o
     assert "model_settings.presence_weight is now model_settings.classification_weight" in message
 
 
+def test_mixed_precision_is_refused_with_the_values_of_precision(tmp_path):
+    message = refusal(tmp_path, "mixed_precision: true\n")
+    assert "mixed_precision is now precision: auto, fp32, bf16 or fp16" in message
+
+
 def test_the_papers_recipe_names_all_that_the_defaults_may_change():
     found = config.load(PINNED, [])
     assert (found.model, found.loss, found.learning_rate) == ("ica_resunet", "bce_dice", 1e-4)
