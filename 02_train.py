@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed, per_device
+    from pneumothorax.compute import distributed, per_device, precisions
     from pneumothorax.compute.interruption import StopRequest
     from pneumothorax.training import config
     from pneumothorax.training.run import TrainingRun
@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     max_seconds = None if args.max_time is None else 60 * args.max_time
     devices = args.device.split(",")
     with distributed.processes(devices[0]) as device, StopRequest(max_seconds) as stop:
+        distributed.say(precisions.first_line(device, settings.precision, training=True))
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, overwrite=args.overwrite)

@@ -62,28 +62,35 @@ def use_onnxruntime(parser: argparse.ArgumentParser, args: argparse.Namespace) -
 
     if problem := onnx_export.missing():
         parser.error(f"--backend {ONNXRUNTIME}: {problem}")
-    if args.device not in ("auto", "cpu") or args.precision == "bf16":
+    if args.device not in ("auto", "cpu") or args.precision in ("bf16", "fp16"):
         parser.error("--backend onnxruntime runs on the CPU in fp32: drop --device and --precision")
     args.device, args.precision = "cpu", "fp32"
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed, loading, runtime
+    from pneumothorax.compute import distributed, loading, precisions
     from pneumothorax.prediction import probability_maps, splits
 
     with (
         distributed.processes(args.device) as device,
         distributed.lock(args.output, f"03_predict-{args.run}"),
+        probability_maps.memory_for(args.batch_size),
     ):
+        # Settled by the main process: machines may differ in what they support.
+        precision = distributed.on_main(precisions.resolve, args.precision, device)
+        distributed.say(precisions.first_line(device, precision))
         n_folds = lineage.folded(args.output)["settings"]["folds"]
         folds = stage.chosen_folds(args.fold, n_folds)
         images = splits.rows(args.output, folds, args.split)
         inputs = lineage.predict_inputs(args.output, args.run, folds, list(images))
-        # Settled by the main process: machines may differ in what they support
-        bf16 = distributed.on_main(runtime.predicts_in_bf16, args.precision, device)
-        settings = {"splits": list(images), "folds": folds, "bf16": bf16, "backend": args.backend}
-        settings["averaged"] = probability_maps.AVERAGED
+        settings = {
+            "splits": list(images),
+            "folds": folds,
+            "precision": precision,
+            "backend": args.backend,
+            "averaged": probability_maps.AVERAGED,
+        }
         made_from = {"settings": settings, "inputs": inputs}
         overwrite = args.overwrite and not distributed.is_restart()
         if overwrite:
@@ -94,21 +101,16 @@ def main(argv: list[str] | None = None) -> None:
 
         size = distributed.on_main(splits.checked_cache, args.output, images, workers=args.workers)
         networks = load_networks(args, folds, device, overwrite=overwrite)
+        workers = loading.workers_per_process(args.workers)
         task = splits.PredictionTask(
-            args.output,
-            args.run,
-            size,
-            args.batch_size,
-            loading.workers_per_process(args.workers),
-            device,
-            bf16,
+            args.output, args.run, size, args.batch_size, workers, device, precision
         )
         keys = {fold: weights_key(args, inputs, fold) for fold in folds}
         frame = splits.predict(networks, images, task=task, weights=keys)
         distributed.on_main(splits.seal, args.output, args.run, frame, made_from)
 
         counts = ", ".join(f"{len(rows)} {split}" for split, rows in images.items())
-        distributed.say(f"{len(frame)} maps in {'bf16' if bf16 else 'fp32'}: {counts}")
+        distributed.say(f"{len(frame)} maps in {precision}: {counts}")
         path = args.output / artifacts.Run(args.run).predictions.path
         distributed.say(f"wrote {path} and {path.parent}/{{{','.join(images)}}}")
         distributed.say(f"next: python 04_submit.py --run {args.run} --output {args.output}")

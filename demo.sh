@@ -10,6 +10,7 @@
 #   LAYOUT=siim-png                          how the data are laid out, if looking is not enough
 #   HOLDOUT=test.csv                         labelled images to test on (column ImageId)
 #   SETTINGS='image_size=128 epochs=30'      changes these settings in every config
+#   DEVICE=cuda:1                            where to compute (the demo data: cpu; otherwise auto)
 #   PYTHON=python3.12                        the interpreter for a new .venv
 set -euo pipefail
 here=$PWD
@@ -22,6 +23,7 @@ output=output
 [ -z "${OUTPUT:-}" ] || output=$(from_here "$OUTPUT")
 [ -z "${PATIENTS:-}" ] || PATIENTS=$(from_here "$PATIENTS")
 [ -z "${HOLDOUT:-}" ] || HOLDOUT=$(from_here "$HOLDOUT")
+device=${DEVICE:-auto}
 configs=${CONFIGS:-configs/demo/ica_resunet.yaml}
 changes=()
 for setting in ${SETTINGS:-}; do changes+=(--set "$setting"); done
@@ -29,7 +31,7 @@ for setting in ${SETTINGS:-}; do changes+=(--set "$setting"); done
 if [ -n "${INPUT:-}" ]; then
     input=$(from_here "$INPUT")
 elif [ -z "$(find input -mindepth 1 -maxdepth 1 ! -name '.*' ! -name demo -print -quit)" ]; then
-    input=input/demo
+    input=input/demo device=${DEVICE:-cpu}
     [ -e "$input" ] || python -m pneumothorax.phantom --to "$input"
     [ -n "${PATIENTS:-}" ] || [ ! -f "$input/patients.csv" ] || PATIENTS=$input/patients.csv
 elif [ -e input/demo ]; then
@@ -46,8 +48,9 @@ names=
 for config in $configs; do
     run=$(basename "$config" .yaml)
     [ ! -e "$(from_here "$config")" ] || config=$(from_here "$config")
-    python 02_train.py --config "$config" --run "$run" --output "$output" ${changes[@]+"${changes[@]}"}
-    python 03_predict.py --run "$run" --output "$output"
+    python 02_train.py --config "$config" --run "$run" --output "$output" --device "$device" \
+        ${changes[@]+"${changes[@]}"}
+    python 03_predict.py --run "$run" --output "$output" --device "$device"
     python 04_submit.py --run "$run" --output "$output"
     names=${names:+$names,}$run
 done

@@ -54,17 +54,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     import models
-    from pneumothorax.compute import runtime
+    from pneumothorax.compute import devices, precisions, runtime
     from pneumothorax.inference import predicting, reading, results, settled
     from pneumothorax.prediction import probability_maps
 
     runtime.keep_freed_memory()
-    device = runtime.device(args.device)
+    device = devices.choose(args.device)
+    precision = precisions.resolve(args.precision, device)
+    print(precisions.first_line(device, precision), flush=True)
     results.check_places(args.path, args.to, raw=args.input, output=args.output)
     run = settled.read(args.output, args.run)
     listed = reading.search(args.path)
-    bf16 = runtime.predicts_in_bf16(args.precision, device)
-    task = predicting.FolderTask(args.to, run, args.dicom_seg, args.batch_size, device, bf16)
+    task = predicting.FolderTask(args.to, run, args.dicom_seg, args.batch_size, device, precision)
     load = functools.partial(
         probability_maps.load_folds,
         args.output,
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         build=models.build_untrained,
         device=device,
     )
-    with locks.lock(args.to, "predict_radiographs"):
+    with locks.lock(args.to, "predict_radiographs"), probability_maps.memory_for(args.batch_size):
         if args.overwrite:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)

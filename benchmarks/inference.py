@@ -15,7 +15,7 @@ import torch
 
 import models
 from benchmarks import timing
-from pneumothorax.compute import runtime
+from pneumothorax.compute import devices
 from pneumothorax.prediction import onnx_graph, onnx_runtime, probability_maps
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     timing.machine("torch", "segmentation_models_pytorch")
-    device = runtime.device(args.device)
+    device = devices.choose(args.device)
     torch.manual_seed(0)
     plain = models.build("ica_resunet", encoder_weights="none").to(device).eval()
     images = torch.rand(args.batch, 1, args.size, args.size, device=device)

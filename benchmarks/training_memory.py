@@ -15,7 +15,7 @@ import torch
 import models
 from benchmarks import timing
 from benchmarks.training_step import load, step
-from pneumothorax.compute import runtime
+from pneumothorax.compute import devices, precisions
 from pneumothorax.training import losses
 from pneumothorax.training.config import TrainConfig
 
@@ -27,16 +27,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     timing.machine("torch", "segmentation_models_pytorch")
-    device = runtime.device(args.device)
+    device = devices.choose(args.device)
     measured, how = (
         (peak, "peak of a step") if device.type == "cuda" else (kept, "kept for the backward pass")
     )
-    print(f"{runtime.device_name(device)}; MiB per image at {args.size} x {args.size}, {how}")
+    print(f"{devices.device_name(device)}; MiB per image at {args.size} x {args.size}, {how}")
     for path in args.configs:
         numbers = []
-        for mixed in (False, True):
+        for precision in (precisions.FP32, precisions.half(device) or precisions.FP32):
             few, many = (
-                measured(load(path, batch, mixed_precision=mixed), args.size, device)
+                measured(load(path, batch, precision=precision), args.size, device)
                 for batch in (2, 4)
             )
             numbers.append((many - few) / 2 / 2**20)
@@ -75,7 +75,7 @@ def kept(chosen: TrainConfig, size: int, device: torch.device) -> int:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
-        runtime.autocast(device, enabled=chosen.mixed_precision),
+        precisions.autocast(device, chosen.precision),
     ):
         loss = network.training_loss(images, masks, losses.CRITERIA[chosen.loss])["loss"]
     assert loss.requires_grad  # what the loss refers to lives until here

@@ -15,13 +15,13 @@ import torch
 
 import models
 from benchmarks import timing
-from pneumothorax.compute import runtime
+from pneumothorax.compute import devices, precisions
 from pneumothorax.training import config
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.optimization import Optimization
 
 CARD_GB = 11
-FITTING = {16: False, 32: True}  # batch size: mixed precision
+FITTING = {16: "fp32", 32: "mixed"}  # batch size: precision
 
 
 def main() -> None:
@@ -38,12 +38,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     timing.machine("torch", "segmentation_models_pytorch")
-    device = runtime.device(args.device)
-    print(f"{runtime.device_name(device)}; {args.config}, {args.batch} x {args.size} x {args.size}")
+    device = devices.choose(args.device)
+    print(f"{devices.device_name(device)}; {args.config}, {args.batch} x {args.size} x {args.size}")
 
-    def way(memory_format: torch.memory_format, **settings: bool) -> Callable[[], None]:
+    def way(
+        memory_format: torch.memory_format, *, mixed: bool = False, compile: bool = False
+    ) -> Callable[[], None]:
+        precision = precision_of("mixed" if mixed else "fp32", device)
         return step(
-            load(args.config, args.batch, **settings),
+            load(args.config, args.batch, precision=precision, compile=compile),
             args.size,
             device,
             memory_format=memory_format,
@@ -52,12 +55,12 @@ def main() -> None:
     ways = {
         "fp32, NCHW": way(torch.contiguous_format),
         "fp32, channels_last": way(torch.channels_last),
-        "mixed, NCHW": way(torch.contiguous_format, mixed_precision=True),
-        "mixed, channels_last": way(torch.channels_last, mixed_precision=True),
+        "mixed, NCHW": way(torch.contiguous_format, mixed=True),
+        "mixed, channels_last": way(torch.channels_last, mixed=True),
     }
     if args.compile:
         ways["fp32, compiled"] = way(torch.channels_last, compile=True)
-        ways["mixed, compiled"] = way(torch.channels_last, mixed_precision=True, compile=True)
+        ways["mixed, compiled"] = way(torch.channels_last, mixed=True, compile=True)
     medians = timing.compare(ways, repeats=args.repeats, per=args.batch, unit="image")
     for name in list(ways)[1:]:
         print(f"{name:24s} {medians['fp32, NCHW'] / medians[name]:.2f} times fp32, NCHW")
@@ -66,7 +69,13 @@ def main() -> None:
         fit(args.config, device)
 
 
-def load(path: Path, batch: int, **settings: bool) -> TrainConfig:
+def precision_of(name: str, device: torch.device) -> str:
+    """fp32, or the device's 16 bits for "mixed"."""
+    half = precisions.half(device)
+    return half if name == "mixed" and half is not None else precisions.FP32
+
+
+def load(path: Path, batch: int, **settings: bool | str) -> TrainConfig:
     """The experiment with random encoder weights and another batch size."""
     changes = [f"{name}={str(value).lower()}" for name, value in settings.items()]
     chosen = config.load(path, [f"batch_size={batch}", *changes])
@@ -102,13 +111,13 @@ def fit(path: Path, device: torch.device) -> None:
     """Images per second and peak memory at 512 x 512, as on a card of 11 GB."""
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_GB * 1e9 / total), device)
-    for batch, mixed in FITTING.items():
+    for batch, precision in FITTING.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        name = f"batch {batch}, {'mixed' if mixed else 'fp32'}"
+        name = f"batch {batch}, {precision}"
         try:
             run = step(
-                load(path, batch, mixed_precision=mixed),
+                load(path, batch, precision=precision_of(precision, device)),
                 512,
                 device,
                 memory_format=torch.channels_last,

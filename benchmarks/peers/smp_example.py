@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import models
 from benchmarks.peers.budget import epochs_within
 from benchmarks.peers.peer_run import Radiographs, Trained
-from pneumothorax.compute import checkpoint, runtime
+from pneumothorax.compute import checkpoint, devices, runtime
 
 ARCHITECTURE, ENCODER = "smp/Unet", "timm-tf_efficientnet_lite0"
 BATCH_SIZE = 16
@@ -57,7 +57,7 @@ class SmpExample:
         checkpoint.save(weights, {"network": network.state_dict(), "config": config})
         device = torch.device("cpu")
         facts = {
-            "device": runtime.device_name(device),
+            "device": devices.device_name(device),
             "peak_memory_mib": runtime.peak_memory_mib(device),
         }
         return Trained(history, self.maps(network, fold), facts)

@@ -13,7 +13,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import distributed as dist
 
-from pneumothorax.compute import runtime
+from pneumothorax.compute import devices, runtime
+from pneumothorax.errors import BadConfig
 from pneumothorax.pipeline import locks
 
 P = ParamSpec("P")
@@ -26,14 +27,14 @@ def processes(device_name: str) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if any, and yield this process's device."""
     runtime.keep_freed_memory()
     launched = is_launched()
-    device = runtime.device(
+    device = devices.choose(
         device_name, local_rank=int(os.environ["LOCAL_RANK"]) if launched else None
     )
     if not launched:
         yield device
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if device.type == "mps":
+        raise BadConfig("--device mps computes in one process: start without torchrun")
     # torchrun's store still holds the addresses of dead processes: use a prefix per restart.
     store, own_rank, n_processes = next(iter(dist.rendezvous("env://")))
     own_store = dist.PrefixStore(f"attempt {_restarts()}", store)

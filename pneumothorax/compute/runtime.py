@@ -1,16 +1,17 @@
-"""What this process computes with: device, memory, random numbers, 16 or 32 bits."""
+"""What this process computes with: its memory and its random numbers."""
 
 import ctypes
-import platform
+import re
 import sys
 from typing import Any
 
 import torch
 
-from pneumothorax.errors import BadConfig
-
 # Parameters of glibc's mallopt, from its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+# CUDA, MPS and the CPU's allocators in words; cuDNN and cuBLAS by status, such as
+# CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
+OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|_ALLOC(ATION)?_FAILED")
 
 
 def keep_freed_memory() -> None:
@@ -50,34 +51,6 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def device(name: str = "auto", *, local_rank: int | None = None) -> torch.device:
-    """The device `name`; `auto` is a CUDA device if there is one, else the CPU.
-
-    Raises BadConfig for a device that is unknown or absent.
-
-    Args:
-        local_rank: this process's number on this machine, to give each process its own GPU.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and local_rank is not None:
-        name = f"cuda:{local_rank}"
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadConfig(f"--device {name} cannot be used here: {reason}") from error
-    return found
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's architecture and the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
 def peak_memory_mib(device: torch.device) -> float | None:
     """Peak memory so far: of the GPU's tensors, or of this process; None on Windows."""
     if device.type == "cuda":
@@ -91,34 +64,8 @@ def peak_memory_mib(device: torch.device) -> float | None:
     return peak / 2**10 if sys.platform == "linux" else peak / 2**20
 
 
-def autocast(device: torch.device, *, enabled: bool) -> torch.autocast:
-    """A reusable context in which convolutions and matrix products run in 16 bits."""
-    return torch.autocast(device.type, dtype=half(device), enabled=enabled)
-
-
-def loss_scaler(device: torch.device, *, enabled: bool) -> torch.amp.GradScaler:
-    """Scales losses in fp16, whose gradients would vanish. Does nothing in bf16 and fp32."""
-    return torch.amp.GradScaler(device.type, enabled=enabled and half(device) is torch.float16)
-
-
-def half(device: torch.device) -> torch.dtype:
-    """bf16 on CPUs and on CUDA devices that have it (Ampere and newer), else fp16."""
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device has units for bf16; others emulate it slowly.
-
-    GPUs have them from Ampere on, CPUs with AVX512-BF16 or AMX.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
-def predicts_in_bf16(precision: str, device: torch.device) -> bool:
-    """Whether `--precision` (auto, fp32 or bf16) means bf16 on this device."""
-    return precision == "bf16" or (precision == "auto" and computes_in_bf16(device))
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch, cuDNN, cuBLAS or Python says that memory was not enough."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))

@@ -113,8 +113,11 @@ class InOrder:
 
 
 def to_network(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """(N, 1, S, S) uint8 -> float32 in [0, 1], converted on the device."""
-    return images.to(device, non_blocking=True).float().div_(255)
+    """(N, 1, S, S) uint8 -> float32 in [0, 1], converted on the device.
+
+    On MPS a copy that nobody waits for may read memory already freed (pytorch#189690).
+    """
+    return images.to(device, non_blocking=device.type == "cuda").float().div_(255)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

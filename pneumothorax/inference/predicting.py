@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from pneumothorax import dicom, png, rle
-from pneumothorax.compute import runtime
+from pneumothorax.compute import precisions
 from pneumothorax.data import raster
 from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
@@ -46,11 +46,12 @@ class FolderTask:
     with_segmentation: bool
     batch_size: int
     device: torch.device
-    bf16: bool  # convolutions in 16 bits
+    precision: str  # fp32, bf16 or fp16
 
     def key(self, file: RadiographFile) -> str:
         """Everything a file's results are made from."""
-        made_by = VERSION, self.settled.run, self.settled.version, self.bf16, self.with_segmentation
+        run, version = self.settled.run, self.settled.version
+        made_by = VERSION, run, version, self.precision, self.with_segmentation
         return hashlib.sha256(repr((made_by, file.source, file.sha256)).encode()).hexdigest()
 
 
@@ -102,7 +103,7 @@ def stored_maps(
     cache_size: int,
     device: torch.device,
     *,
-    bf16: bool,
+    precision: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probability maps (N, S, S) uint8 as stage 03 stores them, and image scores (N,).
 
@@ -114,7 +115,7 @@ def stored_maps(
     size = networks[0].image_size
     seen = np.stack([png.downsample(png.downsample(image, cache_size), size) for image in images])
     batch = to_network(torch.from_numpy(seen).unsqueeze(1), device)
-    with runtime.autocast(device, enabled=bf16):
+    with precisions.autocast(device, precision):
         maps, classification = probability_maps.probabilities(
             [one.network for one in networks], batch
         )
@@ -148,7 +149,11 @@ def _predict_batch(
         return  # rejected files are tried at every call: a decoder may have been installed since
     settled, radiographs = task.settled, [image.pixels for image in images]
     maps, scores = stored_maps(
-        radiographs, list(networks().values()), settled.cache_size, task.device, bf16=task.bf16
+        radiographs,
+        list(networks().values()),
+        settled.cache_size,
+        task.device,
+        precision=task.precision,
     )
     for image, stored, p in zip(images, maps, settled.calibration(scores).tolist(), strict=True):
         mask = postprocess.mask(stored, settled.triplet, image.pixels.shape, p)

@@ -91,7 +91,7 @@ def add_scheduler_flag(made: argparse.ArgumentParser) -> None:
 
 def add_device_flag(made: argparse.ArgumentParser, more: str = "") -> None:
     """For the scripts that run a network; `more` is added to the flag's help."""
-    devices = f"auto, cpu, cuda, cuda:1, ...{more} (default: %(default)s)"
+    devices = f"auto, cpu, cuda, cuda:1, mps, ...{more} (default: %(default)s)"
     made.add_argument("--device", default="auto", help=devices)
 
 
@@ -102,9 +102,9 @@ def add_prediction_flags(made: argparse.ArgumentParser) -> None:
     add_device_flag(made)
     made.add_argument(
         "--precision",
-        choices=("auto", "fp32", "bf16"),
+        choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
-        help="auto: bf16 if the device supports it, else fp32 (default: %(default)s)",
+        help="auto: 16 bits where the device has units for them (default: %(default)s)",
     )
 
 

@@ -1,12 +1,14 @@
 """Networks from checkpoints, and their probability maps of a batch of images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pneumothorax.compute import checkpoint
+from pneumothorax.compute import checkpoint, devices, runtime
+from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
 
 AVERAGED = "logits"  # part of what maps are made from: those of earlier versions are made again
@@ -47,7 +49,22 @@ def load_folds(
 
 def ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The network in evaluation mode, on the device, in its fastest memory format."""
-    return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return network.to(device).to(memory_format=devices.memory_format(device)).eval()  # type: ignore[call-overload]
+
+
+@contextmanager
+def memory_for(batch_size: int) -> Iterator[None]:
+    """Raises BadInput that says what to try where memory is not enough for batches of this size."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not runtime.is_out_of_memory(error):
+            raise
+        smaller = f"--batch-size {batch_size // 2}" if batch_size > 1 else "--device cpu"
+        raise BadInput(
+            f"out of memory with {batch_size} images at a time; what is written so far is kept. "
+            f"Run the same command with {smaller}"
+        ) from error
 
 
 @torch.inference_mode()

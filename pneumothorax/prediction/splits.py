@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pneumothorax import png
-from pneumothorax.compute import beside, distributed, runtime
+from pneumothorax.compute import beside, distributed, precisions
 from pneumothorax.compute.loading import start_worker
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
@@ -38,15 +38,14 @@ class PredictionTask:
     batch_size: int
     workers: int
     device: torch.device
-    bf16: bool  # convolutions in 16 bits
+    precision: str  # fp32, bf16 or fp16
 
     def map_path(self, split: str, image_id: str) -> Path:
         return self.output / artifacts.Run(self.run).probability_map(split, image_id)
 
     def key(self, weights: str, image_hash: str) -> str:
         """What a map is made from: weights (hashes), cached image, precision, what is averaged."""
-        precision = "bf16" if self.bf16 else "fp32"
-        return f"{weights}:{image_hash}:{precision}:{probability_maps.AVERAGED}"
+        return f"{weights}:{image_hash}:{self.precision}:{probability_maps.AVERAGED}"
 
 
 class Group(NamedTuple):
@@ -256,7 +255,7 @@ def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterat
     ) as bar:
         for batch in loader:
             pixels = to_network(batch.image, task.device)
-            with runtime.autocast(task.device, enabled=task.bf16):
+            with precisions.autocast(task.device, task.precision):
                 maps, classification = probability_maps.probabilities(networks, pixels)
             classifications = (
                 [None] * len(maps) if classification is None else classification.tolist()

@@ -49,14 +49,20 @@ class BestWeights:
         progress = self.state.progress
         if distributed.is_main():
             self.files.save_weights(
-                self.files.best, weights, epoch=progress.epoch, averaged=epochs, score=score
+                self.files.best,
+                weights,
+                epoch=progress.epoch,
+                averaged=epochs,
+                score=score,
+                precision=self.state.optimization.precision,
             )
         progress.set_averaged(score)
 
     def _keep(self, weights: Weights, score: float) -> None:
         """On a tie the latest epoch is best; many epochs tie while all masks are empty."""
         progress = self.state.progress
-        facts = {"epoch": progress.epoch, "score": score}
+        precision = self.state.optimization.precision
+        facts = {"epoch": progress.epoch, "score": score, "precision": precision}
         if (
             self.n_averaged > 1
             and progress.keep(score, n=self.n_averaged)

@@ -20,10 +20,13 @@ from pneumothorax.training.sampling import Steps
 
 Setting = bool | int | float | str | list[int] | None
 
-# How steps are computed, not what: a run may go on with other values, on another card.
-HOW = ("accumulation_steps", "mixed_precision", "compile")
+# How steps are computed, not what: a run may continue with other values, on another card.
+HOW = ("accumulation_steps", "precision", "compile")
 BASE = "base"  # a key of the file, not a setting: the path of another file, relative to this one
-RENAMED = {"model_settings.presence_weight": "model_settings.classification_weight"}
+RENAMED = {
+    "model_settings.presence_weight": "model_settings.classification_weight",
+    "mixed_precision": "precision: auto, fp32, bf16 or fp16",
+}
 
 
 class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
@@ -54,8 +57,9 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     clip_gradient_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
-    # bf16 if the device has it, else fp16 with loss scaling.
-    mixed_precision: bool = False
+    # auto: 16 bits where the device has units for them and trains faster with them. fp16 scales
+    # the loss.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # torch.compile the training step.
     compile: bool = False
     # synchronised: over processes, on GPUs only.

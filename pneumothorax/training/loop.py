@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
-from pneumothorax.compute import distributed, runtime
+from pneumothorax.compute import devices, distributed, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.compute.loading import DeadWorker, Workers, worker_deaths
 from pneumothorax.errors import BadInput
@@ -140,8 +140,7 @@ class Training:
     ) -> None:
         self.data, self.config, self.device, self.workers = data, config, device, workers
         self.stop, self.folds_left = stop, folds_left
-        # Convolutions are faster in channels_last.
-        self.network = network.to(device, memory_format=torch.channels_last)
+        self.network = network.to(device, memory_format=devices.memory_format(device))
         if config.batch_norm == "synchronised" and device.type == "cuda" and distributed.size() > 1:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         torch.backends.cudnn.benchmark = True  # all batches have the same shape
@@ -224,9 +223,7 @@ class Training:
 
     def _computed(self) -> str:
         """How the steps are computed, in words: what may change from one resume to the next."""
-        words = [runtime.device_name(self.device)]
-        if self.config.mixed_precision:
-            words.append(str(runtime.half(self.device)).removeprefix("torch."))
+        words = [devices.device_name(self.device), self.optimization.precision]
         if self.parts > 1:
             words.append(f"batches in {self.parts} parts")
         if self.config.compile:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pneumothorax.compute import distributed, memory, runtime
+from pneumothorax.compute import distributed, memory, precisions, runtime
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.losses import CRITERIA
 
@@ -62,15 +62,17 @@ class Optimization:
     """Optimizer, loss scaling and moving average of a network on its device."""
 
     def __init__(self, network: Any, config: TrainConfig, device: torch.device) -> None:
-        self.network, self.config = network, config
+        self.network, self.config, self.device = network, config, device
         self.optimizer = torch.optim.Adam(
             network.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.autocast = runtime.autocast(device, enabled=config.mixed_precision)
-        self.scaler = runtime.loss_scaler(device, enabled=config.mixed_precision)
+        # The same in all processes: only some would scale their gradients.
+        precision = distributed.on_main(precisions.of_training, config.precision, device)
+        self.compute_in(precision or precisions.FP32)
+        self.needs_timing = precision is None
         self.average = (
             None if config.ema_decay is None else MovingAverage(network, config.ema_decay)
         )
@@ -88,6 +90,26 @@ class Optimization:
     def result(self) -> nn.Module:
         """The network to validate and keep: the moving average, if there is one."""
         return self.network if self.average is None else self.average.network
+
+    def compute_in(self, precision: str) -> None:
+        """Take the steps to come in fp32, bf16 or fp16."""
+        self.precision, self.needs_timing = precision, False
+        self.autocast = precisions.autocast(self.device, precision)
+        self.scaler = precisions.loss_scaler(self.device, precision)
+
+    def faster_precision(self) -> tuple[str, float]:
+        """Time a small step in fp32 and in bf16: see precisions.faster.
+
+        Weights, statistics and random generators stay as they are.
+        """
+        size, criterion = self.config.image_size, CRITERIA[self.config.loss]
+        images = torch.linspace(0, 1, 2 * size * size).reshape(2, 1, size, size)
+        masks = (images > 0.99).float()
+        with torch.random.fork_rng(devices=[]):
+            network = copy.deepcopy(self.network).train()
+            return precisions.faster(
+                lambda: network.training_loss(images, masks, criterion)["loss"], self.device
+            )
 
     def start_epoch(self, epoch: int) -> None:
         """Set training mode, and freeze or release the encoder, for an epoch (from 0)."""
@@ -176,11 +198,15 @@ class Optimization:
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
+            "device": self.device.type,
             "average": None if self.average is None else self.average.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.needs_timing and state.get("device") == self.device.type:
+            self.compute_in(state["precision"])  # a fold stays in what it was begun in
         # A run begun in bf16 may be resumed on a GPU with fp16 only, and vice versa.
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])

@@ -25,6 +25,7 @@ batch_size: 4
 sampling: [[0, 1]]
 batch_norm: frozen
 learning_rate: 0.01
+precision: fp32
 """
 UNEVEN = settings("batch_size=10", "accumulation_steps=2", "epochs=4")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,36 +1,33 @@
-"""Precision: 16 bits where the device has units for it. Memory that is used again."""
+"""Memory: errors that say it is not enough, and freed memory that is used again."""
 
 import platform
 import subprocess
 import sys
 
 import pytest
-import torch
 
 from pneumothorax.compute import runtime
+from tests.helpers.memory import OUT_OF_MEMORY
 from tests.helpers.stages import ROOT
 
 
-def test_on_a_cpu_mixed_precision_is_bf16_without_loss_scaling():
-    cpu = torch.device("cpu")
-    for enabled, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        with runtime.autocast(cpu, enabled=enabled):
-            assert torch.nn.Conv2d(1, 1, 3)(torch.rand(1, 1, 8, 8)).dtype == dtype
-        assert not runtime.loss_scaler(cpu, enabled=enabled).is_enabled()
-
-
-@pytest.mark.parametrize("has_bf16, dtype", [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_gpu_without_bf16_gets_fp16(monkeypatch, has_bf16, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
-    assert runtime.half(torch.device("cuda")) is dtype
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_all_ways_to_say_that_memory_is_not_enough_are_understood(error):
+    assert runtime.is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
-    "units, expected", [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("stack expects each tensor to be equal size"),
+        OSError("out of memory"),
+    ],
+    ids=str,
 )
-def test_a_cpu_computes_in_bf16_if_it_has_units_for_it(monkeypatch, units, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **units})
-    assert runtime.computes_in_bf16(torch.device("cpu")) is expected
+def test_other_errors_are_not_taken_for_it(error):
+    assert not runtime.is_out_of_memory(error)
 
 
 COUNT_FAULTS = """

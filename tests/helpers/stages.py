@@ -22,6 +22,7 @@ image_size: 64
 epochs: 2
 batch_size: 4
 learning_rate: 0.01
+precision: fp32
 """
 
 

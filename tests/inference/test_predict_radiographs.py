@@ -15,7 +15,7 @@ from PIL import Image
 
 import models
 from pneumothorax import dicom, png, rle
-from pneumothorax.compute import runtime
+from pneumothorax.compute import precisions
 from pneumothorax.data import discovery
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
@@ -26,12 +26,13 @@ from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
+from tests.helpers.memory import OUT_OF_MEMORY
 from tests.helpers.stages import TINY, run_stage, tiny_input
 
 ODD_SHAPE = (90, 150)
 
 CPU = torch.device("cpu")
-BF16 = runtime.computes_in_bf16(CPU)  # as stage 03 decides
+PRECISION = precisions.resolve("auto", CPU)  # as stage 03 decides
 
 
 def resealed(body):
@@ -127,7 +128,9 @@ def test_a_prepared_test_image_gets_the_probability_map_that_stage_03_stored(tin
         for image_id in made.test_ids
     ]
     assert images[1].shape == ODD_SHAPE
-    maps, scores = predicting.stored_maps(images, list(networks.values()), 64, CPU, bf16=BF16)
+    maps, scores = predicting.stored_maps(
+        images, list(networks.values()), 64, CPU, precision=PRECISION
+    )
     table = artifacts.read_table(output, artifacts.Run("tiny").predictions).set_index("image_id")
     for image_id, stored, p in zip(made.test_ids, maps, scores, strict=True):
         path = output / artifacts.Run("tiny").probability_map(artifacts.TEST, image_id)
@@ -162,7 +165,7 @@ def test_the_network_sees_the_image_it_would_get_from_the_cache(tiny, image_size
     images = [dicom.read(made.folder / manifest.at[n, "source"]).image for n in range(3)]
     network = Watching()
     one = probability_maps.Predictor(network, image_size)
-    predicting.stored_maps(images, [one], 64, CPU, bf16=False)
+    predicting.stored_maps(images, [one], 64, CPU, precision="fp32")
     shown, mirrored = network.seen
     for number in range(3):
         expected = torch.from_numpy(cached.read(number)[0]) / 255
@@ -177,15 +180,26 @@ def test_the_score_is_the_classification_heads_if_the_network_has_one():
         (None, 0.5),
     ):  # sigmoid(2); the map is sigmoid(0)
         one = probability_maps.Predictor(Watching(classification), 64)
-        maps, [p] = predicting.stored_maps(image, [one], 64, CPU, bf16=False)
+        maps, [p] = predicting.stored_maps(image, [one], 64, CPU, precision="fp32")
         assert p == pytest.approx(expected)
         assert (maps == 128).all()  # 0.5 * 255 = 127.5, rounded to even
+
+
+def test_out_of_memory_names_a_smaller_batch(tiny, tmp_path, monkeypatch):
+    made, output = tiny
+
+    def too_large(*_, **__):
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(predicting, "stored_maps", too_large)
+    with pytest.raises(BadInput, match=r"with 4 images at a time; .* with --batch-size 2$"):
+        predict(output, made.folder / "stage_2_images", tmp_path / "to", "--batch-size", 4)
 
 
 def test_maps_that_are_not_finite_are_refused():
     one = probability_maps.Predictor(Watching(value=float("nan")), 64)
     with pytest.raises(BadInput, match="train the run again"):
-        predicting.stored_maps([noise(1, 64)], [one], 64, CPU, bf16=False)
+        predicting.stored_maps([noise(1, 64)], [one], 64, CPU, precision="fp32")
 
 
 def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, tmp_path, capsys):
@@ -450,7 +464,7 @@ def test_files_that_vanish_change_or_cannot_be_read_are_listed(
     assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # only reading it can tell
     replaced = reading.Listed(files=[reading.RadiographFile(path, "b.dcm", "b", "hash")])
     run = settled.read(output, "tiny")
-    task = predicting.FolderTask(tmp_path / "to", run, False, 2, CPU, BF16)
+    task = predicting.FolderTask(tmp_path / "to", run, False, 2, CPU, PRECISION)
     assert predicting.predict(replaced, task, lambda: networks).empty
     assert replaced.rejected == [
         {"source": "b.dcm", "code": "IO", "message": "the file changed while it was read"}
@@ -536,13 +550,13 @@ def test_a_killed_call_resumes_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path
 def test_results_are_made_again_when_any_of_their_inputs_changes(tiny, tmp_path, monkeypatch):
     _, output = tiny
     run = settled.read(output, "tiny")
-    task = predicting.FolderTask(tmp_path, run, False, 2, CPU, False)
+    task = predicting.FolderTask(tmp_path, run, False, 2, CPU, "fp32")
     file = reading.RadiographFile(tmp_path / "a", "a", "a", "hash")
     keys = {
         task.key(file),
         task.key(replace(file, source="b/a")),
         task.key(replace(file, sha256="other")),
-        replace(task, bf16=True).key(file),
+        replace(task, precision="bf16").key(file),
         replace(task, with_segmentation=True).key(file),
         replace(task, settled=replace(run, version="other")).key(file),
     }

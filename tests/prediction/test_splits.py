@@ -20,7 +20,7 @@ class CountsItsBatch(torch.nn.Module):
 def predict(output):
     rows = splits.rows(output, [0, 1], [artifacts.OOF])
     networks = {fold: Predictor(CountsItsBatch(), 64) for fold in (0, 1)}
-    task = splits.PredictionTask(output, "counting", 64, 5, 0, torch.device("cpu"), bf16=False)
+    task = splits.PredictionTask(output, "counting", 64, 5, 0, torch.device("cpu"), "fp32")
     return splits.predict(networks, rows, task=task, weights={0: "a", 1: "b"})
 
 

@@ -22,6 +22,7 @@ image_size: 64
 epochs: 6
 batch_size: 4
 ema_decay: 0.9
+precision: fp32
 """
 
 

@@ -123,7 +123,7 @@ def test_maps_in_16_bits_differ_from_those_in_32_by_rounding_and_are_recorded_as
     table, stored = RUN.predictions, {}
     for name in ("bf16", "fp32"):
         run_on(output, "03_predict.py", "--run", "tiny", "--precision", name)
-        assert records.read(output, RUN.predicted)["settings"]["bf16"] == (name == "bf16")
+        assert records.read(output, RUN.predicted)["settings"]["precision"] == name
         paths = [
             output / RUN.probability_map(row.split, row.image_id)
             for row in artifacts.read_table(output, table).itertuples()
@@ -166,7 +166,7 @@ def test_history_has_one_row_per_epoch_and_the_ratio_of_the_schedule(finished):
 
 def test_epochs_without_validation_have_no_scores_and_the_last_epoch_has_them(copied, config):
     _, output = copied
-    changes = settings("validate_every=2", "epochs=3", "mixed_precision=true")
+    changes = settings("validate_every=2", "epochs=3", "precision=bf16")
     run_on(output, "02_train.py", "--config", config, "--run", "rare", "--fold", 0, *changes)
     fold = artifacts.Run("rare").fold(0)
     history = pd.read_csv(output / fold.history.path)
@@ -185,6 +185,7 @@ def test_a_run_records_the_size_of_its_network_and_the_cost_of_training(finished
     record = records.read(output, RUN.fold(0).trained)
     assert record["peak_memory_mib"] > 100  # PyTorch alone takes more
     assert "CPU" in record["device"]
+    assert record["precision"] == "fp32"
 
 
 def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(

@@ -11,6 +11,7 @@ from pneumothorax.errors import BadConfig, BadInput, OutputLocked
 from pneumothorax.pipeline import artifacts, locks
 from pneumothorax.prediction import probability_maps
 from pneumothorax.training import loop
+from tests.helpers.memory import OUT_OF_MEMORY
 from tests.helpers.stages import files_below, run_all, run_on, settings
 
 RUN = artifacts.Run("tiny")
@@ -157,14 +158,7 @@ def test_run_lengths_that_do_not_decode_to_their_mask_are_never_written(copied, 
         run_on(output, "04_submit.py", "--run", "tiny", "--overwrite")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=["GPU", "CPU"],
-)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_out_of_memory_lists_what_to_try_and_leaves_the_checkpoint_intact(
     copied, config, monkeypatch, error
 ):
@@ -178,9 +172,26 @@ def test_out_of_memory_lists_what_to_try_and_leaves_the_checkpoint_intact(
     monkeypatch.setattr(loop.Optimization, "start_epoch", allocate)
     with pytest.raises(BadInput, match="4 images at a time at 64 x 64") as caught:
         run_on(output, "02_train.py", "--config", config, "--run", "large")
-    for advice in ("accumulation_steps=2", "batch_size=2", "mixed_precision"):
+    for advice in ("accumulation_steps=2", "batch_size=2", "precision=bf16"):
         assert advice in str(caught.value)
     assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] == 1
+
+
+def test_stage_03_out_of_memory_names_a_smaller_batch_and_keeps_the_maps(copied, monkeypatch):
+    _, output = copied
+    before = artifacts.read_table(output, RUN.predictions)
+    (output / RUN.predicted.path).unlink()
+    (output / RUN.probability_map(artifacts.OOF, before["image_id"][0])).unlink()
+
+    def too_large(networks, images):
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(probability_maps, "probabilities", too_large)
+    with pytest.raises(BadInput, match=r"with 16 images at a time; .* with --batch-size 8$"):
+        run_on(output, "03_predict.py", "--run", "tiny")
+    monkeypatch.undo()
+    run_on(output, "03_predict.py", "--run", "tiny", "--batch-size", 8)
+    assert set(artifacts.read_table(output, RUN.predictions)["sha256"]) >= set(before["sha256"][1:])
 
 
 def test_a_disk_too_full_for_checkpoints_is_reported_before_training(copied, config, monkeypatch):

@@ -135,7 +135,7 @@ def test_every_named_schedule_is_a_valid_setting(tmp_path):
 def test_how_steps_are_computed_makes_no_other_experiment():
     first = config.as_dict(config.TrainConfig())
     second = config.as_dict(
-        config.TrainConfig(accumulation_steps="auto", mixed_precision=True, compile=True)
+        config.TrainConfig(accumulation_steps="auto", precision="fp16", compile=True)
     )
     assert config.differences(first, second) == []
 
@@ -261,6 +261,11 @@ def test_a_base_cannot_be_set_on_the_command_line(tmp_path):
 def test_the_old_name_of_a_setting_is_refused_with_the_new_one(tmp_path, text, overrides):
     message = refusal(tmp_path, text, *overrides)
     assert "model_settings.presence_weight is now model_settings.classification_weight" in message
+
+
+def test_mixed_precision_is_refused_with_the_values_of_precision(tmp_path):
+    message = refusal(tmp_path, "mixed_precision: true\n")
+    assert "mixed_precision is now precision: auto, fp32, bf16 or fp16" in message
 
 
 def test_the_papers_recipe_names_all_that_the_defaults_may_change():

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from pneumothorax.compute import interruption, loading, runtime
+from pneumothorax.compute import devices, interruption, loading, precisions
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts
-from pneumothorax.training import averaging, history, loaders, loop, optimization, validation
+from pneumothorax.prediction import probability_maps
+from pneumothorax.training import averaging, history, loaders, loop, optimization, run, validation
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loop import MAX_BAD_STEPS, epoch_line
 from pneumothorax.training.optimization import Outcome
@@ -128,7 +130,7 @@ EVERYTHING = {
     "positive_repeat": 2,
     "sampling": "linear",
     "frozen_encoder_epochs": 1,
-    "mixed_precision": True,
+    "precision": "bf16",
     "warmup_steps": 5,
     "shift_scale_rotate": 1.0,
     "strong_augmentation": True,
@@ -524,21 +526,15 @@ def test_a_skipped_step_leaves_no_trace_in_batch_norm_statistics(output):
     assert all(math.isfinite(row["siim_dice"]) for row in loop.state.progress.history)
 
 
-@pytest.fixture
-def fp16(monkeypatch):
-    """As on a GPU without bf16: fp16 with loss scaling."""
-    monkeypatch.setattr(runtime, "half", lambda device: torch.float16)
-
-
-def test_with_loss_scaling_a_broken_step_is_skipped_and_training_continues(output, fp16):
-    loop = trained(output, network=Broken({1}), mixed_precision=True)
+def test_with_loss_scaling_a_broken_step_is_skipped_and_training_continues(output):
+    loop = trained(output, network=Broken({1}), precision="fp16")
     assert loop.optimization.scaler.is_enabled()
     assert sum(row["skipped_steps"] for row in loop.state.progress.history) >= 1
     assert len(loop.state.progress.history) == 3
 
 
-def test_steps_that_scale_the_loss_down_are_normal_and_not_reported(output, fp16, capsys):
-    loop = fold_training(output, mixed_precision=True)
+def test_steps_that_scale_the_loss_down_are_normal_and_not_reported(output, capsys):
+    loop = fold_training(output, precision="fp16")
     scale = 2.0**24  # gradients in 16 bits overflow beyond 65,504
     loop.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     loop.run()
@@ -560,11 +556,11 @@ class HostReads(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-@pytest.mark.parametrize("mixed", [True, False])
-def test_the_host_reads_from_the_device_once_per_step(output, fp16, mixed, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_host_reads_from_the_device_once_per_step(output, precision, monkeypatch):
     loop = fold_training(
         output,
-        mixed_precision=mixed,
+        precision=precision,
         accumulation_steps=2,
         ema_decay=0.9,
         clip_gradient_norm=1.0,
@@ -587,26 +583,94 @@ class BrokenGradients(Small):
         }  # the root's slope at 0 is infinite
 
 
-@pytest.mark.parametrize(("mixed", "limit"), [(True, 20), (False, 10)])
-def test_gradients_that_are_never_finite_stop_the_run(output, fp16, mixed, limit):
+@pytest.mark.parametrize(("precision", "limit"), [("fp16", 20), ("fp32", 10)])
+def test_gradients_that_are_never_finite_stop_the_run(output, precision, limit):
     loop = fold_training(
-        output, network=BrokenGradients(), mixed_precision=mixed, epochs=20, ema_decay=0.9
+        output, network=BrokenGradients(), precision=precision, epochs=20, ema_decay=0.9
     )
     with pytest.raises(BadInput, match=f"^{limit} steps in a row are not finite"):
         loop.run()
     assert loop.optimization.average.steps == 0
 
 
+@pytest.fixture
+def units_for_bf16(monkeypatch):
+    """As on a CPU on which only timing can tell which precision trains faster."""
+    monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: True)
+
+
+def timed(training, monkeypatch, *, ratio):
+    """Settle the precision as if bf16 were `ratio` times as fast as fp32."""
+    precision = "bf16" if ratio > 1 else "fp32"
+    monkeypatch.setattr(precisions, "faster", lambda loss, device: (precision, ratio))
+    run.settle_precision(training)
+
+
 def test_a_run_begun_without_loss_scaling_resumes_with_it_and_back(output, monkeypatch):
-    with pytest.raises(Stopped):
-        fold_training(output, stop=StopAfter(3), mixed_precision=True).run()
-    with monkeypatch.context() as patch:
-        patch.setattr(runtime, "half", lambda device: torch.float16)
-        again = fold_training(output, stop=StopAfter(5), mixed_precision=True)
-        again.resume()
-        with pytest.raises(Stopped):
-            again.run()
-    assert len(trained(output, mixed_precision=True).state.progress.history) == 3
+    for precision, stop in (("bf16", 3), ("fp16", 5), ("bf16", math.inf)):
+        monkeypatch.setattr(precisions, "of_training", lambda *_, precision=precision: precision)
+        loop = fold_training(output, stop=StopAfter(stop))
+        loop.resume()
+        with pytest.raises(Stopped) if stop < math.inf else nullcontext():
+            loop.run()
+    assert len(loop.state.progress.history) == 3
+
+
+def test_auto_takes_the_precision_in_which_a_step_is_faster(
+    output, units_for_bf16, monkeypatch, capsys
+):
+    training = fold_training(output, precision="auto")
+    timed(training, monkeypatch, ratio=1.5)
+    assert "bf16 is 1.50 times as fast as in fp32 here: training in bf16" in capsys.readouterr().out
+    training.run()
+    best = torch.load(training.checkpoints.best, weights_only=True)
+    assert best["precision"] == training.optimization.precision == "bf16"
+
+
+def test_a_fold_resumes_in_the_precision_it_was_begun_in(output, units_for_bf16, monkeypatch):
+    timed(fold_training(output), monkeypatch, ratio=1.5)  # killed before the first step
+    again = fold_training(output)
+    assert again.optimization.precision == "fp32"  # before it knows
+    again.resume()
+    timed(again, monkeypatch, ratio=0.5)  # too late
+    assert again.optimization.precision == "bf16"
+
+
+def test_a_fold_begun_on_another_kind_of_device_is_timed(output, units_for_bf16, monkeypatch):
+    training = fold_training(output)
+    training.optimization.device = torch.device("cuda")
+    training.state.save()
+    again = fold_training(output)
+    again.resume()
+    timed(again, monkeypatch, ratio=1.5)
+    assert again.optimization.precision == "bf16"
+
+
+def test_timing_leaves_weights_statistics_and_random_numbers_as_they_are(output, units_for_bf16):
+    training = fold_training(output)
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    generator = torch.get_rng_state()
+    precision, ratio = training.optimization.faster_precision()
+    assert precision in ("fp32", "bf16") and ratio > 0
+    after = training.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in training.network.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_networks_are_trained_and_used_in_the_memory_format_of_the_device(output, monkeypatch):
+    assert not fold_training(output).network.last.weight.is_contiguous()
+    assert not probability_maps.ready(Small(), torch.device("cpu")).last.weight.is_contiguous()
+    monkeypatch.setattr(devices, "memory_format", lambda _: torch.contiguous_format)  # as on MPS
+    assert fold_training(output).network.last.weight.is_contiguous()
+    assert probability_maps.ready(Small(), torch.device("cpu")).last.weight.is_contiguous()
+
+
+def test_a_cpu_without_units_for_bf16_trains_in_fp32_without_timing(output, monkeypatch):
+    monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: False)
+    optimization = fold_training(output).optimization
+    assert optimization.precision == "fp32"
+    assert not optimization.needs_timing
 
 
 def test_weights_that_diverged_are_not_saved_over_those_that_did_not(output):
@@ -911,18 +975,18 @@ def test_the_time_left_counts_epochs_with_and_without_validation():
     assert line.endswith("2.4 h left, 4.9 h for all folds")  # 96 and 196 epochs
 
 
-def test_a_run_goes_on_in_other_parts_and_precision_and_says_so(output):
+def test_a_run_continues_in_other_parts_and_precision_and_says_so(output):
     with pytest.raises(Stopped):
         fold_training(output, stop=StopAfter(4), accumulation_steps=2, validate_every=3).run()
-    again = fold_training(output, mixed_precision=True, validate_every=3)
+    again = fold_training(output, precision="bf16", validate_every=3)
     again.resume()
     again.run()
     rows = pd.read_csv(output / again.checkpoints.files.history.path)
     first, *_, last = rows["computed"]
     assert "batches in 2 parts" in first
-    assert "bfloat16" not in first
+    assert "fp32" in first
     assert "parts" not in last
-    assert "bfloat16" in last
+    assert "bf16" in last
 
 
 def test_parts_are_one_without_a_gpu_whose_memory_could_be_asked(output):
