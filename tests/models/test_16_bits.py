@@ -99,33 +99,25 @@ def test_attention_widens_nothing_to_fp32(pooling, merge, dtype):
 
 
 class Loss(nn.Module):
-    """Images -> the training loss of the network that configs/ica_resunet.yaml describes."""
+    """Images, masks -> the training loss of the network of configs/ica_resunet.yaml."""
 
     def __init__(self):
         super().__init__()
         with torch.device("meta"):
             self.network = models.build("ica_resunet", encoder_weights="none")
 
-    def forward(self, pixels):
-        return self.network.training_loss(pixels, torch.empty_like(pixels), bce_dice)["loss"]
+    def forward(self, pixels, masks):
+        return self.network.training_loss(pixels, masks, bce_dice)["loss"]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_ica_resunet_moves_at_most_700_mib_and_keeps_at_most_199_per_image_of_512(dtype):
     few, many = (
-        fake_cuda.forward(Loss(), images(batch, 512), dtype=dtype) for batch in (BATCH, 8)
+        fake_cuda.forward(Loss(), images(batch, 512), images(batch, 512), dtype=dtype)
+        for batch in (BATCH, 8)
     )
     assert 500 * MIB < many.traffic / 8 <= 700 * MIB  # its weights and the loss included
     assert (many.kept - few.kept) / (8 - BATCH) <= 199 * MIB
-
-
-def test_16_bits_move_half_the_bytes_of_fp32():
-    half, full = (
-        [fake_cuda.forward(Loss(), images(batch, 512), dtype=dtype).traffic for batch in (2, 4)]
-        for dtype in (torch.float16, None)
-    )
-    # Per additional image. What stays in fp32 are 8 MiB of images and 12 MiB of loss.
-    assert (half[1] - half[0]) / (full[1] - full[0]) == pytest.approx(0.5, abs=0.02)
 
 
 def test_traffic_and_kept_memory_by_hand():
@@ -211,12 +203,3 @@ def test_interpolation_takes_autocasts_type_and_without_autocast_its_inputs(comp
         assert types(run(x)) == [torch.float32] * 2
     expected = functional.interpolate(x.double(), scale_factor=2, mode="bilinear")
     torch.testing.assert_close(run(x)[0].double(), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_a_compiled_network_gives_the_same_16_bit_logits():
-    torch.compiler.reset()
-    network = small("ica_resunet").eval()
-    pixels = torch.rand(2, 1, 64, 64)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(compiled(pixels), network(pixels))
