@@ -97,7 +97,7 @@ class ImprovedCoordAttention(nn.Module):
         squeezed = self.squeeze(profile)
         rows = self.gate_rows(squeezed[:, :, :height])
         cols = self.gate_cols(squeezed[:, :, height:])
-        if self.merge == "shared":
+        if self.merge == "shared" and len(profiles) > 1:
             rows, cols = (
                 _total(logits.unflatten(0, (len(profiles), -1)).unbind()) for logits in (rows, cols)
             )
