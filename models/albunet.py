@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import encoder_weights as weights_of
-from . import smp_library
+from . import interpolation, smp_library
 from .classification import NetworkWithClassification
 
 ENCODERS = ("resnet18", "resnet34")
@@ -81,14 +81,16 @@ class AlbuNet(NetworkWithClassification):
         conv4 = encoder.layer3(conv3)
         conv5 = encoder.layer4(conv4)  # (N, 512, H/32, W/32)
 
-        center = self.center(F.max_pool2d(conv5, 2, ceil_mode=True))
-        dec5 = self.dec5(
-            torch.cat([center[:, :, : conv5.shape[2], : conv5.shape[3]], conv5], dim=1)
-        )
-        dec4 = self.dec4(torch.cat([dec5, conv4], dim=1))
-        dec3 = self.dec3(torch.cat([dec4, conv3], dim=1))
-        dec2 = self.dec2(torch.cat([dec3, conv2], dim=1))
-        return self.final(self.dec0(self.dec1(dec2))), self.classification(conv5)
+        with interpolation.in_16_bits(images.device):
+            center = self.center(F.max_pool2d(conv5, 2, ceil_mode=True))
+            dec5 = self.dec5(
+                torch.cat([center[:, :, : conv5.shape[2], : conv5.shape[3]], conv5], dim=1)
+            )
+            dec4 = self.dec4(torch.cat([dec5, conv4], dim=1))
+            dec3 = self.dec3(torch.cat([dec4, conv3], dim=1))
+            dec2 = self.dec2(torch.cat([dec3, conv2], dim=1))
+            dec1 = self.dec1(dec2)
+        return self.final(self.dec0(dec1)), self.classification(conv5)
 
 
 def decoder_block(in_channels: int, middle_channels: int, out_channels: int) -> nn.Sequential:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from . import encoder_weights as weights_of
-from . import smp_library, torchvision_ops
+from . import interpolation, smp_library, torchvision_ops
 from .network import Criterion, SegmentationNetwork
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ class CheXLocNet(SegmentationNetwork):
         """
         from torchvision.models.detection.image_list import ImageList
 
-        features = self.pyramid(OrderedDict(zip(LEVELS, self.encoder(pixels)[2:], strict=True)))
+        levels = self.encoder(pixels)[2:]
+        with interpolation.in_16_bits(pixels.device):
+            features = self.pyramid(OrderedDict(zip(LEVELS, levels, strict=True)))
         # In these two parts the training flag decides between losses and instances, nothing else.
         self.proposer.train(targets is not None)
         self.instance_heads.train(targets is not None)

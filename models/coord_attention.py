@@ -9,7 +9,8 @@ are combined; `merge` offers three ways.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -85,20 +86,27 @@ class ImprovedCoordAttention(nn.Module):
         self, profiles: list[torch.Tensor], *, height: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One or two profiles (N, C, H + W) -> logits of both gates, (N, C, H) and (N, C, W)."""
-        copies = 1
         if self.merge == "concat":
             profile = torch.cat(profiles, dim=1)  # (N, 2C, H + W)
         elif self.merge == "sum":
-            profile = torch.stack(profiles).sum(0)
+            profile = _total(profiles)
         else:
             # "shared": both profiles in one batch, so that batch norm normalises, and tracks, the
             # statistics of their mixture.
-            copies = len(profiles)
             profile = torch.cat(profiles, dim=0)  # (2N, C, H + W)
         squeezed = self.squeeze(profile)
         rows = self.gate_rows(squeezed[:, :, :height])
         cols = self.gate_cols(squeezed[:, :, height:])
-        return rows.unflatten(0, (copies, -1)).sum(0), cols.unflatten(0, (copies, -1)).sum(0)
+        if self.merge == "shared" and len(profiles) > 1:
+            rows, cols = (
+                _total(logits.unflatten(0, (len(profiles), -1)).unbind()) for logits in (rows, cols)
+            )
+        return rows, cols
+
+
+def _total(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Not `torch.sum`, which CUDA's autocast computes in fp32, and with it all that follows."""
+    return functools.reduce(torch.add, tensors)
 
 
 def row_and_column_profile(x: torch.Tensor, reduce: Reduce) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from . import encoder_weights as weights_of
-from . import smp_library
+from . import interpolation, smp_library
 from .classification import NetworkWithClassification
 from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
 
@@ -96,7 +96,8 @@ class IcaResUNet(NetworkWithClassification):
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         features = self.encode(self.prepare(images))
-        pixels = self.decoder(features)
+        with interpolation.in_16_bits(images.device):
+            pixels = self.decoder(features)
         return self.segmentation_head(pixels), self.classification(features[-1])
 
     def encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from . import encoder_weights as weights_of
-from . import smp_library
+from . import interpolation, smp_library
 from .classification import NetworkWithClassification, checked_weight
 from .coord_attention import ImprovedCoordAttention
 
@@ -104,7 +104,8 @@ class SmpNetwork(NetworkWithClassification):
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         pixels = self.prepare(images)
-        found = self._attended(pixels) if len(self.network.attention) else self.network(pixels)
+        with interpolation.in_16_bits(images.device):
+            found = self._attended(pixels) if len(self.network.attention) else self.network(pixels)
         logits, classification = found if self.classification_weight else (found, None)
         if logits.shape != images.shape:
             raise ValueError(
