@@ -3,6 +3,7 @@
 import ctypes
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # CUDA, MPS and the CPU's allocators in words; cuDNN and cuBLAS by status, such as
 # CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
 OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|_ALLOC(ATION)?_FAILED")
+MEMORY_MARGIN = 0.9  # of the free memory: the caching allocator loses some between its blocks
 
 
 def keep_freed_memory() -> None:
@@ -69,3 +71,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """What this process can still allocate on a CUDA device, with its allocator's own reserve."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def fewest_parts(batch_size: int, peak_bytes: Callable[[int], int], available_bytes: float) -> int:
+    """Into how few equal parts a batch must be cut so that one fits; of two images at least.
+
+    Memory grows in proportion to the number of images, from a start: two trials give both.
+    Where even two images do not fit, the answer is the largest number of parts.
+
+    Args:
+        batch_size: at least 2.
+        peak_bytes: number of images -> what a training step with them allocates at its peak.
+    """
+    possible = [parts for parts in range(1, batch_size // 2 + 1) if batch_size % parts == 0]
+    if len(possible) == 1:
+        return 1
+    two, four = peak_bytes(2), peak_bytes(4)
+    per_image = (four - two) / 2
+    start = two - 2 * per_image
+    fitting = (
+        parts
+        for parts in possible
+        if start + per_image * (batch_size // parts) <= MEMORY_MARGIN * available_bytes
+    )
+    return next(fitting, possible[-1])

@@ -165,16 +165,6 @@ class Training:
         )
         self.log = history.Log(data.output, files, epochs=config.epochs)
 
-    def bytes_needed(self) -> int:
-        """Roughly the disk space that checkpoints will take in addition to the existing ones."""
-        weights = sum(value.nbytes for value in self.network.state_dict().values())
-        # With Adam's two moments and the moving average.
-        state = weights * (3 if self.config.ema_decay is None else 4)
-        if self.checkpoints.exist():
-            return state  # a new one is written before an old one goes
-        kept = weights * (self.config.average_best + 1 if self.config.average_best > 1 else 0)
-        return 3 * state + weights + kept
-
     def resume(self) -> None:
         """Restore the last usable checkpoint, if there is one.
 
@@ -216,19 +206,10 @@ class Training:
             **scores._asdict(),
             "seconds": progress.seconds,
             "images_per_second": images_per_second,
-            "computed": self._computed(),
+            "computed": computed(self.optimization, self.parts),
         }
         progress.end_epoch(row)
         self.best.save_epoch(scores.siim_dice)
-
-    def _computed(self) -> str:
-        """How the steps are computed, in words: what may change from one resume to the next."""
-        words = [devices.device_name(self.device), self.optimization.precision]
-        if self.parts > 1:
-            words.append(f"batches in {self.parts} parts")
-        if self.config.compile:
-            words.append("compiled")
-        return ", ".join(words)
 
     def loaders(self) -> Loaders:
         return Loaders(
@@ -328,6 +309,16 @@ class Training:
             device=self.device,
             stop=self.stop,
         )
+
+
+def computed(optimization: Optimization, parts: int) -> str:
+    """How steps are computed, in words: what may change from one resume to the next."""
+    words = [devices.device_name(optimization.device), optimization.precision]
+    if parts > 1:
+        words.append(f"batches in {parts} parts")
+    if optimization.config.compile:
+        words.append("compiled")
+    return ", ".join(words)
 
 
 def epoch_line(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pneumothorax.compute import distributed, memory, precisions, runtime
+from pneumothorax.compute import distributed, precisions, runtime
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.losses import CRITERIA
 
@@ -169,8 +169,8 @@ class Optimization:
         if device.type != "cuda":
             return 1
         weights = sum(parameter.nbytes for parameter in self.network.parameters())
-        available = memory.free_bytes(device) - 2 * weights  # for Adam's two moments
-        own = memory.fewest_parts(self.config.batch_size, self._peak_bytes, available)
+        available = runtime.free_bytes(device) - 2 * weights  # for Adam's two moments
+        own = runtime.fewest_parts(self.config.batch_size, self._peak_bytes, available)
         return max(distributed.gather(own))
 
     def _peak_bytes(self, n_images: int) -> int:

@@ -207,7 +207,7 @@ def finish(training: Training) -> dict[str, Any]:
     repair, such as too little memory or disk.
     """
     started, fold = time.perf_counter(), training.data.fold
-    locks.check_room(training.data.output, training.bytes_needed())
+    locks.check_room(training.data.output, bytes_needed(training))
     training.resume()
     progress = training.state.progress
     if progress.epoch or progress.step:
@@ -234,6 +234,18 @@ def finish(training: Training) -> dict[str, Any]:
         "processes": distributed.size(),
         "peak_memory_mib": runtime.peak_memory_mib(training.device),
     }
+
+
+def bytes_needed(training: Training) -> int:
+    """Roughly the disk space that checkpoints will take in addition to the existing ones."""
+    config = training.config
+    weights = sum(value.nbytes for value in training.network.state_dict().values())
+    # With Adam's two moments and the moving average.
+    state = weights * (3 if config.ema_decay is None else 4)
+    if training.checkpoints.exist():
+        return state  # a new one is written before an old one goes
+    kept = weights * (config.average_best + 1 if config.average_best > 1 else 0)
+    return 3 * state + weights + kept
 
 
 def settle_precision(training: Training) -> None:
