@@ -1,4 +1,4 @@
-"""Several devices, each with a process of its own that takes one fold after the other."""
+"""Several devices: each has a separate process that takes one fold after the other."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ def train(folds: Sequence[int], devices: Sequence[str], *, workers: int, stop: S
         raise BadConfig("--device: under torchrun give one device, or auto")
     waiting, running = list(folds), dict[str, subprocess.Popen[bytes]]()
     each = max(workers // len(devices), min(workers, 1))
-    code, told = 0, False
+    code, asked = 0, False
     while running or (waiting and not code):
         for device in devices:
             if device not in running and waiting and not code and not stop.is_due():
@@ -35,15 +35,15 @@ def train(folds: Sequence[int], devices: Sequence[str], *, workers: int, stop: S
         time.sleep(POLL_S)
         if stop.is_due():
             waiting.clear()
-            if not told:
+            if not asked:
                 for process in running.values():
                     process.send_signal(signal.SIGTERM)
-            told = True
+            asked = True
         for device, process in list(running.items()):
             if process.poll() is not None:
                 code = code or process.returncode
                 del running[device]
-    if told:
+    if asked:
         stop.leave()
     return code
 
