@@ -65,7 +65,7 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     # synchronised: over processes, on GPUs only.
     batch_norm: Literal["trained", "frozen", "synchronised"] = "trained"
     # The paper names none.
-    loss: Literal["bce_dice", "combo", "focal", "lovasz"] = "bce_dice"
+    loss: Literal["bce_dice", "combo", "focal", "lovasz", "positive_combo"] = "bce_dice"
     # A name (see sampling.py), or steps: (share of training done, positives per negative).
     sampling: Steps | Literal["paper", "steps", "linear", "natural"] = "paper"
     # Copies of every positive in an epoch, each augmented differently.

@@ -24,6 +24,22 @@ def soft_dice_loss(
     return 1 - (2 * overlap + smooth) / (probabilities.sum() + masks.sum() + smooth)
 
 
+def positive_dice_loss(
+    logits: torch.Tensor, masks: torch.Tensor, *, smooth: float = 1.0
+) -> torch.Tensor:
+    """1 - Dice of each positive image, their mean: as the metric scores them.
+
+    In `soft_dice_loss`, sums over the batch let large lesions drown small ones, and push
+    probabilities down in negative images, where a classification head can decide instead.
+    Without a positive image it is 0.
+    """
+    probabilities, masks = logits.float().sigmoid().flatten(1), masks.flatten(1)
+    positive = masks.amax(1)
+    overlap, total = (probabilities * masks).sum(1), probabilities.sum(1) + masks.sum(1)
+    losses = 1 - (2 * overlap + smooth) / (total + smooth)
+    return (losses * positive).sum() / positive.sum().clamp(min=1)
+
+
 def bce(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Mean binary cross-entropy."""
     return functional.binary_cross_entropy_with_logits(logits.float(), masks)
@@ -71,9 +87,16 @@ def combo(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return 3 * bce(logits, masks) + soft_dice_loss(logits, masks) + 4 * focal(logits, masks)
 
 
+def positive_combo(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """`combo` with `positive_dice_loss` in place of the batch's Dice loss."""
+    pixels = 3 * bce(logits, masks) + 4 * focal(logits, masks)
+    return pixels + positive_dice_loss(logits, masks)
+
+
 CRITERIA: dict[str, Criterion] = {
     "bce_dice": bce_dice,
     "combo": combo,
     "focal": focal,
     "lovasz": lovasz,
+    "positive_combo": positive_combo,
 }

@@ -16,6 +16,25 @@ def test_soft_dice_by_hand():
     assert losses.soft_dice_loss(logits, masks).item() == pytest.approx(1 - 4 / 5)
 
 
+def test_every_positive_image_has_the_same_share_in_its_dice_loss_and_a_negative_one_none():
+    found = torch.tensor([[[0.0, 0.0], [100.0, -100.0]]])  # probabilities 0.5, 0.5, 1, 0
+    small = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]])  # overlap 1, sums 2 and 1: (2 + 1) / 4
+    large = torch.ones(1, 2, 2)  # overlap 2, sums 2 and 4: (4 + 1) / 7
+    none = torch.zeros(1, 2, 2)
+    loss = losses.positive_dice_loss(
+        torch.stack([found, found, found]), torch.stack([small, large, none])
+    )
+    assert loss.item() == pytest.approx(((1 - 3 / 4) + (1 - 5 / 7)) / 2)
+    assert losses.positive_dice_loss(found[None], none[None]).item() == 0
+
+
+def test_the_positive_combo_of_one_positive_image_is_the_combo():
+    logits, masks = sample()
+    one, mask = logits[:1], masks[:1]
+    expected = losses.combo(one, mask).item()
+    assert losses.positive_combo(one, mask).item() == pytest.approx(expected)
+
+
 def test_a_batch_without_positives_still_pushes_false_alarms_down():
     logits = torch.zeros(2, 1, 4, 4, requires_grad=True)
     losses.soft_dice_loss(logits, torch.zeros(2, 1, 4, 4)).backward()
