@@ -35,13 +35,14 @@ DTYPES = {
 
 
 def computes(material: Material) -> str:
-    """Every card that is visible, and the device in use last: the choice makes it current."""
-    names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if material.device.type != "cuda":
-        names = []
-    for name in [*names, str(material.device)]:
+    """Every CUDA device that is visible, or the device in use."""
+    names = [str(material.device)]
+    if material.device.type == "cuda":
+        names = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    for name in names:
         devices.choose(name)
-    return f"a convolution's forward and backward pass on {', '.join(names) or material.device}"
+    devices.choose(str(material.device))  # what is chosen last is the current one
+    return f"a convolution's forward and backward pass on {', '.join(names)}"
 
 
 def computes_in_what_it_says(material: Material) -> str:
