@@ -110,7 +110,7 @@ def measure(material: Material, comparison: Comparison, *, seconds: float) -> Sp
 
 def training_step(material: Material, way: Way) -> Work:
     """Optimization.step on a batch that is on the device."""
-    training = trained(material, way)
+    training = trained(material, way, workers=0)
     batch = first_batch(training)
     return lambda: step(training, batch, way)
 
@@ -123,7 +123,8 @@ def step(training: Any, batch: tuple[Any, int, int], way: Way) -> int:
 
 def training_epoch(material: Material, way: Way) -> Work:
     """EpochSteps.run: an epoch with its loading, augmentation and copies."""
-    training = trained(material, way)
+    workers = material.workers if way.workers is None else way.workers
+    training = trained(material, way, workers=workers)
     loaders = training.loaders()
 
     def run() -> int:
@@ -137,7 +138,8 @@ def training_epoch(material: Material, way: Way) -> Work:
 
 def validation(material: Material, way: Way) -> Work:
     """validate on the held-out fold."""
-    training = trained(material, way)
+    workers = material.workers if way.workers is None else way.workers
+    training = trained(material, way, workers=workers)
     loaders = training.loaders()
 
     def run() -> int:
@@ -172,15 +174,16 @@ def prediction(material: Material, way: Way) -> Work:
     return run
 
 
-def trained(material: Material, way: Way) -> Any:
+def trained(material: Material, way: Way, *, workers: int) -> Any:
     """A training with the way's precision and memory format, before its first step."""
     training = material.training(
         precision=way.precision,
         accumulation_steps=way.accumulation_steps,
         ema_decay=EMA_DECAY,
-        workers=material.workers if way.workers is None else way.workers,
+        workers=workers,
     )
     arrange(training.network, way)
+    arrange(training.optimization.result, way)  # the moving average
     training.optimization.start_epoch(0)
     return training
 
