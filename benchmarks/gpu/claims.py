@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 import models
 from benchmarks.gpu.findings import NotHere, one_line, require
 from benchmarks.gpu.material import Material, first_batch
-from pneumothorax.compute import devices, memory, precisions, runtime
+from pneumothorax.compute import devices, precisions, runtime
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import Stopped
 from pneumothorax.pipeline import artifacts
@@ -90,8 +90,10 @@ def stays_in_16_bits(material: Material) -> str:
 
     Counted on tensors without values, under CUDA's rules of autocast.
     """
-    from tests.helpers import fake_cuda
-
+    try:
+        from tests.helpers import fake_cuda
+    except ModuleNotFoundError as error:
+        raise NotHere(f"{error.name} is missing: install requirements-dev.txt") from error
     found = []
     for dtype in (torch.float16, torch.bfloat16):
         few, many = (
@@ -219,16 +221,18 @@ def card_of(size_bytes: int, device: torch.device) -> Iterator[None]:
         return
 
     total = torch.cuda.get_device_properties(device).total_memory
+    limit = min(size_bytes, total)
 
-    def free_bytes(device: torch.device) -> int:
-        return min(size_bytes, total) - torch.cuda.memory_allocated(device)
+    def mem_get_info(device: torch.device) -> tuple[int, int]:
+        """Free and total memory, as `accumulation_steps: auto` asks for them."""
+        return limit - torch.cuda.memory_reserved(device), limit
 
     gc.collect()  # the networks of earlier checks
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    torch.cuda.set_per_process_memory_fraction(min(1.0, size_bytes / total), device)
+    torch.cuda.set_per_process_memory_fraction(limit / total, device)
     try:
-        with patch.object(memory, "free_bytes", free_bytes):
+        with patch.object(torch.cuda, "mem_get_info", mem_get_info):
             yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
