@@ -5,7 +5,7 @@ on them: the real ones, at 512 x 512. Prints each finding as it comes, then both
 Markdown. A check that fails is reported, and the others continue. The exit code is 1 if a
 claim fails, or if the time was not enough to check it.
 
-Without a GPU everything runs at 64 x 64 in a minute. That tests this program: it says
+Without a GPU everything runs at 32 x 32 in a minute. That tests this program: it says
 nothing about any card.
 
     python -m benchmarks.gpu
@@ -111,7 +111,7 @@ def measure_speeds(material: Material, end: float, found: list[Finding]) -> list
     rates = []
     waiting = speeds.comparisons(material)
     for number, one in enumerate(waiting):
-        claim = f"{one.work}, {one.measure}: is measured"
+        claim = f"{one.work} is measured with and without {one.measure}"
         left = end - time.monotonic()
         if left <= 0:
             found.append(findings.said(Finding(claim, findings.NO_TIME, "more --minutes")))
