@@ -205,12 +205,12 @@ def trains_a_fold_on_each(material: Material) -> str:
     changes += ["model_settings.encoder_weights=none"]
     command = [sys.executable, "02_train.py", "--config", str(material.sizes.config)]
     command += ["--run", "each", "--device", "cuda:0,cuda:1", "--output", str(material.output)]
-    command += [word for change in changes for word in ("--set", change)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command += ["--max-time", "2", *(word for change in changes for word in ("--set", change))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-    require(done.returncode == 0, f"exit code {done.returncode}: {last}")
     records = [material.output / artifacts.Run("each").fold(fold).trained.path for fold in (0, 1)]
-    return require(all(path.is_file() for path in records), "two folds at the same time")
+    finished = sum(path.is_file() for path in records)
+    return require(finished == 2, f"{finished} of 2 folds, exit code {done.returncode}: {last}")
 
 
 @contextmanager
