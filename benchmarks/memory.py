@@ -61,9 +61,17 @@ def main() -> None:
         measure("05_report.py", *common)
 
 
-def write_input(folder: Path, n_train: int, n_test: int) -> None:
-    """Links to 40 phantoms. Only the links' names are listed, so they are the ids."""
-    writing.write_dataset(folder / "phantoms", train_images=40, test_images=1, unlabelled_images=0)
+def write_input(
+    folder: Path, n_train: int, n_test: int, *, phantoms: int = 40, radiograph_px: int = 1024
+) -> None:
+    """Links to a few phantoms. Only the links' names are listed, so they are the ids."""
+    writing.write_dataset(
+        folder / "phantoms",
+        train_images=phantoms,
+        test_images=1,
+        unlabelled_images=0,
+        size=radiograph_px,
+    )
     rows_of = labels.read(folder / "phantoms" / "train-rle.csv").rows
     found = discovery.search(folder / "phantoms").images
     originals = [path for path in found if path.stem in rows_of]

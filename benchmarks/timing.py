@@ -94,9 +94,14 @@ def ratio(medians: dict[str, float], upper: str, lower: str, goal: str) -> None:
 
 def machine(*packages: str) -> None:
     """Print what the numbers are measured on."""
+    print(described(*packages))
+
+
+def described(*packages: str) -> str:
+    """The processor, the system, and the versions of Python and some packages."""
     names = ", ".join(f"{name} {version(name)}" for name in packages)
     python = f"Python {platform.python_version()}"
-    print(f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, {python}, {names}")
+    return f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, {python}, {names}"
 
 
 def _processor() -> str:
