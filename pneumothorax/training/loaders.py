@@ -98,7 +98,8 @@ class Loaders:
     def _part(self, part: list[Item], loaded: Iterator[Sample]) -> Part:
         batch = next(loaded)
         counts = [self.batches.real(part, rank) for rank in range(self.batches.size)]
-        return to_network(batch.image, self.device), batch.mask.to(self.device).float(), counts
+        masks = batch.mask.to(self.device, non_blocking=self.device.type == "cuda").float()
+        return to_network(batch.image, self.device), masks, counts
 
 
 def sliding_sampling(data: FoldData, config: TrainConfig) -> SlidingSampling:
