@@ -108,9 +108,11 @@ class TrainingRun:
             # Before the first save no settings are binding.
             if started or (busy and path.exists()):
                 current = config.as_dict(self.settings)
-                differences = config.differences(config.saved(path), current)
+                saved = config.saved(path)
+                differences = config.differences(saved, current)
                 if not differences:
-                    config.save(path, self.settings)  # the steps may be computed in other ways
+                    if saved != current:  # the steps are computed in other ways from now on
+                        config.save(path, self.settings)
                     return
                 self._refuse(differences, folds, overwrite=overwrite)
                 with ExitStack() as held:  # wait until no process trains any of its folds

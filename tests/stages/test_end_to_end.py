@@ -155,7 +155,7 @@ def test_cv_csv_agrees_with_masks_counted_again(finished):
 def test_history_has_one_row_per_epoch_and_the_ratio_of_the_schedule(finished):
     _, output = finished
     history = pd.read_csv(output / RUN.fold(0).history.path)
-    assert list(history.columns) == list(artifacts.HISTORY_COLUMNS)
+    assert list(history.columns) == [*artifacts.HISTORY_COLUMNS, artifacts.HISTORY_COMPUTED]
     assert history["epoch"].tolist() == [1, 2]
     # [[0, 2], [0.33, 1]] over two epochs
     assert history["positives_per_negative"].tolist() == [2.0, 1.0]

@@ -86,7 +86,7 @@ def test_several_devices_train_a_fold_each_and_one_command_stops_and_resumes_the
     assert "\r" not in again.stdout
     assert same_weights(output, whole)
     nothing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert nothing.stdout == ""
+    assert len(nothing.stdout.splitlines()) == 1  # what computes
 
 
 def test_a_device_that_fails_ends_the_command_with_its_code(finished, config, tmp_path):
