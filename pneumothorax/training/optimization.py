@@ -163,7 +163,7 @@ class Optimization:
 
     def parts(self) -> int:
         """How many parts of a batch are computed one after the other; call before any step."""
-        wanted, device = self.config.accumulation_steps, next(self.network.parameters()).device
+        wanted, device = self.config.accumulation_steps, self.device
         if wanted != "auto":
             return wanted
         if device.type != "cuda":
@@ -178,7 +178,7 @@ class Optimization:
 
         The step leaves no trace.
         """
-        device, size = next(self.network.parameters()).device, self.config.image_size
+        device, size = self.device, self.config.image_size
         random = runtime.random_state(device)
         self.save_buffers.copy()
         torch.cuda.reset_peak_memory_stats(device)
