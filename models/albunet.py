@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from . import encoder_weights as weights_of
 from . import interpolation, smp_library
 from .classification import NetworkWithClassification
+from .network import expect_few_positives
 
 ENCODERS = ("resnet18", "resnet34")
 
@@ -68,7 +69,7 @@ class AlbuNet(NetworkWithClassification):
         self.dec2 = decoder_block(64 + f * 2, f * 4, f * 4)
         self.dec1 = decoder_block(f * 4, f * 4, f)
         self.dec0 = convolution(f, f)
-        self.final = nn.Conv2d(f, 1, 1)
+        self.final = expect_few_positives(nn.Conv2d(f, 1, 1))
         self.add_classification_head(512, classification_weight)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

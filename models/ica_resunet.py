@@ -19,6 +19,7 @@ from . import encoder_weights as weights_of
 from . import interpolation, smp_library
 from .classification import NetworkWithClassification
 from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from .network import expect_few_positives
 
 PLACEMENTS = ("stages", "skips", "decoder")
 LAYERS = ("layer1", "layer2", "layer3", "layer4")  # of the encoder
@@ -72,7 +73,7 @@ class IcaResUNet(NetworkWithClassification):
         )
         self.encoder = unet.encoder
         self.decoder = unet.decoder
-        self.segmentation_head = unet.segmentation_head
+        self.segmentation_head = expect_few_positives(unet.segmentation_head)
         weights_of.load(self.encoder, encoder_weights, name=encoder)
         for unused in LAYERS[depth - 1 :]:
             delattr(self.encoder, unused)

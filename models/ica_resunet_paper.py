@@ -17,6 +17,7 @@ from . import encoder_weights as weights_of
 from . import torchvision_ops
 from .classification import NetworkWithClassification
 from .coord_attention import DEFAULT_MERGE, ImprovedCoordAttention
+from .network import expect_few_positives
 from .unet import double_convolution
 
 MODULES = (3, 4, 6, 3)  # residual modules in levels 2 to 5
@@ -96,7 +97,7 @@ class IcaResUNetPaper(NetworkWithClassification):
             double_convolution(skip + here, here)
             for skip, here in zip(skips, decoder_channels, strict=True)
         )
-        self.mask_head = nn.Conv2d(decoder_channels[-1], 1, 1)
+        self.mask_head = expect_few_positives(nn.Conv2d(decoder_channels[-1], 1, 1))
         self.add_classification_head(channels[-1], classification_weight)
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,9 +15,24 @@ from torch import nn
 GREY_MEAN = 0.449
 GREY_STD = 0.226
 
+POSITIVE_SHARE = 0.01  # of the pixels, by an untrained network's word
 STRIDE = 32  # of the encoders' coarsest level
 
+Head = TypeVar("Head", bound=nn.Module)
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def expect_few_positives(head: Head) -> Head:
+    """`head`, whose last convolution gets a bias that gives pixels POSITIVE_SHARE.
+
+    Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1. From even odds the
+    first hundred steps make the background negative, by weights: in a decoder with few
+    channels all of them may end up negative, and no pixel ever rises above the bias.
+    """
+    last = [module for module in head.modules() if isinstance(module, nn.Conv2d)][-1]
+    assert last.bias is not None
+    nn.init.constant_(last.bias, math.log(POSITIVE_SHARE / (1 - POSITIVE_SHARE)))
+    return head
 
 
 class SegmentationNetwork(nn.Module):

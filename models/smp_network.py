@@ -14,6 +14,7 @@ from . import encoder_weights as weights_of
 from . import interpolation, smp_library
 from .classification import NetworkWithClassification, checked_weight
 from .coord_attention import ImprovedCoordAttention
+from .network import expect_few_positives
 
 # Arguments of smp that are not settings: one grey channel in and one logit out are fixed, and
 # `encoder` and `encoder_weights` are our own.
@@ -100,6 +101,7 @@ class SmpNetwork(NetworkWithClassification):
         )
         weights_of.load(network.encoder, encoder_weights, name=encoder, depth=depth)
         network.attention = _attention_blocks(architecture, network, attention)
+        expect_few_positives(network.segmentation_head)
         self.network: Any = network
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

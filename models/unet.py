@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .network import SegmentationNetwork
+from .network import SegmentationNetwork, expect_few_positives
 
 
 class UNet(SegmentationNetwork):
@@ -45,7 +45,7 @@ class UNet(SegmentationNetwork):
         self.merge = nn.ModuleList(
             double_convolution(2 * fine, fine) for fine, _ in reversed(pairs)
         )
-        self.mask_head = nn.Conv2d(channels[0], 1, 1)
+        self.mask_head = expect_few_positives(nn.Conv2d(channels[0], 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.first(self.prepare(images))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .network import Criterion, SegmentationNetwork
+from .network import Criterion, SegmentationNetwork, expect_few_positives
 
 DEPTH = 5
 LOSS_WEIGHTS = (0.5, 0.5, 0.75, 0.5, 1.0)  # side outputs of X(0,1) to X(0,4), fused output
@@ -49,8 +49,10 @@ class UNetPlusPlusMsof(SegmentationNetwork):
                     channels[row + 1], here, 2, stride=2
                 )
                 self.nodes[_name(row, column)] = Unit((1 + column) * here, here)
-        self.side_heads = nn.ModuleList(nn.Conv2d(base_channels, 1, 1) for _ in range(1, DEPTH))
-        self.fused_head = nn.Conv2d((DEPTH - 1) * base_channels, 1, 1)
+        self.side_heads = nn.ModuleList(
+            expect_few_positives(nn.Conv2d(base_channels, 1, 1)) for _ in range(1, DEPTH)
+        )
+        self.fused_head = expect_few_positives(nn.Conv2d((DEPTH - 1) * base_channels, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.fused_head(torch.cat(self.first_row(images), dim=1))

@@ -538,3 +538,11 @@ def test_settings_whose_output_has_another_size_are_refused():
     network = small("smp/FPN", upsampling=2)
     with pytest.raises(ValueError, match="encoder_depth and upsampling"):
         network(images())
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "chexlocnet"])
+def test_an_untrained_network_expects_few_positive_pixels(name):
+    images = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        probabilities = small(name).eval()(images).sigmoid()
+    assert 0.001 < probabilities.mean() < 0.1
