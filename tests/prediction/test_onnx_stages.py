@@ -21,7 +21,7 @@ model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, classific
 image_size: 64
 epochs: 1
 batch_size: 4
-learning_rate: 0.02
+learning_rate: 0.01
 """
 
 
