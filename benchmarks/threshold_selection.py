@@ -1,24 +1,29 @@
 """How to choose thresholds: rules compared on the out-of-fold maps of a finished output.
 
 For each rule it prints the nested SIIM Dice, the naive one (all images, thresholds fitted on
-them) and their difference, the optimism; and the share of regroupings in which every image
-ends up empty. First with the folds of training, then as mean and standard deviation over
-regroupings: patients are dealt to as many new groups, and thresholds are nested in those.
-The rule in use is `choose`.
+them) and their difference, the optimism; the mean Dice of the positive images; and the share
+of fits in which every image stays empty. First with the folds of training, then as mean and
+standard deviation over regroupings: patients are dealt to as many new groups, and thresholds
+are nested in those. The rules are the highest score, and the middle of the good ones in parts
+of the grid.
 
     python -m benchmarks.threshold_selection --run ica_resunet
     python -m benchmarks.threshold_selection --run ica_resunet --output output --groupings 100
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from benchmarks import timing
-from pneumothorax.masks import evaluation, nested, predicted, thresholds
+from pneumothorax.masks import calibration, evaluation, nested, predicted, thresholds
+from pneumothorax.masks.nested import Basis
 from pneumothorax.masks.postprocess import Triplet
+from pneumothorax.masks.predicted import Predicted
 from pneumothorax.masks.thresholds import Grid, GridScores, Search
 from pneumothorax.pipeline import artifacts
 from pneumothorax.pipeline.engine import Engine
@@ -36,28 +41,34 @@ def main() -> None:
     args = parser.parse_args()
     timing.machine("numpy", "opencv-python-headless")
     oof = predicted.read(args.output, [args.run], artifacts.OOF)
-    grid = Grid(min_components=thresholds.MIN_COMPONENTS)
+    grid = Grid(
+        min_components=thresholds.MIN_COMPONENTS, min_probabilities=thresholds.MIN_PROBABILITIES
+    )
     search = evaluation.search(oof.images, [(1.0,)], grid, Engine(args.workers))[(1.0,)]
     empty = 1 - oof.positive.mean()
     print(f"{len(oof.images)} images, {oof.positive.sum()} positive; all-empty {empty:.4f}")
     patients = artifacts.training_rows(args.output).set_index("image_id")["patient_id"]
     of_image = patients.loc[[image.image_id for image in oof.images]].to_numpy()
-    print_rules(search, "the folds of training", [oof.fold])
+    print_rules(search, oof, "the folds of training", [oof.fold])
     groupings = [
         regrouped(of_image, len(set(oof.fold.tolist())), seed) for seed in range(args.groupings)
     ]
-    print_rules(search, f"{args.groupings} regroupings", groupings)
+    print_rules(search, oof, f"{args.groupings} regroupings", groupings)
 
 
 def rules(grid: Grid) -> dict[str, Rule]:
-    """By name; each gives the triplet to use."""
-    steps = nested.grids_of_steps(grid)
-    return {
-        "best": lambda scores: scores.best().triplet,
-        "choose": lambda scores: scores.choose().triplet,
-        "choose, one threshold": lambda scores: scores.choose(steps["one threshold"]).triplet,
-        "choose, triplet": lambda scores: scores.choose(steps["triplet"]).triplet,
+    """By name: the thresholds of a highest score, then `choose` within parts of the grid."""
+    parts = nested.grids_of_steps(grid)
+    for name in ("one threshold", "triplet"):
+        with_image_threshold = replace(parts[name], min_probabilities=grid.min_probabilities)
+        parts[f"{name} and image threshold"] = with_image_threshold
+    return {"best": lambda scores: scores.best().triplet} | {
+        name: partial(chosen, part=part) for name, part in parts.items()
     }
+
+
+def chosen(scores: GridScores, part: Grid) -> Triplet:
+    return scores.choose(part).triplet
 
 
 def regrouped(patients: np.ndarray, groups: int, seed: int) -> np.ndarray:
@@ -68,34 +79,44 @@ def regrouped(patients: np.ndarray, groups: int, seed: int) -> np.ndarray:
     return (order % groups)[place]
 
 
-def print_rules(search: Search, title: str, groupings: list[np.ndarray]) -> None:
+def print_rules(search: Search, oof: Predicted, title: str, groupings: list[np.ndarray]) -> None:
     """A line per rule."""
-    everyone = np.ones(len(groupings[0]), dtype=bool)
     rows = []
     for groups in groupings:
-        scores = {None: search.scores(everyone)}
-        scores |= {group: search.scores(groups != group) for group in set(groups.tolist())}
+        bases = {group: basis(search, oof, groups != group) for group in set(groups.tolist())}
+        bases[None] = basis(search, oof, np.ones(len(groups), dtype=bool))
+        scores = {group: one.scores(groups != group) for group, one in bases.items()}
         for name, rule in rules(search.grid).items():
             triplets = {group: rule(of_group) for group, of_group in scores.items()}
             dice = np.zeros(len(groups))
-            for group in set(groups.tolist()):
-                own = groups == group
-                dice[own] = search.image_dice(triplets[group])[own]
-            naive = search.image_dice(triplets[None]).mean()
+            for group, one in bases.items():
+                scored = groups == group
+                dice[scored] = one.image_dice(triplets[group])[scored]
+            naive = bases[None].image_dice(triplets[None]).mean()
             empty = np.mean([one.is_all_empty for one in triplets.values()])
-            rows.append((name, dice.mean(), naive, naive - dice.mean(), empty))
-    table = pd.DataFrame(rows, columns=["rule", "nested", "naive", "optimism", "all empty"])
+            positive = dice[oof.positive].mean()
+            rows.append((name, dice.mean(), naive, naive - dice.mean(), positive, empty))
+    table = pd.DataFrame(
+        rows, columns=["rule", "nested", "naive", "optimism", "positives", "all empty"]
+    )
     by_rule = table.groupby("rule", sort=False)
-    print(f"\n{title}\n| rule | nested | worst | naive | optimism | all empty |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(f"\n{title}\n| rule | nested | worst | naive | optimism | positives | all empty |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, rows_of_rule in by_rule:
         mean = rows_of_rule.mean(numeric_only=True)
         several = len(rows_of_rule) > 1
         spread = f" ± {rows_of_rule['nested'].std():.4f}" if several else ""
         print(
             f"| {name} | {mean['nested']:.4f}{spread} | {rows_of_rule['nested'].min():.4f} "
-            f"| {mean['naive']:.4f} | {mean['optimism']:+.4f} | {mean['all empty']:.0%} |"
+            f"| {mean['naive']:.4f} | {mean['optimism']:+.4f} | {mean['positives']:.4f} "
+            f"| {mean['all empty']:.0%} |"
         )
+
+
+def basis(search: Search, oof: Predicted, seen: np.ndarray) -> Basis:
+    """The search with image-level probabilities that are calibrated on the (N,) images seen."""
+    score = oof.scores[:, 0]
+    return Basis(search, calibration.fit(score[seen], oof.positive[seen])(score))
 
 
 if __name__ == "__main__":
