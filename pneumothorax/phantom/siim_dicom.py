@@ -65,13 +65,17 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def tables(plan: Plan, rows: Mapping[Radiograph, list[str]]) -> dict[Path, list[str]]:
-    """The lines of each table."""
-    sample = (f"{radiograph.image_id},{rle.EMPTY}" for radiograph in plan.test)
-    return {
+    """The lines of each table; without test images there is none of them."""
+    of_training = {
         Path("train-rle.csv"): _label_lines(plan.train, rows),
+        Path("patients.csv"): patient_lines(plan),
+    }
+    if not plan.test:
+        return of_training
+    sample = (f"{radiograph.image_id},{rle.EMPTY}" for radiograph in plan.test)
+    return of_training | {
         Path("test-rle.csv"): _label_lines(plan.test, rows),
         Path("stage_2_sample_submission.csv"): ["ImageId,EncodedPixels", *sample],
-        Path("patients.csv"): patient_lines(plan),
     }
 
 

@@ -16,6 +16,8 @@ from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput
 from pneumothorax.phantom import __main__, siim_dicom, writing
 from pneumothorax.phantom.radiograph import draw
+from pneumothorax.pipeline import artifacts
+from tests.helpers.stages import run_stage
 
 SIZE = 128
 N_TRAIN, N_TEST, N_UNLABELLED = 30, 8, 2
@@ -339,3 +341,13 @@ def test_the_command_writes_the_png_layout_on_request(tmp_path, capsys):
     assert __main__.main(["--to", str(tmp_path / "demo"), *numbers]) == 0
     assert "2 test images, 0 images without a label" in capsys.readouterr().out
     assert len(list(tmp_path.glob("demo/*/png_masks/*.png"))) == 6
+
+
+@pytest.mark.parametrize("layout", writing.LAYOUTS)
+def test_a_data_set_without_test_images_can_be_prepared(tmp_path, layout):
+    numbers = f"--train 4 --test 0 --unlabelled 0 --size 64 --workers 1 --layout {layout}".split()
+    assert __main__.main(["--to", str(tmp_path / "demo"), *numbers]) == 0
+    places = ["--input", tmp_path / "demo", "--output", tmp_path / "output"]
+    run_stage("00_prepare_data.py", *places, "--size", 64, "--workers", 0)
+    manifest = artifacts.read_table(tmp_path / "output", artifacts.MANIFEST)
+    assert manifest["split"].tolist() == ["train"] * 4
