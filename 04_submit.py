@@ -20,7 +20,7 @@ again and compared with its mask. Nothing is uploaded.
 
     python 04_submit.py --run ica_resunet
     python 04_submit.py --runs ica_resunet=0.6,albunet=0.4 --name blend
-    python 04_submit.py --runs ica_resunet,albunet --name blend --fill-holes --image-threshold
+    python 04_submit.py --runs ica_resunet,albunet --name blend --fill-holes --no-image-threshold
     python 04_submit.py --name blend                   # again, with the same flags as last time
 """
 
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         for run in chosen.runs:
             held.enter_context(locks.lock(args.output, f"03_predict-{run}"))
         inputs = hash_inputs(args.output, chosen)
+        chosen = settings.settled(chosen, args.output)
         if not args.overwrite and records.is_current(
             args.output, record, settings=chosen.recorded(), inputs=inputs
         ):

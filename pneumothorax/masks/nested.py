@@ -19,6 +19,13 @@ from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.masks.thresholds import Grid, GridScores, Search
 
 HeldOut = int | None
+# The axes of the grid that each step adds, after one threshold alone.
+STEPS = {
+    "image threshold": ("min_probabilities",),
+    "triplet": ("tops", "min_areas"),
+    "small components removed": ("min_components",),
+    "holes filled": ("fill_holes",),
+}
 
 
 class Basis(NamedTuple):
@@ -55,8 +62,8 @@ class NestedThresholds:
         final: thresholds for the test images, from all folds.
         naive: SIIM Dice of all images with `final`.
         naive_by_fold: the same for the images of each fold.
-        surface: (tops, min_areas, bottoms) naive SIIM Dice, the other values as in
-            `final`; -inf where bottom is above top.
+        surface: (tops, min_areas, bottoms, min_probabilities) naive SIIM Dice, cleaned as
+            `final` does; -inf where bottom is above top.
         steps: by name, from one threshold alone to the whole grid.
     """
 
@@ -108,25 +115,18 @@ def fit(bases: Mapping[HeldOut, Basis], fold: np.ndarray) -> NestedThresholds:
 
 def grids_of_steps(grid: Grid) -> dict[str, Grid]:
     """{step: part of the grid}: each holds the one before; steps that add nothing are left out."""
-    triplets = Grid(
-        grid.tops,
-        grid.min_areas,
-        grid.bottoms,
-        grid.min_components[:1],
-        grid.fill_holes[:1],
-        grid.min_probabilities[:1],
-    )
     # No image is emptied with a minimum area of 0; the highest top threshold allows every bottom.
-    one_threshold = replace(triplets, tops=grid.tops[-1:], min_areas=grid.min_areas[:1])
-    steps = {"one threshold": one_threshold, "triplet": triplets}
-    added = triplets
-    if len(grid.min_components) > 1:
-        added = replace(added, min_components=grid.min_components)
-        steps["small components removed"] = added
-    if len(grid.fill_holes) > 1:
-        added = replace(added, fill_holes=grid.fill_holes)
-        steps["holes filled"] = added
-    if len(grid.min_probabilities) > 1:
-        added = replace(added, min_probabilities=grid.min_probabilities)
-        steps["image threshold"] = added
+    part = Grid(
+        tops=grid.tops[-1:],
+        min_areas=grid.min_areas[:1],
+        bottoms=grid.bottoms,
+        min_components=grid.min_components[:1],
+        fill_holes=grid.fill_holes[:1],
+        min_probabilities=grid.min_probabilities[:1],
+    )
+    steps = {"one threshold": part}
+    for name, axes in STEPS.items():
+        added = replace(part, **{axis: getattr(grid, axis) for axis in axes})
+        if added != part:
+            steps[name] = part = added
     return steps

@@ -46,13 +46,15 @@ class Triplet:
         """In words, for terminal and figures."""
         if self.is_all_empty:
             return "every image is empty, since no thresholds beat that by more than noise"
-        words = [f"top {self.top:g}, minimum area {self.min_area:.7g}, bottom {self.bottom:g}"]
+        words = [f"bottom {self.bottom:g}"]
+        if self.min_area:  # without one, the top threshold changes nothing
+            words = [f"top {self.top:g}, minimum area {self.min_area:.7g}", *words]
         if self.min_component:
             words.append(f"components below {self.min_component:.7g} pixels removed")
         if self.fill_holes:
             words.append("holes filled")
         if self.min_probability:
-            words.append(f"images below {self.min_probability:g} empty")
+            words.append(f"images with a probability below {self.min_probability:g} empty")
         return ", ".join(words)
 
 

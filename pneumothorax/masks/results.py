@@ -117,9 +117,9 @@ def cross_validation(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def threshold_surface(thresholds: NestedThresholds, grid: Grid) -> pd.DataFrame:
-    """artifacts.Submission.threshold_surface rows: every triplet with bottom not above top."""
-    triplets = itertools.product(grid.tops, grid.min_areas, grid.bottoms)
-    table = pd.DataFrame(triplets, columns=["top", "min_area", "bottom"])
+    """artifacts.Submission.threshold_surface rows: all thresholds with bottom not above top."""
+    tried = itertools.product(grid.tops, grid.min_areas, grid.bottoms, grid.min_probabilities)
+    table = pd.DataFrame(tried, columns=["top", "min_area", "bottom", "min_probability"])
     table["siim_dice"] = thresholds.surface.ravel()
     return table[np.isfinite(table["siim_dice"])]
 

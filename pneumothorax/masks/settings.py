@@ -1,14 +1,14 @@
 """The settings of a submission: from flags, from an earlier submission, or by default."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pneumothorax.masks import blending, thresholds
 from pneumothorax.masks.blending import Weights
 from pneumothorax.masks.thresholds import Grid
-from pneumothorax.pipeline import lineage, stage
+from pneumothorax.pipeline import artifacts, lineage, stage
 
 DEFAULT_RUN = "ica_resunet"
 
@@ -21,7 +21,8 @@ class Settings:
         runs: {run: weight}; all weights are None if they are to be fitted.
         min_component: sizes to try, in pixels of 1024 x 1024.
         fill_holes: also try filling holes.
-        image_threshold: also fit a threshold on the image-level probability.
+        image_threshold: the image-level probability decides which images are empty, not an
+            area; None: if every run has a classification head (see `settled`).
         sample_submission: None for the one that stage 00 found.
     """
 
@@ -29,7 +30,7 @@ class Settings:
     seed: int = 42
     min_component: tuple[int, ...] = thresholds.MIN_COMPONENTS
     fill_holes: bool = False
-    image_threshold: bool = False
+    image_threshold: bool | None = None
     sample_submission: str | None = None
 
     @property
@@ -43,16 +44,25 @@ class Settings:
     @property
     def grid(self) -> Grid:
         """The thresholds and the cleaning to try."""
-        return Grid(
+        cleaning = Grid(
             min_components=self.min_component,
             fill_holes=(False, True) if self.fill_holes else (False,),
-            min_probabilities=thresholds.MIN_PROBABILITIES if self.image_threshold else (0.0,),
         )
+        return thresholds.by_probability(cleaning) if self.image_threshold else cleaning
 
     def recorded(self) -> dict[str, Any]:
         """For the submission's record: values that JSON keeps unchanged."""
         grid = {name: list(values) for name, values in vars(self.grid).items()}
         return {**vars(self), "min_component": list(self.min_component), "grid": grid}
+
+
+def settled(chosen: Settings, output: Path) -> Settings:
+    """The settings with the decision on `image_threshold` that the runs' predictions ask for."""
+    if chosen.image_threshold is not None:
+        return chosen
+    tables = (artifacts.read_table(output, artifacts.Run(run).predictions) for run in chosen.runs)
+    every_run_has_a_head = all(table["p_classification"].notna().all() for table in tables)
+    return replace(chosen, image_threshold=every_run_has_a_head)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,10 +99,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--image-threshold",
-        action="store_true",
-        default=None,
-        help="also fit a threshold on the calibrated probability of the image; an image below "
-        "it is empty",
+        action=argparse.BooleanOptionalAction,
+        help="images below a fitted probability are empty, instead of those with a small area "
+        "above a top threshold (default: if every run has a classification head)",
     )
 
 

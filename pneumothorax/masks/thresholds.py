@@ -13,7 +13,7 @@ on any images is then a sum over profiles, exact on the grid.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ MIN_AREAS = tuple(
     for area in "0 100 250 500 750 1000 1500 2000 3000 4000 6000 8000 12000 16000 24000".split()
 )
 MIN_COMPONENTS = (0, 100, 250, 500, 1000)
-MIN_PROBABILITIES = (0.0, 0.02, 0.05, *(round(0.1 * step, 1) for step in range(1, 10)))
+MIN_PROBABILITIES = (0.0, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)))
 SOFTNESS = 0.25  # see GridScores.choose; compared with other rules in benchmarks/RESULTS.md
 MIN_GAIN = 0.5
 SMALLEST = 1e-9  # gains and errors below are 0
@@ -95,13 +95,30 @@ class Grid:
         )
 
     def last_values(self, triplet: Triplet) -> list[str]:
-        """Which of the three thresholds is the last value tried: larger ones might do better."""
-        last = {
-            "top threshold": triplet.top == self.tops[-1],
-            "minimum area": triplet.min_area == self.min_areas[-1],
-            "bottom threshold": triplet.bottom == self.bottoms[-1],
+        """Which thresholds are the last of several tried: larger ones might do better."""
+        tried = {
+            "top threshold": (triplet.top, self.tops),
+            "minimum area": (triplet.min_area, self.min_areas),
+            "bottom threshold": (triplet.bottom, self.bottoms),
+            "image threshold": (triplet.min_probability, self.min_probabilities),
         }
-        return [name for name, is_last in last.items() if is_last]
+        return [
+            name for name, (value, axis) in tried.items() if len(axis) > 1 and value == axis[-1]
+        ]
+
+
+def by_probability(grid: Grid) -> Grid:
+    """The same grid, but the image-level probability decides which images are empty.
+
+    Two thresholds, on the image and on its pixels, instead of three on pixels: no image is
+    emptied with a minimum area of 0, and the highest top threshold allows every bottom one.
+    """
+    return replace(
+        grid,
+        tops=grid.tops[-1:],
+        min_areas=(0.0,),
+        min_probabilities=MIN_PROBABILITIES,
+    )
 
 
 @dataclass(frozen=True)
@@ -328,14 +345,14 @@ class GridScores:
         return Best(triplet, float(values[at]))
 
     def surface(self, triplet: Triplet) -> np.ndarray:
-        """(tops, min_areas, bottoms) scores with the other values as in `triplet`.
+        """(tops, min_areas, bottoms, min_probabilities) scores, cleaned as `triplet` does.
 
-        Of ALL_EMPTY, which has none of these values, with the first of each.
+        Of ALL_EMPTY, which does not clean, with the first values of cleaning.
         """
         if triplet.is_all_empty:
-            return self.values[:, :, :, 0, 0, 0]
+            return self.values[:, :, :, 0, 0, :]
         at = self.search.grid.position(triplet)
-        return self.values[:, :, :, at.min_component, at.fill_holes, at.min_probability]
+        return self.values[:, :, :, at.min_component, at.fill_holes, :]
 
     def _gain(self, triplet: Triplet) -> Gain:
         empty_dice = self.search.empty_dice[self.images]

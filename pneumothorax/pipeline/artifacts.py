@@ -296,8 +296,8 @@ class Submission:
 
     @property
     def threshold_surface(self) -> Table:
-        """Naive (not nested) SIIM Dice of all out-of-fold images for each triplet."""
-        columns = ("top", "min_area", "bottom", "siim_dice")
+        """Naive (not nested) SIIM Dice of all out-of-fold images for the thresholds tried."""
+        columns = ("top", "min_area", "bottom", "min_probability", "siim_dice")
         return Table(f"{self.folder}/surface.csv", columns, self.made_by, numbers=columns)
 
     @property

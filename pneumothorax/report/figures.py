@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 BASELINE_COLOUR = "#D55E00"  # visible on all colours of the threshold surface
 DOTTED = (0, (1, 2))  # a line style
+SHORT = {
+    "top": "top",
+    "min_area": "minimum area",
+    "bottom": "bottom",
+    "min_probability": "image threshold",
+}
+AXIS_LABELS = {
+    "top": "top threshold",
+    "min_area": "minimum area above it, pixels of 1024 x 1024",
+    "bottom": "bottom threshold",
+    "min_probability": "image threshold",
+}
 
 
 def roc(
@@ -94,23 +106,27 @@ def calibration(
 
 def threshold_surface(
     surface: pd.DataFrame,
-    chosen: tuple[float, float, float] | None,
+    chosen: Mapping[str, float] | None,
     style: Style,
     *,
     run: str,
     baseline: float,
 ) -> Figure:
-    """SIIM Dice over top threshold and minimum area, at the best bottom threshold of each.
+    """SIIM Dice over top threshold and minimum area, at the best bottom threshold of each, or,
+    where an image threshold was tried, over that and the bottom threshold.
 
     Args:
-        surface: top, min_area, bottom, siim_dice, one row per triplet tried; -inf and NaN
-            are left out.
-        chosen: top, minimum area, bottom, marked with a star; None: every image is empty.
+        surface: top, min_area, bottom, min_probability, siim_dice, one row for each set of
+            thresholds tried; -inf and NaN are left out.
+        chosen: top, min_area, bottom, min_probability, marked with a star; None: every
+            image is empty.
         baseline: the all-empty baseline, a contour where the surface crosses it.
     """
     tried = surface[np.isfinite(surface["siim_dice"])]
-    best = tried.groupby(["top", "min_area"])["siim_dice"].max().unstack("top")
-    values = np.ma.masked_invalid(best.to_numpy())  # (areas, tops)
+    by_probability = tried["min_probability"].nunique() > 1
+    x, y = ("min_probability", "bottom") if by_probability else ("top", "min_area")
+    best = tried.groupby([x, y])["siim_dice"].max().unstack(x)
+    values = np.ma.masked_invalid(best.to_numpy())
     with style.settings():
         figure = plotting.new(style, 8.0, 5.6)
         axes = figure.add_subplot()
@@ -120,10 +136,10 @@ def threshold_surface(
         _star(axes, tried, best, chosen)
         axes.set_xticks(range(len(best.columns)), [f"{value:g}" for value in best.columns])
         axes.set_yticks(range(len(best.index)), [f"{value:g}" for value in best.index])
-        axes.set(xlabel="top threshold", ylabel="minimum area above it, pixels of 1024 x 1024")
+        axes.set(xlabel=AXIS_LABELS[x], ylabel=AXIS_LABELS[y])
         axes.set_title(run)
         bar = figure.colorbar(picture, ax=axes, pad=0.02)
-        bar.set_label("SIIM Dice at the best bottom threshold")
+        bar.set_label("SIIM Dice" if by_probability else "SIIM Dice at the best bottom threshold")
         figure.legend(loc="outside lower center", ncols=2, markerscale=0.6)
     return figure
 
@@ -141,18 +157,22 @@ def _contours(axes: Axes, values: np.ma.MaskedArray, baseline: float) -> None:
 
 
 def _star(
-    axes: Axes, tried: pd.DataFrame, best: pd.DataFrame, chosen: tuple[float, float, float] | None
+    axes: Axes, tried: pd.DataFrame, best: pd.DataFrame, chosen: Mapping[str, float] | None
 ) -> None:
     if chosen is None:
         axes.plot([], [], linestyle="none", label="chosen: every image empty")
         return
-    top, area, bottom = chosen
-    same = (tried["top"] == top) & (tried["min_area"] == area) & (tried["bottom"] == bottom)
+    same = (tried[list(chosen)] == pd.Series(chosen)).all(axis=1)
     score = f": {tried.loc[same, 'siim_dice'].iloc[0]:.4f}" if same.any() else ""
-    label = f"chosen: top {top:g}, minimum area {area:g}, bottom {bottom:g}{score}"
-    x, y = np.searchsorted(best.columns, top), np.searchsorted(best.index, area)
+    axis_x, axis_y = str(best.columns.name), str(best.index.name)
+    label = ", ".join(
+        f"{SHORT[name]} {chosen[name]:g}" for name in dict.fromkeys((axis_x, axis_y, "bottom"))
+    )
+    x = np.searchsorted(best.columns, chosen[axis_x])
+    y = np.searchsorted(best.index, chosen[axis_y])
     look: Look = {"marker": "*", "markersize": 18, "linestyle": "none"}
-    axes.plot([x], [y], **look, markerfacecolor="white", markeredgecolor="black", label=label)
+    look |= {"markerfacecolor": "white", "markeredgecolor": "black"}
+    axes.plot([x], [y], **look, label=f"chosen: {label}{score}")
 
 
 def folds(scores: pd.DataFrame, style: Style, *, baseline: float) -> Figure:

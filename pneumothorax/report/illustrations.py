@@ -149,7 +149,8 @@ def fold_scores(runs: list[Run]) -> pd.DataFrame:
 def surface(album: Album, run: Run) -> page.Figure:
     final = run.row(artifacts.FINAL)
     tried = final["min_area"] <= run.surface["min_area"].max()
-    chosen = (final["top"], final["min_area"], final["bottom"]) if tried else None
+    names = ("top", "min_area", "bottom", "min_probability")
+    chosen = {name: float(final[name]) for name in names} if tried else None
     baseline = float(run.row(artifacts.ALL_EMPTY)["siim_dice"])
     return album.curve(
         f"surface-{run.name}",

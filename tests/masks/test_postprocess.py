@@ -200,8 +200,8 @@ def test_thresholds_are_described_in_words():
     assert "minimum area 1048576," in Triplet(0.7, 1048576.0, 0.3).described()  # to the pixel
     every = Triplet(0.7, 0, 0.3, 250, True, 0.4).described()
     assert every == (
-        "top 0.7, minimum area 0, bottom 0.3, components below 250 pixels removed, "
-        "holes filled, images below 0.4 empty"
+        "bottom 0.3, components below 250 pixels removed, holes filled, "
+        "images with a probability below 0.4 empty"
     )
 
 

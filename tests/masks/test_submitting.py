@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from pneumothorax.errors import BadInput
-from pneumothorax.masks import predicted
+from pneumothorax.masks import predicted, settings
+from pneumothorax.masks.settings import Settings
 from pneumothorax.pipeline import artifacts, lineage, records
 from tests.helpers.stages import run_stage
 
@@ -21,8 +22,8 @@ def two_runs(folded, config, tmp_path_factory):
     output = tmp_path_factory.mktemp("blend") / "output"
     shutil.copytree(folded, output)
     for run in ("one", "twin"):
-        settings = ("--config", config, "--set", "epochs=1")
-        run_stage("02_train.py", *settings, "--run", run, "--output", output, "--workers", 0)
+        flags = ("--config", config, "--set", "epochs=1")
+        run_stage("02_train.py", *flags, "--run", run, "--output", output, "--workers", 0)
         run_stage("03_predict.py", "--run", run, "--output", output, "--workers", 0)
     return output
 
@@ -113,6 +114,34 @@ def test_the_name_of_a_blend_is_enough_to_make_it_again(two_runs):
     assert lineage.runs_of(two_runs, "given") == {"one": 0.4, "twin": 0.6}
 
 
+def predictions(*p_classification):
+    return pd.DataFrame(
+        {
+            "image_id": ["a", "b"],
+            "split": artifacts.OOF,
+            "fold": [0, 1],
+            "p_max": 0.5,
+            "p_classification": p_classification,
+            "sha256": "",
+        }
+    )
+
+
+def test_the_image_threshold_is_fitted_by_default_if_every_run_has_a_classification_head(tmp_path):
+    artifacts.write_table(tmp_path, artifacts.Run("head").predictions, predictions(0.2, 0.4))
+    artifacts.write_table(tmp_path, artifacts.Run("none").predictions, predictions(None, None))
+
+    def fits_it(*runs, given=None):
+        chosen = Settings(dict.fromkeys(runs), image_threshold=given)
+        return settings.settled(chosen, tmp_path).image_threshold
+
+    assert fits_it("head")
+    assert not fits_it("none")
+    assert not fits_it("head", "none")
+    assert fits_it("none", given=True)
+    assert not fits_it("head", given=False)
+
+
 def test_the_name_of_a_submission_restores_all_its_flags(two_runs, capsys):
     flags = ["--fill-holes", "--image-threshold", "--min-component", "0,400", "--seed", 3]
     submit(two_runs, *BLEND, "--name", "flags", *flags)
@@ -123,10 +152,9 @@ def test_the_name_of_a_submission_restores_all_its_flags(two_runs, capsys):
     steps = artifacts.read_table(two_runs, artifacts.Submission("flags").steps)
     assert steps["step"].tolist() == [
         "one threshold",
-        "triplet",
+        "image threshold",
         "small components removed",
         "holes filled",
-        "image threshold",
     ]
     nested = cross_validation(two_runs, "flags").at["all", "siim_dice"]
     assert steps["siim_dice"].iloc[-1] == pytest.approx(nested)

@@ -202,7 +202,7 @@ def test_the_naive_score_is_that_of_the_final_thresholds_on_all_images():
         for i in range(40)
     ]
     assert found.naive == pytest.approx(brute_force(maps, truths, found.final, p))
-    assert found.steps["image threshold"] == pytest.approx((np.mean(dice), found.naive))
+    assert found.steps["holes filled"] == pytest.approx((np.mean(dice), found.naive))
     of_fold = np.flatnonzero(folds == 2)
     by_hand = brute_force(
         [maps[i] for i in of_fold], [truths[i] for i in of_fold], found.final, p[of_fold]
@@ -216,10 +216,10 @@ def test_the_steps_lead_from_one_threshold_to_the_whole_grid():
     found = fitted(search, np.arange(40) % 4)
     assert list(found.steps) == [
         "one threshold",
+        "image threshold",
         "triplet",
         "small components removed",
         "holes filled",
-        "image threshold",
     ]
     scores = search.scores(np.ones(40, dtype=bool), np.ones(40))
     for name, within in nested.grids_of_steps(GRID).items():
@@ -247,7 +247,7 @@ def test_a_fold_is_scored_with_maps_that_were_blended_without_it():
         triplet = searches[fold].scores(folds != fold).choose().triplet
         assert found.by_fold[fold] == triplet
         dice[folds == fold] = searches[fold].image_dice(triplet)[folds == fold]
-    assert found.steps["image threshold"].nested == pytest.approx(dice.mean())
+    assert found.steps["holes filled"].nested == pytest.approx(dice.mean())
     assert (found.final, found.naive) == searches[None].scores(everyone).choose()
 
 
@@ -276,19 +276,44 @@ def test_a_single_fold_cannot_be_nested():
         fitted(search_of(maps, truths), np.zeros(4, dtype=int))
 
 
-def test_the_surface_holds_the_score_of_every_triplet_on_all_images():
+def test_the_surface_holds_the_score_of_all_thresholds_on_all_images():
     maps, truths = simulated(40, seed=3)
-    found = fitted(search_of(maps, truths), np.arange(40) % 2)
+    p = np.random.default_rng(1).random(40)
+    found = fitted(search_of(maps, truths), np.arange(40) % 2, p)
     table = results.threshold_surface(found, GRID)
-    # 2 tops x 3 areas x 3 bottoms, without top 0.5 and bottom 0.6 at each area.
-    assert len(table) == 15
+    # 2 tops x 3 areas x 3 bottoms x 3 probabilities, without top 0.5 and bottom 0.6.
+    assert len(table) == 45
     final = found.final
     for row in table.to_dict("records"):
         triplet = Triplet(
-            row["top"], row["min_area"], row["bottom"], final.min_component, final.fill_holes
+            row["top"],
+            row["min_area"],
+            row["bottom"],
+            final.min_component,
+            final.fill_holes,
+            row["min_probability"],
         )
-        assert row["siim_dice"] == pytest.approx(brute_force(maps, truths, triplet))
+        assert row["siim_dice"] == pytest.approx(brute_force(maps, truths, triplet, p))
 
 
 def test_thresholds_at_the_end_of_the_grid_are_named():
     assert GRID.last_values(Triplet(0.8, 3000, 0.6)) == ["top threshold", "bottom threshold"]
+    assert GRID.last_values(Triplet(0.5, 3000, 0.3, min_probability=0.7)) == ["image threshold"]
+
+
+def test_a_threshold_that_was_not_searched_is_not_named_as_the_last_one():
+    by_probability = thresholds.by_probability(GRID)
+    assert by_probability.last_values(Triplet(0.8, 0, 0.5, min_probability=0.4)) == []
+
+
+def test_by_probability_no_image_is_emptied_for_its_area():
+    """One pixel of 0.3 is enough for an image that passes its probability, and none without."""
+    grid = thresholds.by_probability(thresholds.Grid(bottoms=(0.2, 0.5)))
+    assert grid.tops == (max(thresholds.TOPS),)
+    maps = [np.zeros((SIZE, SIZE), np.uint8) for _ in range(2)]
+    for stored in maps:
+        stored[8, 8] = 77
+    truths = [(stored > 0).astype(np.uint8) for stored in maps]
+    search = search_of(maps, truths, grid)
+    triplet = Triplet(grid.tops[0], 0.0, 0.2, min_probability=0.5)
+    assert search.image_dice(triplet, np.array([0.6, 0.4])).tolist() == [1.0, 0.0]

@@ -68,11 +68,15 @@ def surface():
             for bottom, share in ((0.2, 1.0), (0.3, 0.5)):
                 dice = share * (0.1 * top + area / 1000) if bottom <= top else -np.inf
                 rows.append({"top": top, "min_area": area, "bottom": bottom, "siim_dice": dice})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(min_probability=0.0)
+
+
+def chosen(top=0.75, area=100.0, bottom=0.2, probability=0.0):
+    return {"top": top, "min_area": area, "bottom": bottom, "min_probability": probability}
 
 
 def threshold_surface(style=LIGHT):
-    return figures.threshold_surface(surface(), (0.75, 100, 0.2), style, run="ours", baseline=0.1)
+    return figures.threshold_surface(surface(), chosen(), style, run="ours", baseline=0.1)
 
 
 def folds(style=LIGHT):
@@ -226,15 +230,28 @@ def test_the_threshold_surface_is_the_best_over_bottom_thresholds_and_marks_the_
     assert "all-empty baseline: 0.1000" in legend(figure.legends[0])
 
 
+def test_with_an_image_threshold_the_surface_is_drawn_over_it_and_the_bottom_threshold():
+    rows = [
+        chosen(0.99, 0.0, bottom, probability) | {"siim_dice": probability - bottom}
+        for probability in (0.0, 0.4, 0.8)
+        for bottom in (0.2, 0.3)
+    ]
+    final = chosen(0.99, 0.0, 0.2, 0.4)
+    figure = figures.threshold_surface(pd.DataFrame(rows), final, LIGHT, run="ours", baseline=0.1)
+    axes = figure.axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[-0.2, 0.2, 0.6], [-0.3, 0.1, 0.5]])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("image threshold", "bottom threshold")
+    star = next(line for line in axes.get_lines() if line.get_marker() == "*")
+    assert star.get_xydata().tolist() == [[1, 0]]
+    assert "chosen: image threshold 0.4, bottom 0.2: 0.2000" in legend(figure.legends[0])
+
+
 @pytest.mark.parametrize("scores", [[0.5, 0.5, 0.5, 0.5], [0.5]])
 def test_a_flat_threshold_surface_and_one_of_a_single_triplet_are_drawn(scores, tmp_path):
     places = [(0.5, 0), (0.5, 100), (0.75, 0), (0.75, 100)][: len(scores)]
-    rows = [
-        {"top": t, "min_area": a, "bottom": 0.2, "siim_dice": s}
-        for (t, a), s in zip(places, scores, strict=True)
-    ]
+    rows = [chosen(t, a) | {"siim_dice": s} for (t, a), s in zip(places, scores, strict=True)]
     figure = figures.threshold_surface(
-        pd.DataFrame(rows), (0.5, 0, 0.2), LIGHT, run="ours", baseline=0.5
+        pd.DataFrame(rows), chosen(0.5, 0), LIGHT, run="ours", baseline=0.5
     )
     save(figure, tmp_path / "surface.svg")
     assert "0.5000" in legend(figure.legends[0])[0]

@@ -98,7 +98,8 @@ def test_out_of_fold_masks_are_made_with_the_thresholds_of_the_other_folds(copie
     _, output = copied
     by_fold = {0: postprocess.Triplet(0.1, 0, 0.05), 1: postprocess.Triplet(0.6, 0, 0.55)}
     final = postprocess.Triplet(0.9, 0, 0.9)
-    surface = np.zeros((len(thresholds.TOPS), len(thresholds.MIN_AREAS), len(thresholds.BOTTOMS)))
+    grid = thresholds.Grid()
+    surface = np.zeros((len(grid.tops), len(grid.min_areas), len(grid.bottoms), 1))
     fitted = nested.NestedThresholds(
         by_fold, final, 0.0, {0: 0.0, 1: 0.0}, surface, {"triplet": nested.Step(0.0, 0.0)}
     )
