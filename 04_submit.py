@@ -96,7 +96,7 @@ def make(
             print(warning)
     facts = results.facts(blend) | results.called_positive(blend, masks)
     alone = dict(zip(chosen.runs, single_runs, strict=False))
-    facts |= results.gain(output, blend, alone, seed=chosen.seed)
+    facts |= results.gains(output, name, blend, alone, seed=chosen.seed)
     records.write(
         output,
         submission.record,

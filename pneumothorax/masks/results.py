@@ -31,20 +31,19 @@ def tables(name: str, blend: Evaluation, grid: Grid) -> dict[artifacts.Table, pd
     }
 
 
-def gain(
-    output: Path, blend: Evaluation, single_runs: Mapping[str, Evaluation], *, seed: int
+def gains(
+    output: Path, name: str, blend: Evaluation, single_runs: Mapping[str, Evaluation], *, seed: int
 ) -> dict[str, Any]:
-    """The fact "gain": how much better a blend is than the best of its runs; none for one run."""
-    if not single_runs:
-        return {}
-    found = comparison.gain_over_best_run(
-        blend.images,
-        {run: alone.images for run, alone in single_runs.items()},
-        artifacts.read_table(output, artifacts.MANIFEST),
-        artifacts.read_table(output, artifacts.FOLDS),
-        seed=seed,
+    """The facts "above_all_empty" and, of several runs, "gain" over the best of them."""
+    manifest, folds = (
+        artifacts.read_table(output, table) for table in (artifacts.MANIFEST, artifacts.FOLDS)
     )
-    return {"gain": found}
+    above = comparison.gain_over_all_empty(blend.images, manifest, folds, name, seed=seed)
+    if not single_runs:
+        return {"above_all_empty": above}
+    images_of = {run: alone.images for run, alone in single_runs.items()}
+    gain = comparison.gain_over_best_run(blend.images, images_of, manifest, folds, seed=seed)
+    return {"above_all_empty": above, "gain": gain}
 
 
 def facts(evaluation: Evaluation) -> dict[str, Any]:
@@ -138,13 +137,14 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
     steps = artifacts.read_table(output, submission.steps)
     everything, all_empty = scores.loc["all"], scores.loc[artifacts.ALL_EMPTY]
     naive, nested = everything["naive_siim_dice"], everything["siim_dice"]
-    error = record["expected_calibration_error"]
+    error, above = record["expected_calibration_error"], record["above_all_empty"]
     final = Triplet(**record["final"])
 
     runs = list(record["settings"]["runs"])
     lines = blending.described(runs, record["weights"]) if len(runs) > 1 else []
     lines.append(
-        f"SIIM Dice {nested:.4f} out of fold; all-empty baseline {all_empty['siim_dice']:.4f}"
+        f"SIIM Dice {nested:.4f} out of fold; all-empty baseline {all_empty['siim_dice']:.4f}: "
+        f"{above['difference']:+.4f} (95 % interval {above['low']:+.4f} to {above['high']:+.4f})"
     )
     if "gain" in record:
         lines.append(comparison.gain_in_words(record["gain"]))

@@ -90,6 +90,22 @@ def all_pairs(
     return table.assign(p_holm=table.groupby("score")["p"].transform(lambda p: holm(p.to_numpy())))
 
 
+def gain_over_all_empty(
+    images: pd.DataFrame, manifest: pd.DataFrame, folds: pd.DataFrame, name: str, *, seed: int
+) -> dict[str, float]:
+    """How much higher SIIM Dice is than with every mask empty: see `paired`.
+
+    Args:
+        images: artifacts.Submission.out_of_fold rows; `rle` is not needed.
+        manifest, folds: artifacts.MANIFEST and artifacts.FOLDS rows.
+        name: of the run or blend, for messages.
+
+    Returns the `difference`, `low`, `high` and `p`.
+    """
+    frame = per_image.table(images, manifest, folds, name)
+    return _numbers(paired(frame, per_image.all_empty(frame), ["siim_dice"], seed=seed))
+
+
 def gain_over_best_run(
     blend: pd.DataFrame,
     single_runs: Mapping[str, pd.DataFrame],
@@ -114,9 +130,12 @@ def gain_over_best_run(
     best = max(single_runs, key=lambda run: single_runs[run]["dice"].mean())
     blended = per_image.table(blend, manifest, folds, best)
     single = per_image.table(single_runs[best], manifest, folds, best)
-    found = paired(blended, single, ["siim_dice"], seed=seed).iloc[0]
-    numbers = {name: float(found[name]) for name in ("difference", "low", "high", "p")}
+    numbers = _numbers(paired(blended, single, ["siim_dice"], seed=seed))
     return {"run": best, "siim_dice": float(single_runs[best]["dice"].mean()), **numbers}
+
+
+def _numbers(of_one_score: pd.DataFrame) -> dict[str, float]:
+    return {name: float(of_one_score[name].iloc[0]) for name in ("difference", "low", "high", "p")}
 
 
 def gain_in_words(gain: Mapping[str, Any]) -> str:

@@ -73,8 +73,12 @@ def test_the_closing_lines_give_the_numbers_to_check_and_the_next_command(two_ru
     nested, naive = scores.loc["all", ["siim_dice", "naive_siim_dice"]]
     all_empty = scores.at[artifacts.ALL_EMPTY, "siim_dice"]
     path = two_runs / artifacts.Submission("one").csv
+    above = records.read(two_runs, artifacts.Submission("one").record)["above_all_empty"]
+    assert above["difference"] == pytest.approx(nested - all_empty)
+    assert above["low"] <= above["difference"] <= above["high"]
     for line in (
-        f"SIIM Dice {nested:.4f} out of fold; all-empty baseline {all_empty:.4f}",
+        f"SIIM Dice {nested:.4f} out of fold; all-empty baseline {all_empty:.4f}: "
+        f"{nested - all_empty:+.4f} (95 % interval {above['low']:+.4f} to {above['high']:+.4f})",
         f"thresholds fitted on the scored images would claim {naive:.4f} ({naive - nested:+.4f})",
         f"wrote {path.parent}",
         "to submit: kaggle competitions submit -c siim-acr-pneumothorax-segmentation "
