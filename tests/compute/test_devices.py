@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -147,11 +149,28 @@ def test_auto_refuses_the_cpu_where_only_the_system_shows_a_card(tmp_path, monke
         devices.choose("auto")
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
 def test_auto_takes_the_cpu_where_cards_are_hidden_on_purpose(monkeypatch, hidden):
     without_cuda(monkeypatch, OLD_DRIVER)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert devices.choose("auto") == CPU
+
+
+AUTO_BESIDE_A_CARD = """
+import sys
+from pathlib import Path
+from pneumothorax.compute import devices
+
+devices.DEVICE_FILES = Path(sys.argv[1])
+print(devices.choose("auto"))
+"""
+
+
+def test_the_processes_that_tests_start_compute_on_the_cpu_beside_a_card(tmp_path):
+    (tmp_path / "nvidia0").touch()
+    command = [sys.executable, "-c", AUTO_BESIDE_A_CARD, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "cpu\n"
 
 
 def test_auto_takes_the_cpu_where_no_card_is_even_with_pytorch_for_cuda(monkeypatch):
@@ -174,10 +193,10 @@ def test_a_device_that_is_unknown_or_absent_is_refused(monkeypatch, name, messag
         devices.choose(name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_a_card_that_is_not_here_is_refused_without_advice_on_wheels(monkeypatch, name):
     without_cuda(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # if there is one, it stays hidden
     with pytest.raises(BadConfig, match=r"no NVIDIA card is found here; --device cpu works") as one:
         devices.choose(name)
     assert "pip install" not in str(one.value)
@@ -204,6 +223,15 @@ def test_a_card_is_made_current_and_computes_without_tf32(monkeypatch):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.usefixtures("tf32_as_before")
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_card_without_a_number_gets_that_of_the_current_one(monkeypatch, name):
+    """Limiting its memory, for one, refuses "cuda" alone."""
+    with_cuda(monkeypatch, PASCAL, cuda="12.6", architectures=CUDA_12_6)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert devices.choose(name) == torch.device("cuda:1")
+
+
 @pytest.mark.parametrize(
     "card, asked, precision",
     [
@@ -216,10 +244,10 @@ def test_a_card_is_made_current_and_computes_without_tf32(monkeypatch):
 def test_the_first_line_names_card_driver_and_precision(monkeypatch, card, asked, precision):
     with_cuda(monkeypatch, card, cuda="12.6", architectures=CUDA_12_6)
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu126")
-    line = precisions.first_line(torch.device("cuda"), asked, training=True)
+    line = precisions.first_line(torch.device("cuda:0"), asked, training=True)
     dotted = ".".join(map(str, card.capability))
     assert line == (
-        f"device cuda: {card.name}, 11 GiB, capability {dotted}, driver 580.65.06, "
+        f"device cuda:0: {card.name}, 11 GiB, capability {dotted}, driver 580.65.06, "
         f"PyTorch 2.13.0+cu126; precision {precision}, TF32 off"
     )
 
@@ -247,6 +275,7 @@ def test_the_first_line_of_a_cpu_names_threads_and_what_timing_decides(monkeypat
             [("GeForce GTX 1080 Ti", "470.223.02", None)],
         ),
         ('echo "couldn\'t communicate with the NVIDIA driver"; exit 9', []),
+        ("echo 'No devices were found'", []),
     ],
 )
 def test_cards_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch, script, expected):

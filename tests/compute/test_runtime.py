@@ -72,6 +72,37 @@ def test_a_batch_is_cut_into_as_few_parts_as_fit(available, parts):
     assert found == parts
 
 
+@pytest.mark.parametrize(
+    ("available", "parts"),
+    [
+        (1000, 1),  # each of two processes takes 8 images: 900 <= 900
+        (999, 2),  # 899 < 900, and 4 images take 500
+        (400, 4),  # 360 >= 300 for two images
+        (10, 8),
+    ],
+)
+def test_processes_share_the_images_of_each_part(available, parts):
+    found = runtime.fewest_parts(16, lambda images: 100 + 100 * images, available, processes=2)
+    assert found == parts
+
+
+def test_a_trial_that_does_not_fit_gives_the_smallest_parts():
+    def trial(images):
+        if images > 2:
+            raise OUT_OF_MEMORY[0]
+        return 300
+
+    assert runtime.fewest_parts(16, trial, 10**9) == 8
+
+
+def test_other_errors_of_a_trial_are_not_hidden():
+    def trial(images):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        runtime.fewest_parts(16, trial, 10**9)
+
+
 def test_a_batch_that_cannot_be_cut_needs_no_trial():
     def trial(images):
         raise AssertionError("no trial is needed")

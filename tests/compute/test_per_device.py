@@ -1,0 +1,62 @@
+"""Folds on several devices: each in a process, and what it prints last is not lost."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from pneumothorax.compute import distributed, per_device
+from pneumothorax.compute.interruption import StopRequest
+from pneumothorax.errors import BadConfig
+
+CPU = torch.device("cpu")
+
+
+def process_of(monkeypatch, code):
+    """Let every fold's process run this code; its arguments are those of a stage."""
+    monkeypatch.setattr(sys, "argv", ["-c", code, "--overwrite"])
+
+
+def test_each_fold_has_a_process_with_its_device_and_a_share_of_the_workers(monkeypatch, capfd):
+    process_of(monkeypatch, "import sys; print(sys.argv[1:])")
+    assert per_device.train([3, 5], ["cpu", "cuda:1"], workers=5, stop=StopRequest()) == 0
+    printed = capfd.readouterr().out
+    for fold, device in ((3, "cpu"), (5, "cuda:1")):
+        flags = ["--fold", str(fold), "--device", device, "--workers", "2"]
+        assert f"fold {fold}: {flags}" in printed  # without --overwrite, and workers are shared
+
+
+def test_after_a_failure_no_further_fold_starts_and_its_last_words_are_printed(monkeypatch, capfd):
+    """They are read slowly here."""
+    pass_on = per_device._pass_on
+
+    def slowly(*arguments):
+        time.sleep(1)
+        pass_on(*arguments)
+
+    monkeypatch.setattr(per_device, "_pass_on", slowly)
+    process_of(monkeypatch, "import sys; sys.exit('last words')")
+    assert per_device.train([0, 1], ["cpu"], workers=0, stop=StopRequest()) == 1
+    printed = capfd.readouterr().out
+    assert "fold 0: last words" in printed
+    assert "fold 1" not in printed
+
+
+def test_a_device_that_cannot_be_used_is_named_before_any_process_starts():
+    with pytest.raises(BadConfig, match="--device teapot is unknown"):
+        per_device.first_lines(["cpu", "teapot"], CPU, "fp32")
+
+
+def test_every_device_is_described_in_a_line():
+    one, *more = per_device.first_lines(["cpu", "cpu"], CPU, "fp32").splitlines()
+    assert more == [one]
+    assert one.startswith("device cpu: ")
+    assert one.endswith("; precision fp32")
+
+
+def test_several_devices_are_refused_under_torchrun(monkeypatch):
+    monkeypatch.setattr(distributed, "is_launched", lambda: True)
+    assert per_device.first_lines(["cpu"], CPU, "fp32").startswith("device cpu: ")
+    with pytest.raises(BadConfig, match="under torchrun give one device"):
+        per_device.first_lines(["cpu", "cpu"], CPU, "fp32")
