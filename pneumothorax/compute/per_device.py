@@ -45,17 +45,18 @@ def _first_line(name: str, precision: str) -> str:
 def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: StopRequest) -> int:
     """Run this process's own command for each fold, on the first device that is free.
 
+    A device that is named twice takes two folds at a time.
     Lines of the processes are printed with their fold in front, progress bars left out.
     Returns the first exit code that is not 0, else 0; after it no further fold starts.
     When asked to stop, the processes are, and raises Stopped once they have saved.
     """
-    waiting, running = list(folds), dict[str, _Running]()
+    waiting, running = list(folds), dict[int, _Running]()  # by the place in `names`
     each = max(workers // len(names), min(workers, 1))
     code, asked = 0, False
     while running or (waiting and not code):
-        for device in names:
-            if device not in running and waiting and not code and not stop.is_due():
-                running[device] = _start(waiting.pop(0), device, workers=each)
+        for place, device in enumerate(names):
+            if place not in running and waiting and not code and not stop.is_due():
+                running[place] = _start(waiting.pop(0), device, workers=each)
         time.sleep(POLL_S)
         if stop.is_due():
             waiting.clear()
@@ -63,11 +64,11 @@ def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: Sto
                 for one in running.values():
                     one.process.send_signal(signal.SIGTERM)
             asked = True
-        for device, one in list(running.items()):
+        for place, one in list(running.items()):
             if one.process.poll() is not None:
                 one.printing.join(LAST_LINES_S)
                 code = code or one.process.returncode
-                del running[device]
+                del running[place]
     if asked:
         stop.leave()
     return code

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pneumothorax.compute import devices, precisions
 from pneumothorax.data.dataset import to_network
@@ -295,6 +296,21 @@ def test_trying_the_cpu_leaves_its_random_numbers_alone():
     before = torch.get_rng_state()
     assert devices.choose("cpu") == CPU
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_device_is_tried_with_a_convolution_a_matrix_product_and_their_gradients():
+    kernels = []
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            kernels.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Kernels():
+        devices.choose("cpu")
+    for name in ("convolution", "convolution_backward", "_local_scalar_dense"):  # the last waits
+        assert f"aten.{name}.default" in kernels
+    assert kernels.count("aten.bmm.default") == 3  # forward, and a gradient for each factor
 
 
 class Copied:

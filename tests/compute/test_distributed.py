@@ -28,10 +28,10 @@ learning_rate: 0.01
 precision: fp32
 """
 UNEVEN = settings("batch_size=10", "accumulation_steps=2", "epochs=4")
-# Its decoder interpolates. A step is small: bf16 rounds in other places where a batch is shared.
+# A network that interpolates. Steps are small: bf16 rounds otherwise where a batch is shared.
 HALF = settings(
     "model=ica_resunet",
-    "model_settings={encoder: resnet18, encoder_weights: none, decoder_channels: [16, 16, 8, 8, 8]}",
+    "model_settings={encoder: resnet18, encoder_weights: none, decoder_channels: [16, 8, 8, 4, 4]}",
     "precision=bf16",
     "learning_rate=1.0e-4",
     "epochs=1",

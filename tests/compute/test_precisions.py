@@ -42,6 +42,16 @@ def test_mps_computes_in_fp32_and_refuses_16_bits():
 
 
 @pytest.mark.parametrize(
+    "capability, expected", [((6, 1), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")]
+)
+def test_16_bits_save_memory_on_every_card(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precisions.half(torch.device("cuda:0")) == expected
+    assert precisions.half(CPU) == "bf16"
+    assert precisions.half(MPS) is None
+
+
+@pytest.mark.parametrize(
     "units, expected", [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")]
 )
 def test_a_cpu_predicts_in_bf16_if_it_has_units_for_it(monkeypatch, units, expected):
