@@ -16,7 +16,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from pneumothorax.compute import devices, interruption, loading, precisions
+from pneumothorax.compute import (
+    devices,
+    distributed,
+    interruption,
+    loading,
+    precisions,
+    runtime,
+)
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, Stopped
@@ -992,6 +999,18 @@ def test_a_run_continues_in_other_parts_and_precision_and_says_so(output):
 
 def test_parts_are_one_without_a_gpu_whose_memory_could_be_asked(output):
     assert fold_training(output, accumulation_steps="auto").parts == 1
+
+
+def test_auto_leaves_room_for_adams_moments_and_shares_parts_among_processes(output, monkeypatch):
+    """Of 10,000 bytes 9,000 may be used: 16 images take 16,000 and 8 take 8,000."""
+    trained = fold_training(output, accumulation_steps="auto", batch_size=16).optimization
+    moments = 2 * sum(parameter.nbytes for parameter in trained.network.parameters())
+    monkeypatch.setattr(trained, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(trained, "_peak_bytes", lambda n_images: 1000 * n_images)
+    monkeypatch.setattr(runtime, "free_bytes", lambda device: moments + 10_000)
+    assert trained.parts() == 2
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    assert trained.parts() == 1
 
 
 @pytest.mark.parametrize("error", [None, OUT_OF_MEMORY[0]])
