@@ -184,9 +184,10 @@ def _current(device: torch.device) -> torch.device:
         return device
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    return torch.device("cuda", torch.cuda.current_device())
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(device)
+    return device
 
 
 def _try(device: torch.device) -> None:

@@ -87,13 +87,6 @@ def test_a_device_that_cannot_be_used_is_named_before_any_process_starts():
         per_device.first_lines(["cpu", "teapot"], CPU, "fp32")
 
 
-def test_every_device_is_described_in_a_line():
-    one, *more = per_device.first_lines(["cpu", "cpu"], CPU, "fp32").splitlines()
-    assert more == [one]
-    assert one.startswith("device cpu: ")
-    assert one.endswith("; precision fp32")
-
-
 def test_several_devices_are_refused_under_torchrun(monkeypatch):
     monkeypatch.setattr(distributed, "is_launched", lambda: True)
     assert per_device.first_lines(["cpu"], CPU, "fp32").startswith("device cpu: ")

@@ -86,7 +86,9 @@ def test_several_devices_train_a_fold_each_and_one_command_stops_and_resumes_the
     assert "\r" not in again.stdout
     assert same_weights(output, whole)
     nothing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert len(nothing.stdout.splitlines()) == 2  # what each of them computes with
+    lines = nothing.stdout.splitlines()
+    assert len(lines) == 2  # what each of them computes with
+    assert all(line.startswith("device cpu: ") for line in lines)
 
 
 def test_a_fold_that_fails_ends_the_command_with_its_code(finished, config, tmp_path):
