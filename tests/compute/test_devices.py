@@ -90,6 +90,8 @@ OLD_DRIVER = devices.Card("NVIDIA GeForce RTX 3090", "535.104.05", (8, 6))
         ((8, 0), "550.54", "13.0", CUDA_13, "driver 550.54 is too old .* 580 .*cu126"),
         ((9, 0), "535.104.05", None, [], "built without CUDA: .*cu126"),
         ((9, 0), "580.65.06", None, [], "built without CUDA: .*cu130"),
+        ((7, 5), "580.65.06", None, [], "built without CUDA: .*cu130"),
+        ((10, 0), "570.86", None, [], "install NVIDIA driver 580 or newer$"),
         ((12, 0), "570.86", "13.0", CUDA_13, "install NVIDIA driver 580 or newer$"),
         ((12, 0), "580.65.06", "12.6", CUDA_12_6, "no kernels for cards of .* 12.0: .*cu130"),
         ((8, 6), "470.223.02", "12.6", CUDA_12_6, "too old: install NVIDIA driver 580"),
