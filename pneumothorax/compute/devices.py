@@ -128,9 +128,9 @@ def repair(
     only_old = capability is not None and capability < TURING
     only_new = capability is not None and capability >= BLACKWELL
     too_old_for_new = branch is not None and branch < DRIVER_OF_CUDA[13]
-    wheels = OLD_WHEELS if only_old or (too_old_for_new and not only_new) else NEW_WHEELS
     if only_new and too_old_for_new:
         return f"driver {driver} is too old for CUDA 13: install NVIDIA driver 580 or newer"
+    wheels = OLD_WHEELS if only_old or too_old_for_new else NEW_WHEELS
     if cuda is None:
         return f"this PyTorch is built without CUDA: {wheels}"
     if architectures and capability is not None and not _has_kernels(capability, architectures):

@@ -54,10 +54,10 @@ def test_after_a_failure_no_further_fold_starts_and_its_last_words_are_printed(m
         pass_on(*arguments)
 
     monkeypatch.setattr(per_device, "_pass_on", slowly)
-    process_of(monkeypatch, "import sys; sys.exit('last words')")
+    process_of(monkeypatch, "import sys; sys.exit(f'last words {sys.argv[-1]}')")
     assert per_device.train([0, 1], ["cpu"], workers=0, stop=StopRequest()) == 1
     printed = capfd.readouterr().out
-    assert "fold 0: last words" in printed
+    assert "fold 0: last words 0" in printed  # no loader workers, as asked
     assert "fold 1" not in printed
 
 
@@ -80,6 +80,13 @@ def test_a_stop_ends_the_processes_and_starts_no_further_one(monkeypatch, tmp_pa
         per_device.train([0, 1], ["cpu"], workers=0, stop=DueOnce(started))
     printed = capfd.readouterr().out
     assert printed == "fold 0 on cpu\n"
+
+
+def test_nothing_starts_when_time_is_up(capfd):
+    with pytest.raises(Stopped) as stopped:
+        per_device.train([0], ["cpu"], workers=0, stop=StopRequest(0))
+    assert stopped.value.code == 0
+    assert capfd.readouterr().out == ""
 
 
 def test_a_device_that_cannot_be_used_is_named_before_any_process_starts():

@@ -76,7 +76,10 @@ def test_only_fp16_scales_the_loss(precision, dtype):
     "seconds_in_bf16, expected", [(5.0, "bf16"), (8.0, "bf16"), (9.0, "fp32"), (24.0, "fp32")]
 )
 def test_bf16_must_be_clearly_faster(monkeypatch, seconds_in_bf16, expected):
-    """A step takes 10 seconds in fp32 by this clock, half of them in the backward pass."""
+    """A step takes 10 seconds in fp32 by this clock, and a forward pass takes 1 in both.
+
+    The very first step takes much longer.
+    """
     now = 0.0
     monkeypatch.setattr(precisions.time, "perf_counter", lambda: now)
 
@@ -90,9 +93,9 @@ def test_bf16_must_be_clearly_faster(monkeypatch, seconds_in_bf16, expected):
 
     def loss():
         nonlocal now
-        half = (seconds_in_bf16 if torch.is_autocast_enabled("cpu") else 10.0) / 2
-        now += half
-        return Loss(half)
+        seconds = seconds_in_bf16 if torch.is_autocast_enabled("cpu") else 10.0
+        now += 1
+        return Loss(seconds - 1 + (100 if now < 100 else 0))
 
     precision, ratio = precisions.faster(loss, CPU)
     assert precision == expected
