@@ -67,26 +67,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    from pneumothorax.compute import distributed, per_device, precisions
+    from pneumothorax.compute import distributed, per_device
     from pneumothorax.compute.interruption import StopRequest
     from pneumothorax.training import config
-    from pneumothorax.training.run import TrainingRun
+    from pneumothorax.training.run import TrainingRun, memory_for_network
 
     settings = config.load(args.config, args.set, seed=args.seed)
-    # Impossible settings are refused before anything is written.
-    network = build(settings, fetch=False)
+    network = build(settings, fetch=False)  # refuses impossible settings before anything is written
     max_seconds = None if args.max_time is None else 60 * args.max_time
-    devices = args.device.split(",")
-    with distributed.processes(devices[0]) as device, StopRequest(max_seconds) as stop:
-        distributed.say(precisions.first_line(device, settings.precision, training=True))
+    names = args.device.split(",")
+    own = names[0] if len(names) == 1 else "cpu"  # of several, each has a separate process
+    with distributed.processes(own) as device, StopRequest(max_seconds) as stop:
+        distributed.say(per_device.first_lines(names, device, settings.precision))
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, overwrite=args.overwrite)
-        if len(devices) > 1:
+        if len(names) > 1:
             left = run.unfinished(folds)
-            sys.exit(per_device.train(left, devices, workers=args.workers, stop=stop))
+            sys.exit(per_device.train(left, names, workers=args.workers, stop=stop))
         for place, fold in enumerate(folds, start=1):
-            with run.lock(fold):
+            with run.lock(fold), memory_for_network(device):
                 if run.is_finished(fold):
                     distributed.say(f"fold {fold} is up to date")
                     continue

@@ -1,8 +1,6 @@
 """A training step of stage 02: 32 and 16 bits, both memory formats, compiled or not.
 
-On a CUDA device images per second and peak memory at 512 x 512 follow, with an
-allocator limited to 11 GB, for the batches that have to fit: 16 in fp32 and 32 in mixed
-precision.
+Whether batches fit into the memory of a card is checked by benchmarks.gpu.
 
     python -m benchmarks.training_step
     python -m benchmarks.training_step --config configs/unet.yaml --size 256 --batch 4 --compile
@@ -20,9 +18,6 @@ from pneumothorax.training import config
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.optimization import Optimization
 
-CARD_GB = 11
-FITTING = {16: "fp32", 32: "mixed"}  # batch size: precision
-
 
 def main() -> None:
     parser = timing.bare_parser(__doc__)
@@ -39,12 +34,13 @@ def main() -> None:
     args = parser.parse_args()
     timing.machine("torch", "segmentation_models_pytorch")
     device = devices.choose(args.device)
+    half = precisions.half(device) or precisions.FP32
     print(f"{devices.device_name(device)}; {args.config}, {args.batch} x {args.size} x {args.size}")
 
     def way(
         memory_format: torch.memory_format, *, mixed: bool = False, compile: bool = False
     ) -> Callable[[], None]:
-        precision = precision_of("mixed" if mixed else "fp32", device)
+        precision = half if mixed else precisions.FP32
         return step(
             load(args.config, args.batch, precision=precision, compile=compile),
             args.size,
@@ -64,15 +60,6 @@ def main() -> None:
     medians = timing.compare(ways, repeats=args.repeats, per=args.batch, unit="image")
     for name in list(ways)[1:]:
         print(f"{name:24s} {medians['fp32, NCHW'] / medians[name]:.2f} times fp32, NCHW")
-    if device.type == "cuda":
-        ways.clear()
-        fit(args.config, device)
-
-
-def precision_of(name: str, device: torch.device) -> str:
-    """fp32, or the device's 16 bits for "mixed"."""
-    half = precisions.half(device)
-    return half if name == "mixed" and half is not None else precisions.FP32
 
 
 def load(path: Path, batch: int, **settings: bool | str) -> TrainConfig:
@@ -105,29 +92,6 @@ def step(
             torch.cuda.synchronize(device)
 
     return run
-
-
-def fit(path: Path, device: torch.device) -> None:
-    """Images per second and peak memory at 512 x 512, as on a card of 11 GB."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, CARD_GB * 1e9 / total), device)
-    for batch, precision in FITTING.items():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        name = f"batch {batch}, {precision}"
-        try:
-            run = step(
-                load(path, batch, precision=precision_of(precision, device)),
-                512,
-                device,
-                memory_format=torch.channels_last,
-            )
-            medians = timing.compare({name: run}, repeats=10, per=batch, unit="image")
-        except torch.OutOfMemoryError:
-            print(f"{name:24s} does not fit into {CARD_GB} GB")
-            continue
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        print(f"{name:24s} {1000 / medians[name]:.1f} images/s, {peak:.2f} GiB at most")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """States of an output folder that several rooms share, and the folder of real data."""
 
+import os
+
 import pytest
 
 from tests.helpers.stages import REAL_DATA, TINY, run_all, run_stage, tiny_input
+
+# Results are those of a CPU, also in the processes that tests start, and no card of this machine
+# is refused because PyTorch cannot use it.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 LONGEST = ("stages", "training", "compute", "prediction")  # rooms
 

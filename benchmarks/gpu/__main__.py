@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import joblib
-import torch
 
 from benchmarks import timing
 from benchmarks.gpu import claims, findings, speeds
@@ -36,7 +35,7 @@ MINUTES = 8.5  # the last comparison may take half a minute longer
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
-    device = numbered(devices.choose(args.device))
+    device = devices.choose(args.device)
     sizes = ON_A_CARD if device.type != "cpu" else ON_A_CPU
     headline = [timing.described("torch", "segmentation_models_pytorch")]
     headline += [precisions.first_line(device, precisions.AUTO), sizes.as_words()]
@@ -67,13 +66,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--workers", type=int, default=workers, help="that load images (default: %(default)s)")
     flag("--to", type=Path, metavar="FILE", help="also write the tables there, in Markdown")
     return parser.parse_args(argv)
-
-
-def numbered(device: torch.device) -> torch.device:
-    """The same device, with its number: some of PyTorch's functions do not take "cuda" alone."""
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def check_claims(material: Material, end: float) -> list[Finding]:

@@ -16,6 +16,7 @@ from pneumothorax.errors import BadConfig
 
 KINDS = ("cpu", "cuda", "mps")
 DEVICE_FILES = Path("/dev")  # on Linux a card is nvidia0, also where nvidia-smi is missing
+HIDDEN = ("", "-1", "NoDevFiles")  # CUDA_VISIBLE_DEVICES that hides all cards; Slurm's is the last
 CUDA_FAILURES = (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError)
 
 # PyTorch's own wheels (its RELEASE.md): CUDA 13 dropped all cards before Turing and needs driver
@@ -40,6 +41,7 @@ class Card(NamedTuple):
 def choose(name: str = "auto", *, local_rank: int | None = None) -> torch.device:
     """The device `name`, tried; `auto` is a CUDA device if there is one, else the CPU.
 
+    A CUDA device comes with its number, which some of PyTorch's functions insist on.
     Where a card is there but PyTorch cannot use it, `auto` does not fall back to the CPU:
     that would cost a night. fp32 is IEEE's on every device: TF32 is off.
 
@@ -57,11 +59,10 @@ def choose(name: str = "auto", *, local_rank: int | None = None) -> torch.device
         device = _parsed(name)
         try:
             _try(device)
-            _use(device)
+            return _current(device)
         except CUDA_FAILURES as error:
             reason = _reason(error, device)
             raise BadConfig(f"--device {name} cannot be used here: {reason}") from error
-    return device
 
 
 def describe(device: torch.device) -> str:
@@ -104,7 +105,7 @@ def cards() -> list[Card]:
         except (OSError, subprocess.TimeoutExpired):
             return []
         if done.returncode == 0:
-            return [_card(line) for line in done.stdout.splitlines() if line.strip()]
+            return [_card(line) for line in done.stdout.splitlines() if "," in line]
     return []
 
 
@@ -127,9 +128,9 @@ def repair(
     only_old = capability is not None and capability < TURING
     only_new = capability is not None and capability >= BLACKWELL
     too_old_for_new = branch is not None and branch < DRIVER_OF_CUDA[13]
-    wheels = OLD_WHEELS if only_old or (too_old_for_new and not only_new) else NEW_WHEELS
     if only_new and too_old_for_new:
         return f"driver {driver} is too old for CUDA 13: install NVIDIA driver 580 or newer"
+    wheels = OLD_WHEELS if only_old or too_old_for_new else NEW_WHEELS
     if cuda is None:
         return f"this PyTorch is built without CUDA: {wheels}"
     if architectures and capability is not None and not _has_kernels(capability, architectures):
@@ -147,7 +148,7 @@ def repair(
 
 def _cpu_without_cards() -> str:
     """`cpu`. Raises BadConfig where this machine has a card that PyTorch cannot use."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in HIDDEN:
         return "cpu"
     found = cards()
     if not found and not any(DEVICE_FILES.glob("nvidia[0-9]*")):
@@ -174,16 +175,19 @@ def _parsed(name: str) -> torch.device:
     return device
 
 
-def _use(device: torch.device) -> None:
-    """Make a CUDA device the current one, with IEEE's fp32: cuDNN's default is TF32.
+def _current(device: torch.device) -> torch.device:
+    """A CUDA device with its number, made the current one; fp32 is IEEE's, not cuDNN's TF32.
 
     torch.compile still reads these names; their successors, fp32_precision, break it.
     """
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        if device.index is not None:
-            torch.cuda.set_device(device)
+    if device.type != "cuda":
+        return device
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.set_device(device)
+    return device
 
 
 def _try(device: torch.device) -> None:

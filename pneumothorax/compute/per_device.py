@@ -1,54 +1,87 @@
 """Several devices: each has a separate process that takes one fold after the other."""
 
+import itertools
+import multiprocessing
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO
+from concurrent.futures import ProcessPoolExecutor
+from typing import IO, NamedTuple
 
-from pneumothorax.compute import distributed
+import torch
+
+from pneumothorax.compute import devices, distributed, precisions
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadConfig
 
 POLL_S = 0.1
+LAST_LINES_S = 5  # of an ended process; what a loader worker of it left open must not block
 
 
-def train(folds: Sequence[int], devices: Sequence[str], *, workers: int, stop: StopRequest) -> int:
-    """Run this process's own command for each fold, on the first device that is free.
+def first_lines(names: Sequence[str], own: torch.device, precision: str) -> str:
+    """What each of the named devices computes with, or this process's own if it is the only one.
 
-    Lines of the processes are printed with their fold in front, progress bars left out.
-    Returns the first exit code that is not 0, else 0; after it no further fold starts.
-    When asked to stop, the processes are, and raises Stopped once they have saved. Raises
-    BadConfig under torchrun, which already has a process for each device.
+    Several are tried in a process that ends: this one must hold no card, on which it would
+    keep memory, and which in exclusive mode serves one process alone.
+
+    Raises BadConfig as devices.choose does, and under torchrun, which already has a process
+    for each device.
     """
+    if len(names) == 1:
+        return precisions.first_line(own, precision, training=True)
     if distributed.is_launched():
         raise BadConfig("--device: under torchrun give one device, or auto")
-    waiting, running = list(folds), dict[str, subprocess.Popen[bytes]]()
-    each = max(workers // len(devices), min(workers, 1))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return "\n".join(pool.map(_first_line, names, itertools.repeat(precision)))
+
+
+def _first_line(name: str, precision: str) -> str:
+    return precisions.first_line(devices.choose(name), precision, training=True)
+
+
+def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: StopRequest) -> int:
+    """Run this process's own command for each fold, on the first device that is free.
+
+    A device that is named twice takes two folds at a time.
+    Lines of the processes are printed with their fold in front, progress bars left out.
+    Returns the first exit code that is not 0, else 0; after it no further fold starts.
+    When asked to stop, the processes are, and raises Stopped once they have saved.
+    """
+    waiting, running = list(folds), dict[int, _Running]()  # by the place in `names`
+    each = max(workers // len(names), min(workers, 1))
     code, asked = 0, False
     while running or (waiting and not code):
-        for device in devices:
-            if device not in running and waiting and not code and not stop.is_due():
-                running[device] = _start(waiting.pop(0), device, workers=each)
+        for place, device in enumerate(names):
+            if place not in running and waiting and not code and not stop.is_due():
+                running[place] = _start(waiting.pop(0), device, workers=each)
         time.sleep(POLL_S)
         if stop.is_due():
             waiting.clear()
             if not asked:
-                for process in running.values():
-                    process.send_signal(signal.SIGTERM)
+                for one in running.values():
+                    one.process.send_signal(signal.SIGTERM)
             asked = True
-        for device, process in list(running.items()):
-            if process.poll() is not None:
-                code = code or process.returncode
-                del running[device]
+        for place, one in list(running.items()):
+            if one.process.poll() is not None:
+                one.printing.join(LAST_LINES_S)
+                code = code or one.process.returncode
+                del running[place]
     if asked:
         stop.leave()
     return code
 
 
-def _start(fold: int, device: str, *, workers: int) -> subprocess.Popen[bytes]:
+class _Running(NamedTuple):
+    """A process, and the thread that prints its lines."""
+
+    process: subprocess.Popen[bytes]
+    printing: threading.Thread
+
+
+def _start(fold: int, device: str, *, workers: int) -> _Running:
     own = [word for word in sys.argv if word != "--overwrite"]
     flags = ["--fold", str(fold), "--device", device, "--workers", str(workers)]
     print(f"fold {fold} on {device}", flush=True)
@@ -58,8 +91,10 @@ def _start(fold: int, device: str, *, workers: int) -> subprocess.Popen[bytes]:
         stderr=subprocess.STDOUT,
     )
     assert process.stdout is not None
-    threading.Thread(target=_pass_on, args=(process.stdout, f"fold {fold}"), daemon=True).start()
-    return process
+    lines = (process.stdout, f"fold {fold}")
+    printing = threading.Thread(target=_pass_on, args=lines, daemon=True)
+    printing.start()
+    return _Running(process, printing)
 
 
 def _pass_on(lines: IO[bytes], title: str) -> None:

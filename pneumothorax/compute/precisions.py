@@ -21,7 +21,7 @@ VOLTA, AMPERE = (7, 0), (8, 0)
 NO_TENSOR_CORES = re.compile(r"GTX 16\d0|MX[45]50|\bT\d{3,4}\b")
 
 CLEARLY_FASTER = 1.2  # below it, bf16's rounding buys nothing, and noise would decide
-ROUNDS = 2
+ROUNDS = 3  # the first warms up
 
 
 def resolve(asked: str, device: torch.device) -> str:
@@ -98,14 +98,13 @@ def faster(loss: Callable[[], torch.Tensor], device: torch.device) -> tuple[str,
     Returns the precision, and the time in fp32 over the time in bf16.
     """
     seconds = dict.fromkeys((FP32, BF16), math.inf)
-    for number in range(1 + ROUNDS):  # the first warms up
+    for _ in range(ROUNDS):
         for name in seconds:
             start = time.perf_counter()
             with autocast(device, name):
                 value = loss()
             value.backward()
-            if number:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
     ratio = seconds[FP32] / seconds[BF16]
     return BF16 if ratio >= CLEARLY_FASTER else FP32, ratio
 

@@ -1,6 +1,7 @@
 """What this process computes with: its memory and its random numbers."""
 
 import ctypes
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -11,8 +12,12 @@ import torch
 # Parameters of glibc's mallopt, from its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 # CUDA, MPS and the CPU's allocators in words; cuDNN and cuBLAS by status, such as
-# CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED.
-OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory|_ALLOC(ATION)?_FAILED")
+# CUBLAS_STATUS_ALLOC_FAILED and CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED; cuDNN also
+# where no algorithm's workspace fits (pytorch#108645), MPS where one tensor is too large for it.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|allocate memory|not enough memory|_ALLOC(ATION)?_FAILED"
+    r"|unable to find an engine|Invalid buffer size"
+)
 MEMORY_MARGIN = 0.9  # of the free memory: the caching allocator loses some between its blocks
 
 
@@ -79,25 +84,39 @@ def free_bytes(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def fewest_parts(batch_size: int, peak_bytes: Callable[[int], int], available_bytes: float) -> int:
+def fewest_parts(
+    batch_size: int,
+    peak_bytes: Callable[[int], int],
+    available_bytes: float,
+    *,
+    processes: int = 1,
+) -> int:
     """Into how few equal parts a batch must be cut so that one fits; of two images at least.
 
     Memory grows in proportion to the number of images, from a start: two trials give both.
-    Where even two images do not fit, the answer is the largest number of parts.
+    Where even two or four images do not fit, the answer is the largest number of parts.
 
     Args:
         batch_size: at least 2.
         peak_bytes: number of images -> what a training step with them allocates at its peak.
+            It may raise that memory is not enough.
+        processes: that share every part.
     """
     possible = [parts for parts in range(1, batch_size // 2 + 1) if batch_size % parts == 0]
     if len(possible) == 1:
         return 1
-    two, four = peak_bytes(2), peak_bytes(4)
+    try:
+        two, four = peak_bytes(2), peak_bytes(4)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return possible[-1]
     per_image = (four - two) / 2
     start = two - 2 * per_image
     fitting = (
         parts
         for parts in possible
-        if start + per_image * (batch_size // parts) <= MEMORY_MARGIN * available_bytes
+        if start + per_image * max(2, math.ceil(batch_size / parts / processes))
+        <= MEMORY_MARGIN * available_bytes
     )
     return next(fitting, possible[-1])

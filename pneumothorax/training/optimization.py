@@ -170,28 +170,37 @@ class Optimization:
             return 1
         weights = sum(parameter.nbytes for parameter in self.network.parameters())
         available = runtime.free_bytes(device) - 2 * weights  # for Adam's two moments
-        own = runtime.fewest_parts(self.config.batch_size, self._peak_bytes, available)
+        own = runtime.fewest_parts(
+            self.config.batch_size, self._peak_bytes, available, processes=distributed.size()
+        )
         return max(distributed.gather(own))
 
     def _peak_bytes(self, n_images: int) -> int:
         """The peak of what a step with `n_images` black images allocates on the GPU.
 
-        The step leaves no trace.
+        The second of two such steps counts: in the first one cuDNN tries algorithms, in as
+        much memory as there is. They leave no trace.
         """
-        device, size = self.device, self.config.image_size
-        random = runtime.random_state(device)
+        random = runtime.random_state(self.device)
         self.save_buffers.copy()
+        try:
+            self._trial_peak(n_images)
+            return self._trial_peak(n_images)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.restore_buffers.copy()
+            runtime.set_random_state(random, self.device)
+
+    def _trial_peak(self, n_images: int) -> int:
+        device, size = self.device, self.config.image_size
+        self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         images = torch.zeros(n_images, 1, size, size, device=device)
         with self.autocast:
             loss = self.compute(images, images, [n_images] * distributed.size())
         self.scaler.scale(loss).backward()
-        peak = torch.cuda.max_memory_allocated(device) - before
-        self.optimizer.zero_grad(set_to_none=True)
-        self.restore_buffers.copy()
-        runtime.set_random_state(random, device)
-        return peak
+        return torch.cuda.max_memory_allocated(device) - before
 
     def state(self) -> dict[str, Any]:
         """Everything but the network's weights, in plain types and tensors."""

@@ -3,8 +3,8 @@
 import math
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +236,20 @@ def finish(training: Training) -> dict[str, Any]:
         "processes": distributed.size(),
         "peak_memory_mib": runtime.peak_memory_mib(training.device),
     }
+
+
+@contextmanager
+def memory_for_network(device: torch.device) -> Iterator[None]:
+    """Raises BadInput where memory is not enough even before the first step."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not runtime.is_out_of_memory(error):
+            raise
+        raise BadInput(
+            f"out of memory before the first step: end what else uses the memory of {device}, "
+            "or choose another --device"
+        ) from error
 
 
 def bytes_needed(training: Training) -> int:

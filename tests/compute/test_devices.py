@@ -2,11 +2,14 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pneumothorax.compute import devices, precisions
 from pneumothorax.data.dataset import to_network
@@ -87,6 +90,8 @@ OLD_DRIVER = devices.Card("NVIDIA GeForce RTX 3090", "535.104.05", (8, 6))
         ((8, 0), "550.54", "13.0", CUDA_13, "driver 550.54 is too old .* 580 .*cu126"),
         ((9, 0), "535.104.05", None, [], "built without CUDA: .*cu126"),
         ((9, 0), "580.65.06", None, [], "built without CUDA: .*cu130"),
+        ((7, 5), "580.65.06", None, [], "built without CUDA: .*cu130"),
+        ((10, 0), "570.86", None, [], "install NVIDIA driver 580 or newer$"),
         ((12, 0), "570.86", "13.0", CUDA_13, "install NVIDIA driver 580 or newer$"),
         ((12, 0), "580.65.06", "12.6", CUDA_12_6, "no kernels for cards of .* 12.0: .*cu130"),
         ((8, 6), "470.223.02", "12.6", CUDA_12_6, "too old: install NVIDIA driver 580"),
@@ -147,11 +152,28 @@ def test_auto_refuses_the_cpu_where_only_the_system_shows_a_card(tmp_path, monke
         devices.choose("auto")
 
 
-@pytest.mark.parametrize("hidden", ["", "-1"])
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
 def test_auto_takes_the_cpu_where_cards_are_hidden_on_purpose(monkeypatch, hidden):
     without_cuda(monkeypatch, OLD_DRIVER)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     assert devices.choose("auto") == CPU
+
+
+AUTO_BESIDE_A_CARD = """
+import sys
+from pathlib import Path
+from pneumothorax.compute import devices
+
+devices.DEVICE_FILES = Path(sys.argv[1])
+print(devices.choose("auto"))
+"""
+
+
+def test_the_processes_that_tests_start_compute_on_the_cpu_beside_a_card(tmp_path):
+    (tmp_path / "nvidia0").touch()
+    command = [sys.executable, "-c", AUTO_BESIDE_A_CARD, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout == "cpu\n"
 
 
 def test_auto_takes_the_cpu_where_no_card_is_even_with_pytorch_for_cuda(monkeypatch):
@@ -174,10 +196,10 @@ def test_a_device_that_is_unknown_or_absent_is_refused(monkeypatch, name, messag
         devices.choose(name)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
 def test_a_card_that_is_not_here_is_refused_without_advice_on_wheels(monkeypatch, name):
     without_cuda(monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # if there is one, it stays hidden
     with pytest.raises(BadConfig, match=r"no NVIDIA card is found here; --device cpu works") as one:
         devices.choose(name)
     assert "pip install" not in str(one.value)
@@ -204,6 +226,15 @@ def test_a_card_is_made_current_and_computes_without_tf32(monkeypatch):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@pytest.mark.usefixtures("tf32_as_before")
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_card_without_a_number_gets_that_of_the_current_one(monkeypatch, name):
+    """Limiting its memory, for one, refuses "cuda" alone."""
+    with_cuda(monkeypatch, PASCAL, cuda="12.6", architectures=CUDA_12_6)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert devices.choose(name) == torch.device("cuda:1")
+
+
 @pytest.mark.parametrize(
     "card, asked, precision",
     [
@@ -216,10 +247,10 @@ def test_a_card_is_made_current_and_computes_without_tf32(monkeypatch):
 def test_the_first_line_names_card_driver_and_precision(monkeypatch, card, asked, precision):
     with_cuda(monkeypatch, card, cuda="12.6", architectures=CUDA_12_6)
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu126")
-    line = precisions.first_line(torch.device("cuda"), asked, training=True)
+    line = precisions.first_line(torch.device("cuda:0"), asked, training=True)
     dotted = ".".join(map(str, card.capability))
     assert line == (
-        f"device cuda: {card.name}, 11 GiB, capability {dotted}, driver 580.65.06, "
+        f"device cuda:0: {card.name}, 11 GiB, capability {dotted}, driver 580.65.06, "
         f"PyTorch 2.13.0+cu126; precision {precision}, TF32 off"
     )
 
@@ -247,6 +278,7 @@ def test_the_first_line_of_a_cpu_names_threads_and_what_timing_decides(monkeypat
             [("GeForce GTX 1080 Ti", "470.223.02", None)],
         ),
         ('echo "couldn\'t communicate with the NVIDIA driver"; exit 9', []),
+        ("echo 'No devices were found'", []),
     ],
 )
 def test_cards_are_those_that_nvidia_smi_lists(tmp_path, monkeypatch, script, expected):
@@ -266,6 +298,21 @@ def test_trying_the_cpu_leaves_its_random_numbers_alone():
     before = torch.get_rng_state()
     assert devices.choose("cpu") == CPU
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_device_is_tried_with_a_convolution_a_matrix_product_and_their_gradients():
+    kernels = []
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            kernels.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Kernels():
+        devices.choose("cpu")
+    for name in ("convolution", "convolution_backward", "_local_scalar_dense"):  # the last waits
+        assert f"aten.{name}.default" in kernels
+    assert kernels.count("aten.bmm.default") == 3  # forward, and a gradient for each factor
 
 
 class Copied:

@@ -28,6 +28,14 @@ learning_rate: 0.01
 precision: fp32
 """
 UNEVEN = settings("batch_size=10", "accumulation_steps=2", "epochs=4")
+# A network that interpolates. Steps are small: bf16 rounds otherwise where a batch is shared.
+HALF = settings(
+    "model=ica_resunet",
+    "model_settings={encoder: resnet18, encoder_weights: none, decoder_channels: [16, 8, 8, 4, 4]}",
+    "precision=bf16",
+    "learning_rate=1.0e-4",
+    "epochs=1",
+)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Stage 02, in which the process of rank 1 dies at the end of its second epoch, once.
 DYING = """
@@ -113,6 +121,15 @@ def test_two_processes_take_the_steps_of_one(alone, config, tmp_path):
     printed = run_together(tmp_path, "02_train.py", *fold_0(alone, config, "two"))
     assert_same_steps(alone, "two", "alone", epochs=3)
     assert len(re.findall("epoch 3/3", printed)) == 1  # one process writes
+
+
+def test_two_processes_take_the_steps_of_one_in_16_bits(alone, config, tmp_path):
+    run_on(alone, "02_train.py", *fold_0(alone, config, "half-one"), *HALF)
+    run_together(tmp_path, "02_train.py", *fold_0(alone, config, "half-two"), *HALF)
+    one, two = (history(alone, run).iloc[0] for run in ("half-one", "half-two"))
+    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=0.01)
+    assert two["skipped_steps"] == 0
+    assert two["computed"].endswith("bf16")
 
 
 @pytest.mark.slow

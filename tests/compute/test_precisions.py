@@ -42,6 +42,16 @@ def test_mps_computes_in_fp32_and_refuses_16_bits():
 
 
 @pytest.mark.parametrize(
+    "capability, expected", [((6, 1), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")]
+)
+def test_16_bits_save_memory_on_every_card(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precisions.half(torch.device("cuda:0")) == expected
+    assert precisions.half(CPU) == "bf16"
+    assert precisions.half(MPS) is None
+
+
+@pytest.mark.parametrize(
     "units, expected", [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({}, "fp32")]
 )
 def test_a_cpu_predicts_in_bf16_if_it_has_units_for_it(monkeypatch, units, expected):
@@ -66,7 +76,10 @@ def test_only_fp16_scales_the_loss(precision, dtype):
     "seconds_in_bf16, expected", [(5.0, "bf16"), (8.0, "bf16"), (9.0, "fp32"), (24.0, "fp32")]
 )
 def test_bf16_must_be_clearly_faster(monkeypatch, seconds_in_bf16, expected):
-    """A step takes 10 seconds in fp32 by this clock, half of them in the backward pass."""
+    """A step takes 10 seconds in fp32 by this clock, and a forward pass takes 1 in both.
+
+    The very first step takes much longer.
+    """
     now = 0.0
     monkeypatch.setattr(precisions.time, "perf_counter", lambda: now)
 
@@ -80,9 +93,9 @@ def test_bf16_must_be_clearly_faster(monkeypatch, seconds_in_bf16, expected):
 
     def loss():
         nonlocal now
-        half = (seconds_in_bf16 if torch.is_autocast_enabled("cpu") else 10.0) / 2
-        now += half
-        return Loss(half)
+        seconds = seconds_in_bf16 if torch.is_autocast_enabled("cpu") else 10.0
+        now += 1
+        return Loss(seconds - 1 + (100 if now < 100 else 0))
 
     precision, ratio = precisions.faster(loss, CPU)
     assert precision == expected

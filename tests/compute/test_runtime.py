@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from pneumothorax.compute import runtime
-from tests.helpers.memory import OUT_OF_MEMORY
+from tests.helpers.memory import OUT_OF_MEMORY, peak_mib
 from tests.helpers.stages import ROOT
 
 
@@ -28,6 +29,37 @@ def test_all_ways_to_say_that_memory_is_not_enough_are_understood(error):
 )
 def test_other_errors_are_not_taken_for_it(error):
     assert not runtime.is_out_of_memory(error)
+
+
+def test_what_is_free_on_a_card_includes_what_the_allocator_holds_in_reserve(monkeypatch):
+    for name, found in (
+        ("mem_get_info", (1000, 5000)),
+        ("memory_reserved", 300),
+        ("memory_allocated", 200),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert runtime.free_bytes(torch.device("cuda:0")) == 1000 + 300 - 200
+
+
+def test_random_numbers_of_cpu_and_card_are_saved_and_restored(monkeypatch):
+    card, restored = torch.device("cuda:1"), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"state of {device}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *state: restored.append(state))
+    saved = runtime.random_state(card)
+    drawn = torch.rand(3)
+    runtime.set_random_state(saved, card)
+    assert torch.equal(torch.rand(3), drawn)
+    assert restored == [("state of cuda:1", card)]
+    runtime.set_random_state(saved, torch.device("cpu"))  # resumed without a card
+    runtime.set_random_state(runtime.random_state(torch.device("cpu")), card)  # and with one
+    assert len(restored) == 1
+
+
+def test_peak_memory_is_that_of_the_card_or_of_the_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
+    assert runtime.peak_memory_mib(torch.device("cuda:0")) == 3
+    if sys.platform == "linux":
+        assert runtime.peak_memory_mib(torch.device("cpu")) >= peak_mib() * 0.9
 
 
 COUNT_FAULTS = """
@@ -70,6 +102,37 @@ def test_freed_memory_is_used_again_without_mapping_it_anew():
 def test_a_batch_is_cut_into_as_few_parts_as_fit(available, parts):
     found = runtime.fewest_parts(16, lambda images: 100 + 100 * images, available)
     assert found == parts
+
+
+@pytest.mark.parametrize(
+    ("available", "parts"),
+    [
+        (1000, 1),  # each of two processes takes 8 images: 900 <= 900
+        (999, 2),  # 899 < 900, and 4 images take 500
+        (400, 4),  # 360 >= 300 for two images
+        (10, 8),
+    ],
+)
+def test_processes_share_the_images_of_each_part(available, parts):
+    found = runtime.fewest_parts(16, lambda images: 100 + 100 * images, available, processes=2)
+    assert found == parts
+
+
+def test_a_trial_that_does_not_fit_gives_the_smallest_parts():
+    def trial(images):
+        if images > 2:
+            raise OUT_OF_MEMORY[0]
+        return 300
+
+    assert runtime.fewest_parts(16, trial, 10**9) == 8
+
+
+def test_other_errors_of_a_trial_are_not_hidden():
+    def trial(images):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        runtime.fewest_parts(16, trial, 10**9)
 
 
 def test_a_batch_that_cannot_be_cut_needs_no_trial():

@@ -12,6 +12,8 @@ OUT_OF_MEMORY = [
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("FIND was unable to find an engine to execute this computation"),
+    RuntimeError("Invalid buffer size: 9.75 GiB"),  # MPS
     RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592"),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592"),

@@ -177,6 +177,15 @@ def test_out_of_memory_lists_what_to_try_and_leaves_the_checkpoint_intact(
     assert torch.load(folder / "last.pt", weights_only=True)["progress"]["epoch"] == 1
 
 
+def test_out_of_memory_before_the_first_step_is_one_sentence(copied, config, monkeypatch):
+    def allocate(network, config, device):
+        raise OUT_OF_MEMORY[0]
+
+    monkeypatch.setattr(loop, "Optimization", allocate)
+    with pytest.raises(BadInput, match="before the first step: end what else uses the memory of"):
+        run_on(copied[1], "02_train.py", "--config", config, "--run", "large")
+
+
 def test_stage_03_out_of_memory_names_a_smaller_batch_and_keeps_the_maps(copied, monkeypatch):
     _, output = copied
     before = artifacts.read_table(output, RUN.predictions)

@@ -86,18 +86,24 @@ def test_several_devices_train_a_fold_each_and_one_command_stops_and_resumes_the
     assert "\r" not in again.stdout
     assert same_weights(output, whole)
     nothing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert len(nothing.stdout.splitlines()) == 1  # what computes
+    lines = nothing.stdout.splitlines()
+    assert len(lines) == 2  # what each of them computes with
+    assert all(line.startswith("device cpu: ") for line in lines)
 
 
-def test_a_device_that_fails_ends_the_command_with_its_code(finished, config, tmp_path):
+def test_a_fold_that_fails_ends_the_command_with_its_code(finished, config, tmp_path):
     _, whole = finished
     output = tmp_path / "output"
-    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("runs", "submissions", "report"))
-    flags = ["--run", "tiny", "--workers", "0", "--device", "cpu,teapot"]
+    shutil.copytree(whole, output, ignore=shutil.ignore_patterns("submissions", "report"))
+    shutil.rmtree(output / RUN.fold(0).folder)
+    (output / RUN.fold(1).trained.path).unlink()
+    for path in (RUN.fold(1).last, RUN.fold(1).previous):
+        (output / path).write_bytes(b"damaged")
+    flags = ["--run", "tiny", "--workers", "0", "--device", "cpu,cpu"]
     command = training(output, config, *flags)
     failed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode == 2
-    assert "fold 1: error: --device teapot" in failed.stdout
+    assert failed.returncode == 3
+    assert "fold 1: error: " in failed.stdout
     assert (output / RUN.fold(0).trained.path).exists()  # the other device finished its fold
 
 

@@ -16,7 +16,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from pneumothorax.compute import devices, interruption, loading, precisions
+from pneumothorax.compute import (
+    devices,
+    distributed,
+    interruption,
+    loading,
+    precisions,
+    runtime,
+)
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, Stopped
@@ -27,6 +34,7 @@ from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loop import MAX_BAD_STEPS, epoch_line
 from pneumothorax.training.optimization import Outcome
 from pneumothorax.training.validation import Scores
+from tests.helpers.memory import OUT_OF_MEMORY
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 TIMES = ["seconds", "images_per_second"]
@@ -991,3 +999,43 @@ def test_a_run_continues_in_other_parts_and_precision_and_says_so(output):
 
 def test_parts_are_one_without_a_gpu_whose_memory_could_be_asked(output):
     assert fold_training(output, accumulation_steps="auto").parts == 1
+
+
+def test_auto_leaves_room_for_adams_moments_and_shares_parts_among_processes(output, monkeypatch):
+    """Of 10,000 bytes 9,000 may be used: 16 images take 16,000 and 8 take 8,000."""
+    trained = fold_training(output, accumulation_steps="auto", batch_size=16).optimization
+    moments = 2 * sum(parameter.nbytes for parameter in trained.network.parameters())
+    monkeypatch.setattr(trained, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(trained, "_peak_bytes", lambda n_images: 1000 * n_images)
+    monkeypatch.setattr(runtime, "free_bytes", lambda device: moments + 10_000)
+    assert trained.parts() == 2
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    assert trained.parts() == 1
+
+
+@pytest.mark.parametrize("error", [None, OUT_OF_MEMORY[0]])
+def test_a_trial_of_memory_counts_the_second_step_and_leaves_no_trace(output, monkeypatch, error):
+    """In the first one cuDNN tries algorithms; here a CPU stands in for the card."""
+    training = fold_training(output)
+    training.optimization.start_epoch(0)
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    generator = torch.get_rng_state()
+    peaks = iter([9000, 700])
+
+    def peak(device):
+        if error is not None:
+            raise error
+        return next(peaks)
+
+    for name, found in (("reset_peak_memory_stats", None), ("memory_allocated", 200)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peak)
+    if error is None:
+        assert training.optimization._peak_bytes(2) == 500
+    else:
+        with pytest.raises(torch.OutOfMemoryError):
+            training.optimization._peak_bytes(2)
+    after = training.network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(parameter.grad is None for parameter in training.network.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
