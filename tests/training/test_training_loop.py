@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
+from models.network import SegmentationNetwork
 from pneumothorax.compute import (
     devices,
     distributed,
@@ -46,7 +47,7 @@ def output(folded, tmp_path):
     return Path(shutil.copytree(folded, tmp_path / "output"))
 
 
-class Small(nn.Module):
+class Small(SegmentationNetwork):
     """Two convolutions with batch norm and dropout, whose state is easily forgotten."""
 
     def __init__(self):
@@ -218,7 +219,7 @@ def test_the_number_of_workers_changes_nothing(output, undisturbed):
     assert same(trained(output, workers=2), undisturbed)
 
 
-class Bright(nn.Module):
+class Bright(SegmentationNetwork):
     """Gives pixels above grey 217 probability 0.55, below the usual thresholds."""
 
     def forward(self, images):
@@ -244,6 +245,19 @@ def test_an_epoch_is_scored_with_its_best_thresholds(output):
         one.mask.any() and one.image.shape == one.probabilities.shape == (64, 64)
         for one in examples
     )
+
+
+def test_an_image_probability_that_is_not_finite_spoils_the_scores_as_a_pixel_does(output):
+    class Wild(Bright):
+        def outputs(self, images):
+            return self(images), torch.full((len(images),), math.nan)
+
+    loop = fold_training(output)
+    how = {"autocast": loop.optimization.autocast, "device": loop.device, "stop": StopAfter()}
+    found = validation.validate(
+        Wild(), loop.loaders().validation, loop.data.validation, loop.data.labels, **how
+    )
+    assert math.isnan(found[0].siim_dice)
 
 
 def epoch_with(loop, score):
@@ -714,7 +728,7 @@ def test_best_weights_are_always_finite(output):
 
 
 def test_probability_maps_that_are_not_finite_give_no_score(output):
-    class Wild(nn.Module):
+    class Wild(SegmentationNetwork):
         def forward(self, images):
             return images * math.nan
 
@@ -930,14 +944,20 @@ def test_scores_by_hand():
         (np.zeros_like(found), empty),
         (found, empty),
     ]
-    profiles = [
-        validation.thresholds.profile(stored, truth, validation.SELECTION_GRID)
-        for stored, truth in pairs
-    ]
-    scores = validation.scores(profiles)
-    assert scores.all_empty == 0.5
-    assert scores.positive_dice == 0.5
-    assert scores.siim_dice == 0.5
+
+    def scores(grid, p_positive):
+        return validation.scores(
+            [
+                validation.Measured(validation.thresholds.profile(*pair, grid), p)
+                for pair, p in zip(pairs, p_positive, strict=True)
+            ]
+        )
+
+    without_head = scores(validation.SELECTION_GRID, [None] * 4)
+    assert without_head == (0.5, 0.5, 0.5)  # SIIM Dice, positives at 0.5, all-empty
+    # The head tells the false alarm from the lesion that was found.
+    assert scores(validation.WITH_HEAD, [0.9, 0.2, 0.1, 0.2]) == (0.75, 0.5, 0.5)
+    assert scores(validation.WITH_HEAD, [0.2, 0.1, 0.2, 0.9]) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.slow
