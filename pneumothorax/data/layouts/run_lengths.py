@@ -153,8 +153,6 @@ def _given_or_only(
     found: Found, given: Path | None, names: tuple[str, ...], flag: str
 ) -> Path | None:
     if given is not None:
-        if not given.is_file():
-            raise BadInput(f"{flag}: {given} does not exist or is not a regular file")
         return given
     paths = found.tables_named(*names)
     return only(paths, f"of {' and '.join(names)}", flag=flag) if paths else None
