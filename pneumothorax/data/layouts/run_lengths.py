@@ -1,6 +1,6 @@
 """Layouts siim-dicom and images-rle: images named by their id, and a run-length CSV.
 
-siim-dicom    *.dcm at any depth
+siim-dicom    *.dcm, *.dicom and *.dicm at any depth
 images-rle    PNG, JPEG and DICOM files at any depth
 
 The label file is train-rle.csv or stage_2_train.csv, test images are those in the
