@@ -172,18 +172,19 @@ def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
 def not_a_radiograph(dataset: pydicom.Dataset) -> str:
     """Why the header shows something else than an X-ray projection; "" if it does not.
 
-    What says nothing about its kind, as after some anonymisers, may be a radiograph.
+    A header that says nothing, as after some anonymisers, may be one of a radiograph.
     """
-    with _tolerant():
+
+    def said(tags: pydicom.Dataset, name: str) -> str:
         try:
-            modality = _text(dataset, "Modality").upper()
-            kind = _text(dataset, "SOPClassUID")
-            kind = kind or _text(dataset.file_meta, "MediaStorageSOPClassUID")
-            is_placed = all(
-                _text(dataset, name) for name in ("ImagePositionPatient", "SliceThickness")
-            )
-        except Rejected as error:
-            return str(error)
+            return _text(tags, name)
+        except Rejected:  # a value that cannot be read says nothing
+            return ""
+
+    with _tolerant():
+        modality = said(dataset, "Modality").upper()
+        kind = said(dataset, "SOPClassUID") or said(dataset.file_meta, "MediaStorageSOPClassUID")
+        is_placed = said(dataset, "ImagePositionPatient") and said(dataset, "SliceThickness")
     is_other = modality not in ("", *PROJECTIONS)
     if is_other and re.fullmatch("[A-Z]{2}", modality):  # longer text might name somebody
         return f"Modality {modality}"

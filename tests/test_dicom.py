@@ -479,6 +479,16 @@ def test_slices_and_other_kinds_of_images_are_not_radiographs(tmp_path, tags, re
     assert dicom.not_a_radiograph(dataset) == reason
 
 
+def test_a_thickness_that_is_not_a_number_makes_no_slice(tmp_path):
+    tags = {"ImagePositionPatient": [1, 2, 3], "SliceThickness": "5.0125"}
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
+    _, dataset = dicom.open_header(path)
+    assert dicom.not_a_radiograph(dataset)
+    path.write_bytes(path.read_bytes().replace(b"5.0125", b"thick "))
+    _, dataset = dicom.open_header(path)
+    assert dicom.not_a_radiograph(dataset) == ""
+
+
 def test_without_a_class_the_one_in_the_file_meta_counts(tmp_path):
     tags = {"Modality": None, "SOPClassUID": None}
     path = write_dicom(
