@@ -184,7 +184,11 @@ def not_a_radiograph(dataset: pydicom.Dataset) -> str:
     with _tolerant():
         modality = said(dataset, "Modality").upper()
         kind = said(dataset, "SOPClassUID") or said(dataset.file_meta, "MediaStorageSOPClassUID")
-        is_placed = said(dataset, "ImagePositionPatient") and said(dataset, "SliceThickness")
+        is_placed = said(dataset, "ImagePositionPatient") != ""
+        try:
+            is_slice = is_placed and 0 < float(said(dataset, "SliceThickness")) < math.inf
+        except ValueError:  # empty, or not a number
+            is_slice = False
     is_other = modality not in ("", *PROJECTIONS)
     if is_other and re.fullmatch("[A-Z]{2}", modality):  # longer text might name somebody
         return f"Modality {modality}"
@@ -194,7 +198,7 @@ def not_a_radiograph(dataset: pydicom.Dataset) -> str:
         return "a Modality that is not one of a radiograph"
     if not modality and kind == SECONDARY_CAPTURE:
         return "a secondary capture without a Modality"
-    return "a slice, with a position in the patient and a thickness" if is_placed else ""
+    return "a slice, with a position in the patient and a thickness" if is_slice else ""
 
 
 def read_regular_file(path: Path) -> bytes:
