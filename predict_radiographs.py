@@ -5,7 +5,7 @@ Reads   PATH                           a DICOM, PNG or JPEG file, or a folder at
         output/submissions/<run>/      the thresholds (stage 04)
 Writes  FOLDER/overlays/<id>.png       the radiograph with the predicted outline
         FOLDER/masks/<id>.png          8-bit grey, 0 and 255, at the radiograph's size
-        FOLDER/predictions.csv         image_id, p_positive, area_px, area_mm2, rle, ...
+        FOLDER/predictions.csv         image_id, p_positive, area_px, not_a_radiograph, rle, ...
         FOLDER/rejected.csv            files that were not used, and why
         FOLDER/segmentations/<id>.dcm  with --dicom-seg: DICOM Segmentation objects
 
@@ -37,6 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag("--to", type=stage.place, metavar="FOLDER", required=True, help="where the results go")
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
+    only = "refuse DICOM files whose header shows something else, such as CT slices"
+    flag("--only-radiographs", action="store_true", help=only)
     flag("--dicom-seg", action="store_true", help="also write DICOM Segmentation objects")
     stage.add_prediction_flags(parser)
     args = parser.parse_args(argv)
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     results.check_places(args.path, args.to, raw=args.input, output=args.output)
     run = settled.read(args.output, args.run)
     listed = reading.search(args.path)
+    if args.only_radiographs:
+        listed.reject_others()
     task = predicting.FolderTask(args.to, run, args.dicom_seg, args.batch_size, device, precision)
     load = functools.partial(
         probability_maps.load_folds,
@@ -82,6 +86,8 @@ def main(argv: list[str] | None = None) -> None:
         n_earlier = results.of_earlier_calls(args.to, listed)
 
     print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")
+    for warning in filter(None, (listed.warning, run.warning)):
+        print(warning)
     if n_seen := len(run.trained_on.intersection(frame["image_id"])):
         print(f"note: the networks were trained on {n_seen} of these images and do better on them")
     if listed.copies:

@@ -22,7 +22,7 @@ import pydicom
 from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.tag import Tag
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from pneumothorax import pixels
 from pneumothorax.errors import BadInput
@@ -30,6 +30,7 @@ from pneumothorax.errors import BadInput
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_FILE_BYTES = 512 * 1024 * 1024
 IMAGE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+SUFFIXES = (".dcm", ".dicom", ".dicm")  # in any case
 
 # In the patient (PS3.3 10.7); at the detector, where everything is larger (PS3.3 C.8.11.4).
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
@@ -43,7 +44,20 @@ WHITELIST = [
     *"RescaleSlope RescaleIntercept ModalityLUTSequence".split(),
     *"WindowCenter WindowWidth VOILUTFunction VOILUTSequence".split(),
     *SPACINGS,
+    # What kind of image it is
+    *"SOPClassUID Modality ImagePositionPatient SliceThickness".split(),
 ]
+# Modality of images that X-rays project onto a detector, PS3.3 C.7.3.1.1.1: radiography,
+# mammography, dental images, fluoroscopy, angiography. DR is not in the standard, but in use.
+PROJECTIONS = frozenset("CR DX DR RG MG IO PX RF XA".split())
+# The classes of such images, PS3.4 B.5. A secondary capture may show anything: SIIM-ACR's
+# radiographs are some.
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+PROJECTION_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.1",  # computed and digital radiography, mammography, intra-oral
+    "1.2.840.10008.5.1.4.1.1.12",  # angiography, fluoroscopy
+    SECONDARY_CAPTURE,
+)
 
 
 class Rejected(BadInput):
@@ -65,7 +79,7 @@ class Header:
     `patient_id` is the raw PatientID: hash it before it is written anywhere.
     """
 
-    image_id: str  # SOPInstanceUID; of a file without tags, its name
+    image_id: str  # SOPInstanceUID, else that of the file meta information, else the file's name
     patient_id: str
     view: str  # PA, AP, LL, ... or ""
     sex: str  # M, F, O or ""
@@ -113,7 +127,7 @@ def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
             raise Rejected("TRUNCATED", "the file ends inside its header: no data element found")
         if syntax is None:
             raise Rejected("BAD_HEADER", "no transfer syntax in the file meta information")
-        return _header(dataset), dataset
+        return _header(dataset, path), dataset
 
 
 def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
@@ -155,6 +169,38 @@ def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
     return None, ""
 
 
+def not_a_radiograph(dataset: pydicom.Dataset) -> str:
+    """Why the header shows something else than an X-ray projection; "" if it does not.
+
+    A header that says nothing, as after some anonymisers, may be one of a radiograph.
+    """
+
+    def said(tags: pydicom.Dataset, name: str) -> str:
+        try:
+            return _text(tags, name)
+        except Rejected:  # a value that cannot be read says nothing
+            return ""
+
+    with _tolerant():
+        modality = said(dataset, "Modality").upper()
+        kind = said(dataset, "SOPClassUID") or said(dataset.file_meta, "MediaStorageSOPClassUID")
+        is_placed = said(dataset, "ImagePositionPatient") != ""
+        try:
+            is_slice = is_placed and 0 < float(said(dataset, "SliceThickness")) < math.inf
+        except ValueError:  # empty, or not a number
+            is_slice = False
+    is_other = modality not in ("", *PROJECTIONS)
+    if is_other and re.fullmatch("[A-Z]{2}", modality):  # longer text might name somebody
+        return f"Modality {modality}"
+    if name := _class_of_another_kind(kind):
+        return name
+    if is_other:
+        return "a Modality that is not one of a radiograph"
+    if not modality and kind == SECONDARY_CAPTURE:
+        return "a secondary capture without a Modality"
+    return "a slice, with a position in the patient and a thickness" if is_slice else ""
+
+
 def read_regular_file(path: Path) -> bytes:
     """The bytes of a file of any kind. Raises Rejected: NOT_A_FILE, TOO_LARGE or IO."""
     try:
@@ -166,6 +212,11 @@ def read_regular_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Rejected("IO", f"cannot be read: {error.strerror or error}") from error
+
+
+def name_without_suffix(path: Path) -> str:
+    """The file's name without the suffix of a DICOM file; other dots belong to the name."""
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def is_image_id(text: str) -> bool:
@@ -223,13 +274,8 @@ def _inflatable(data: bytes) -> bytes:
     return data
 
 
-def _header(dataset: pydicom.Dataset) -> Header:
-    image_id = _text(dataset, "SOPInstanceUID")
-    if not image_id:
-        raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), "no SOPInstanceUID")
-    if not is_image_id(image_id):
-        found = f"a SOPInstanceUID of {len(image_id)} characters"
-        raise Rejected("BAD_ID", f"{found} that cannot name a file")
+def _header(dataset: pydicom.Dataset, path: Path) -> Header:
+    image_id = _image_id(dataset, path)
     height, width = (_positive(dataset, name) for name in ("Rows", "Columns"))
     if height * width > MAX_PIXELS:
         raise Rejected("TOO_LARGE", f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
@@ -249,6 +295,32 @@ def _header(dataset: pydicom.Dataset) -> Header:
         height=height,
         width=width,
     )
+
+
+def _image_id(dataset: pydicom.Dataset, path: Path) -> str:
+    """SOPInstanceUID. Some anonymisers remove it: then the file meta information's, or the name."""
+    for tags, name in (
+        (dataset, "SOPInstanceUID"),
+        (dataset.file_meta, "MediaStorageSOPInstanceUID"),
+    ):
+        image_id = _text(tags, name)
+        if image_id and not is_image_id(image_id):
+            found = f"a {name} of {len(image_id)} characters"
+            raise Rejected("BAD_ID", f"{found} that cannot name a file")
+        if image_id:
+            return image_id
+    image_id = name_without_suffix(path)
+    if not is_image_id(image_id):
+        message = "no SOPInstanceUID, and a file name that cannot be an image id"
+        raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), message)
+    return image_id
+
+
+def _class_of_another_kind(kind: str) -> str:
+    """The standard's name of a SOP class of other images than projections, else ""."""
+    is_projection = any(f"{kind}.".startswith(f"{known}.") for known in PROJECTION_CLASSES)
+    name = UID(kind).name
+    return "" if is_projection or name == kind else name
 
 
 def _text(dataset: pydicom.Dataset, name: str) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pneumothorax import dicom
 from pneumothorax.data import raster
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, locks
 
 File = TypeVar("File")
 
-IMAGE_SUFFIXES = (".dcm", *raster.SUFFIXES)  # in any case
+IMAGE_SUFFIXES = (*dicom.SUFFIXES, *raster.SUFFIXES)  # in any case
 # Of masks: others than PNG and JPEG are rejected rather than overlooked
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".gif", ".webp")
 OUTPUT_MARKS = (artifacts.PREPARED.path, locks.FOLDER)  # in every folder that stage 00 writes to
@@ -27,7 +28,7 @@ class Found:
     root: Path
     images: tuple[Path, ...]  # with one of IMAGE_SUFFIXES, in any case
     not_files: tuple[Path, ...]  # named like images, but not regular files: folders, pipes, links
-    tables: tuple[Path, ...]  # *.csv and *.csv.gz
+    tables: tuple[Path, ...]  # *.csv and *.csv.gz, also folders, which reading refuses
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
 
     @property
@@ -83,7 +84,7 @@ def search(
             (images if is_file else not_files).append(path)
         elif any_name and is_file and begins_as_dicom(path):
             images.append(path)
-        elif path.name.removesuffix(".gz").endswith(".csv") and entry.is_file():
+        elif path.name.removesuffix(".gz").endswith(".csv") and (entry.is_file() or entry.is_dir()):
             tables.append(path)
     if not images:
         raise BadInput(f"{folder} holds no DICOM, PNG or JPEG file at any depth")
@@ -91,7 +92,8 @@ def search(
         root=folder,
         images=tuple(sorted(images)),
         not_files=tuple(sorted(not_files)),
-        tables=tuple(sorted(tables)),
+        # Some programs unpack a table into a folder of its name: then the table is what counts.
+        tables=tuple(sorted(set(tables).difference(table.parent for table in tables))),
         unreadable=tuple(sorted(unreadable)),
     )
 

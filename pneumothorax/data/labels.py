@@ -247,10 +247,24 @@ def flag_problem(image_id: str, flag: str) -> str:
     return "" if flag in ("0", "1") else f"expected 0 or 1, found {flag[:40]!r}"
 
 
+def _check_start(path: Path) -> None:
+    """Raises BadInput for a zip or gzip file under the name of another."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start in (b"PK\3\4", b"PK\5\6"):
+        found = "is a zip archive (or a spreadsheet), not a CSV file"
+        raise BadInput(f"{path} {found}: unpack it (or save it as CSV) first")
+    if start.startswith(b"\x1f\x8b") and path.suffix != ".gz":
+        raise BadInput(f"{path} is a gzip file, not a CSV file: rename it to {path.name}.gz")
+
+
 def _text(path: Path) -> str:
     try:
+        if path.is_dir():
+            raise BadInput(f"{path} is a folder, not a CSV file: put the file in its place")
         if not path.is_file():
             raise BadInput(f"{path} does not exist or is not a regular file")
+        _check_start(path)
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -46,7 +46,7 @@ def prepare(path: Path, root: Path, job: Job, known: Entry | None) -> Entry:
 
 
 def identify(uid: str, stem: str, listed: Listed) -> str:
-    """The image id of a file with this SOPInstanceUID and this name (no suffix).
+    """The image id of a file with this id in its header and this name (no suffix).
 
     The two usually agree; where they differ, the one that is listed names the image.
     Raises Rejected when neither or both are listed.
@@ -55,7 +55,9 @@ def identify(uid: str, stem: str, listed: Listed) -> str:
     names = [name for name in dict.fromkeys((uid, stem)) if name in known]
     if uid != stem and len(names) != 1:
         found = "both are" if names else "neither is"
-        raise dicom.Rejected("BAD_ID", f"SOPInstanceUID and file name differ, and {found} listed")
+        raise dicom.Rejected(
+            "BAD_ID", f"the header's id and the file name differ, and {found} listed"
+        )
     if not names:
         raise dicom.Rejected(UNLABELLED, "neither annotated nor listed as a test image: not used")
     if not dicom.is_image_id(names[0]):  # a name that no table has checked

@@ -34,6 +34,7 @@ CATEGORY = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 PROPERTY = Code("36118008", "SCT", "Pneumothorax")
 SERIES_NUMBER = 1000  # after those of the modalities
 UTF_8 = "ISO_IR 192"
+PHANTOMS = "Networks trained on phantoms: not for patients"
 NO_DATE, NO_TIME = "19000101", "000000"  # the standard requires one where the source has none
 
 # A frame of reference needs all of these (A.51.5). Most radiographs lack some: then the
@@ -72,7 +73,9 @@ def missing() -> str:
     return ""
 
 
-def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: str) -> bytes:
+def encode(
+    path: Path, mask: np.ndarray, *, run: str, version: str, identity: str, phantoms: bool = False
+) -> bytes:
     """The bytes of a BINARY segmentation: one segment in one frame, which may be empty.
 
     Args:
@@ -80,6 +83,7 @@ def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: st
         mask: (H, W) uint8 of 0 and 1, at the radiograph's size.
         version: of the networks and thresholds, at most 64 characters.
         identity: what the object is made from; another identity gives other UIDs.
+        phantoms: whether the networks were trained on phantoms, which the object then says.
 
     Raises Refused.
     """
@@ -89,6 +93,8 @@ def encode(path: Path, mask: np.ndarray, *, run: str, version: str, identity: st
         try:
             _complete(source)
             made = _segmentation(source, mask, run=run, version=version, identity=identity)
+            if phantoms:
+                made.SeriesDescription = made.ContentDescription = PHANTOMS
             file = io.BytesIO()
             made.save_as(file, enforce_file_format=True)
         except Exception as error:  # highdicom raises many kinds
@@ -102,6 +108,10 @@ def _header(path: Path) -> pydicom.Dataset:
         source = dicom.whole_header(path)
     except Exception as error:  # in a part that prediction does not read
         raise Refused(f"the whole header cannot be read ({dicom.short_error(error)})") from error
+    if not source.get("SOPInstanceUID"):
+        source.SOPInstanceUID = source.file_meta.get("MediaStorageSOPInstanceUID")
+    if not source.SOPInstanceUID:
+        raise Refused("the file has no SOPInstanceUID to refer to")
     if not source.get("SOPClassUID"):
         raise Refused("the file has no SOPClassUID to refer to")
     return source

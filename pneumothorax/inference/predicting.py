@@ -32,7 +32,7 @@ from pneumothorax.pipeline.journal import Journal
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
-VERSION = 2  # raise it when results would change: earlier ones are then made again
+VERSION = 3  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
 
@@ -162,7 +162,9 @@ def _predict_batch(
             atomic.write_bytes(task.folder / name, data, sync=False)
         entry = {
             "key": task.key(image.file),
-            "row": _row(image, mask, p),
+            "row": _row(
+                image, mask, p, trained_on="phantoms" if settled.phantoms else "radiographs"
+            ),
             "refused": refused,
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
@@ -183,8 +185,10 @@ def _decode(file: RadiographFile) -> DecodedFile:
 def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict[str, bytes], str]:
     """Path below the folder -> bytes, and why there is no segmentation object, or ""."""
     image_id = image.file.image_id
+    phantoms = task.settled.phantoms
+    drawn = overlay.draw(image.pixels, mask, caution=overlay.PHANTOMS if phantoms else "")
     files = {
-        results.overlay(image_id): png.encode_small(overlay.draw(image.pixels, mask)),
+        results.overlay(image_id): png.encode_small(drawn),
         results.mask(image_id): png.encode_small(mask * np.uint8(255)),
     }
     if not task.with_segmentation:
@@ -194,14 +198,19 @@ def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict
     run, version = task.settled.run, task.settled.version
     try:
         files[results.segmentation(image_id)] = dicom_seg.encode(
-            image.file.path, mask, run=run, version=version, identity=task.key(image.file)
+            image.file.path,
+            mask,
+            run=run,
+            version=version,
+            identity=task.key(image.file),
+            phantoms=phantoms,
         )
     except dicom_seg.Refused as error:
         return files, str(error)
     return files, ""
 
 
-def _row(image: DecodedFile, mask: np.ndarray, p_positive: float) -> Entry:
+def _row(image: DecodedFile, mask: np.ndarray, p_positive: float, *, trained_on: str) -> Entry:
     """A row of results.PREDICTIONS."""
     height, width = mask.shape
     area_px = int(np.count_nonzero(mask))
@@ -215,6 +224,8 @@ def _row(image: DecodedFile, mask: np.ndarray, p_positive: float) -> Entry:
         "area_px": area_px,
         "area_mm2": "" if pixel_area is None else round(area_px * pixel_area, 2),
         "spacing": image.spacing,
+        "not_a_radiograph": image.file.not_a_radiograph,
+        "trained_on": trained_on,
         "rle": rle.encode_checked(mask, image.file.image_id),
     }
 

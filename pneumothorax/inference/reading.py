@@ -20,8 +20,9 @@ class RadiographFile:
 
     path: Path
     source: str  # the path relative to the folder that was searched
-    image_id: str  # SOPInstanceUID, or the name of a PNG or JPEG without its suffix
+    image_id: str  # of the header, or the name of a PNG or JPEG without its suffix
     sha256: str
+    not_a_radiograph: str = ""  # why, by the header of a DICOM file
 
     @property
     def is_dicom(self) -> bool:
@@ -39,6 +40,27 @@ class Listed:
 
     def reject(self, source: str, code: str, message: str) -> None:
         self.rejected.append({"source": source, "code": code, "message": message})
+
+    def reject_others(self) -> None:
+        """Move files that are not radiographs by their header to the rejections."""
+        for file in self.files:
+            if file.not_a_radiograph:
+                self.reject(file.source, "NOT_A_RADIOGRAPH", file.not_a_radiograph)
+        self.files = [file for file in self.files if not file.not_a_radiograph]
+
+    @property
+    def warning(self) -> str:
+        """The list of files that are not radiographs by their header; "" without any."""
+        others = [file for file in self.files if file.not_a_radiograph]
+        if not others:
+            return ""
+        headline = (
+            f"warning: {len(others)} of {self.n_files} files are not radiographs by their header, "
+            "so their predictions mean nothing (--only-radiographs refuses such files):"
+        )
+        return str(
+            bad_list(headline, [f"{file.source}: {file.not_a_radiograph}" for file in others])
+        )
 
     def rejections(self) -> pd.DataFrame:
         frame = pd.DataFrame(self.rejected, columns=list(artifacts.REJECTED.columns))
@@ -77,8 +99,8 @@ def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     for path in tqdm(paths, unit="file", desc="reading headers"):
         source = discovery.source_name(path, root)
         try:
-            image_id = raster.image_id(path) if discovery.is_raster(path) else _uid(path)
-            file = RadiographFile(path, source, image_id, records.sha256(path))
+            image_id, reason = _identity(path)
+            file = RadiographFile(path, source, image_id, records.sha256(path), reason)
             by_id[image_id].append(file)
         except dicom.Rejected as error:
             listed.reject(source, error.code, str(error))
@@ -95,9 +117,12 @@ def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     return listed
 
 
-def _uid(path: Path) -> str:
-    header, _ = dicom.open_header(path)
-    return header.image_id
+def _identity(path: Path) -> tuple[str, str]:
+    """The image id, and why the file is not a radiograph."""
+    if discovery.is_raster(path):
+        return raster.image_id(path), ""
+    header, dataset = dicom.open_header(path)
+    return header.image_id, dicom.not_a_radiograph(dataset)
 
 
 def _are_copies(files: Sequence[RadiographFile]) -> bool:

@@ -14,7 +14,10 @@ from pneumothorax.pipeline.journal import Journal
 # Every path is relative to the folder, as those of `artifacts` to the output folder.
 PREDICTIONS = artifacts.Table(
     "predictions.csv",
-    tuple("image_id source height width p_positive area_px area_mm2 spacing rle".split()),
+    tuple(
+        "image_id source height width p_positive area_px area_mm2 spacing "
+        "not_a_radiograph trained_on rle".split()
+    ),
     "predict_radiographs.py",
     integers=("height", "width", "area_px"),
     numbers=("p_positive", "area_mm2"),

@@ -20,8 +20,19 @@ class Settled:
     triplet: Triplet  # the final thresholds
     calibration: Calibration  # the final one
     cache_size: int  # height and width of the cached images, in pixels
-    version: str  # hash of all of that and of the networks' weights
+    version: str  # hash of all of that, of the networks' weights and of `phantoms`
     trained_on: frozenset[str]  # ids of the training images
+    phantoms: bool  # a network was trained on phantoms, or started from one that was
+
+    @property
+    def warning(self) -> str:
+        """That the networks were trained on phantoms; "" if they were not."""
+        if not self.phantoms:
+            return ""
+        return (
+            f"warning: the networks of run {self.run} were trained on phantoms, the built-in demo "
+            "data: what they find on a radiograph means nothing"
+        )
 
 
 def read(output: Path, run: str) -> Settled:
@@ -44,8 +55,10 @@ def read(output: Path, run: str) -> Settled:
     predicted = records.read(output, artifacts.Run(run).predicted)
     folds = predicted["settings"]["folds"]
     weights = [predicted["inputs"][artifacts.Run(run).fold(fold).best_weights] for fold in folds]
+    trained = [records.read(output, artifacts.Run(run).fold(fold).trained) for fold in folds]
+    phantoms = any(record.get("phantoms") for record in trained)
     cache_size = cache.size(output)
-    made_from = repr((weights, triplet, calibration, cache_size))
+    made_from = repr((weights, triplet, calibration, cache_size, phantoms))
     return Settled(
         run,
         folds,
@@ -54,4 +67,5 @@ def read(output: Path, run: str) -> Settled:
         cache_size,
         version=hashlib.sha256(made_from.encode()).hexdigest()[:16],
         trained_on=frozenset(artifacts.training_rows(output)["image_id"]),
+        phantoms=phantoms,
     )

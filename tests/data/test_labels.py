@@ -3,6 +3,7 @@
 import gzip
 import os
 import tracemalloc
+import zipfile
 
 import pytest
 
@@ -188,6 +189,32 @@ def test_an_empty_or_missing_or_damaged_file_is_refused(tmp_path):
     }.items():
         with pytest.raises(BadInput, match="cannot be read"):
             labels.read(written(tmp_path, data, f"{name}.csv.gz"))
+
+
+@pytest.mark.parametrize("name", ["train-rle.csv", "train-rle.csv.gz"])
+@pytest.mark.parametrize("members", [{"train-rle.csv": KAGGLE}, {}])
+def test_a_zip_file_under_the_name_of_a_table_is_named(tmp_path, name, members):
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member, text in members.items():
+            archive.writestr(member, text)
+    found = rf"{name} is a zip archive \(or a spreadsheet\), not a CSV file: unpack it"
+    with pytest.raises(BadInput, match=found):
+        labels.read(tmp_path / name)
+
+
+def test_a_gzip_file_under_the_name_of_a_table_is_named(tmp_path):
+    message = refusal(tmp_path, gzip.compress(KAGGLE.encode()))
+    assert message.endswith("is a gzip file, not a CSV file: rename it to train-rle.csv.gz")
+
+
+@pytest.mark.parametrize(
+    "reader",
+    [labels.read, labels.read_sample, labels.read_patients, labels.read_ids, labels.header],
+)
+def test_a_folder_in_place_of_a_table_is_named(tmp_path, reader):
+    (tmp_path / "train-rle.csv").mkdir()
+    with pytest.raises(BadInput, match=r"train-rle\.csv is a folder, not a CSV file"):
+        reader(tmp_path / "train-rle.csv")
 
 
 def test_reading_neither_waits_for_a_pipe_nor_inflates_a_bomb(tmp_path, monkeypatch):

@@ -153,6 +153,27 @@ def test_dicom_files_with_run_lengths_are_siim_dicom(tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", [".dicom", ".DCM", ".dicm", ".Dicom"])
+def test_dicom_files_may_have_other_suffixes(tmp_path, suffix):
+    for name in MASKS:
+        write_dicom(tmp_path / "in" / f"{name}{suffix}", IMAGES[name])
+    run_lengths(tmp_path / "in" / "train-rle.csv")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+    assert layout_of(tmp_path / "out") == "siim-dicom"
+
+
+def test_without_sop_instance_uid_the_listed_id_of_file_meta_or_name_counts(tmp_path):
+    no_uid = {"SOPInstanceUID": None}
+    for name, stem, meta in (("a", "x", "a"), ("b", "b", "1.2.3"), ("c", "c", "c")):
+        meta_tags = {"MediaStorageSOPInstanceUID": meta}
+        path = tmp_path / "in" / f"{stem}.dicom"
+        write_dicom(path, IMAGES[name], file_meta=meta_tags, **no_uid)
+    run_lengths(tmp_path / "in" / "train-rle.csv", names="abc")
+    prepared(tmp_path / "in", tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abc")
+
+
 def test_labels_of_test_images_lie_next_to_those_for_training(tmp_path):
     for name, image in IMAGES.items():
         write_dicom(tmp_path / "in" / f"{name}.dcm", image)
@@ -614,6 +635,40 @@ def test_a_label_file_from_the_command_line_decides_between_layouts(tmp_path):
     prepared(folder, tmp_path / "out", "--labels", tmp_path / "labels.csv")
     assert layout_of(tmp_path / "out") == "siim-dicom"
     assert_holds(tmp_path / "out", training="abcd")
+
+
+def dicoms_with_labels(folder):
+    for name in MASKS:
+        write_dicom(folder / f"{name}.dcm", IMAGES[name])
+    run_lengths(folder / "train-rle.csv")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["train-rle.csv", "stage_2_sample_submission.csv"])
+def test_a_folder_with_the_name_of_a_table_is_not_overlooked(tmp_path, name):
+    folder = dicoms_with_labels(tmp_path / "in")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    message = refused(folder, tmp_path / "out")
+    assert f"{name} is a folder, not a CSV file" in message
+
+
+def test_a_table_unpacked_into_a_folder_of_its_name_is_read(tmp_path):
+    folder = dicoms_with_labels(tmp_path / "in")
+    (folder / "train-rle.csv").rename(tmp_path / "table")
+    (folder / "train-rle.csv").mkdir()
+    (tmp_path / "table").rename(folder / "train-rle.csv" / "train-rle.csv")
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="abcd")
+
+
+def test_a_folder_without_masks_is_refused_as_labels(tmp_path):
+    folder = dicoms_with_labels(tmp_path / "in")
+    (tmp_path / "train-rle.csv").mkdir()
+    message = refused(folder, tmp_path / "out", "--labels", tmp_path / "train-rle.csv")
+    assert "train-rle.csv is a folder without mask images: pass a CSV file" in message
+    message = refused(folder, tmp_path / "out", "--sample-submission", tmp_path / "train-rle.csv")
+    assert "train-rle.csv is a folder, not a CSV file" in message
 
 
 def test_labels_that_do_not_fit_the_layout_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The overlay shows the radiograph and the finding, and hides neither."""
 
 import numpy as np
+import pytest
 
 from pneumothorax.inference import overlay
 from tests.helpers.images import disc, noise
@@ -51,3 +52,26 @@ def test_a_mask_at_the_edge_of_the_radiograph_is_drawn():
     drawn = overlay.draw(np.zeros((64, 64), np.uint8), mask)
     assert (drawn[:, 59] == overlay.COLOUR_BGR).all()
     assert (drawn[:, 63] == drawn[:, 60]).all()
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (1024, 1024), (2400, 600), (12, 900), (700, 9)])
+def test_a_caution_is_written_over_the_lower_edge_and_leaves_the_rest(shape):
+    radiograph = np.full(shape, 100, np.uint8)
+    mask = np.zeros_like(radiograph)
+    mask[: shape[0] // 3] = 1
+    plain, drawn = overlay.draw(radiograph, mask), overlay.draw(radiograph, mask, caution="PHANTOM")
+    changed = (plain != drawn).any(axis=2)
+    rows = np.flatnonzero(changed.any(axis=1))
+    assert rows[-1] == shape[0] - 1
+    assert rows[0] >= shape[0] // 2
+    if min(shape) > 100:
+        assert changed.any(axis=0).mean() >= 0.45  # at least about half as wide as the image
+
+
+def test_a_caution_can_be_read_on_an_image_of_any_brightness():
+    for grey in (0, 255):
+        radiograph = np.full((256, 256), grey, np.uint8)
+        drawn = overlay.draw(radiograph, np.zeros_like(radiograph), caution="PHANTOM")
+        written = drawn[236:, 60:196]
+        assert (written == 0).mean() > 0.3
+        assert (written > 200).mean() > 0.05

@@ -19,7 +19,7 @@ from pneumothorax.compute import precisions
 from pneumothorax.data import discovery
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
-from pneumothorax.inference import predicting, reading, results, settled
+from pneumothorax.inference import overlay, predicting, reading, results, settled
 from pneumothorax.masks import postprocess
 from pneumothorax.masks.calibration import Calibration
 from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
@@ -395,6 +395,107 @@ def test_a_png_gets_all_results_but_a_segmentation_object(tiny, tmp_path):
     assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
     assert (tmp_path / "to" / results.mask("b")).exists()
     assert [path.name for path in (tmp_path / "to" / "segmentations").iterdir()] == ["a.dcm"]
+
+
+# What is not a radiograph; networks that never saw one
+
+OTHERS = {"slice.dcm": "Modality CT", "capture.dcm": "Modality OT"}
+
+
+def radiographs_and_others(folder):
+    radiograph(folder, "chest")
+    save_png(folder / "plain.png", noise(2))
+    radiograph(folder, "slice", 3, Modality="CT")
+    radiograph(folder, "capture", 4, Modality="OT")
+    return folder
+
+
+def test_files_that_are_not_radiographs_are_warned_about_and_marked(tiny, tmp_path, capsys):
+    _, output = tiny
+    for _ in range(2):  # the same from the journal
+        predict(output, radiographs_and_others(tmp_path / "in"), tmp_path / "to")
+        rows = rows_of(tmp_path / "to")
+        assert rows["not_a_radiograph"].to_dict() == {
+            "chest": "",
+            "plain": "",
+            "slice": "Modality CT",
+            "capture": "Modality OT",
+        }
+        printed = capsys.readouterr().out
+        assert "warning: 2 of 4 files are not radiographs by their header" in printed
+        assert "--only-radiographs" in printed
+        assert all(f"\n  {name}: {reason}\n" in printed for name, reason in OTHERS.items())
+
+
+def test_only_radiographs_are_predicted_on_request(tiny, tmp_path, capsys):
+    _, output = tiny
+    folder = radiographs_and_others(tmp_path / "in")
+    with pytest.raises(BadInput, match=r"slice\.dcm: NOT_A_RADIOGRAPH: Modality CT"):
+        predict(output, folder, tmp_path / "to", "--only-radiographs")
+    assert rejected_of(tmp_path / "to") == dict.fromkeys(OTHERS, "NOT_A_RADIOGRAPH")
+    assert sorted(rows_of(tmp_path / "to").index) == ["chest", "plain"]
+    assert not (tmp_path / "to" / results.overlay("slice")).exists()
+    assert "warning" not in capsys.readouterr().out
+    with pytest.raises(BadInput, match="1 of 1 files rejected"):
+        predict(output, folder / "slice.dcm", tmp_path / "alone", "--only-radiographs")
+    assert rows_of(tmp_path / "alone").empty
+
+
+@pytest.fixture
+def on_phantoms(tiny):
+    """The output of the run, one of whose folds says that it was trained on phantoms."""
+    _, output = tiny
+    path = output / artifacts.Run("tiny").fold(1).trained.path
+    good = path.read_text("utf-8")
+    path.write_text(json.dumps(resealed({**json.loads(good), "phantoms": True})), "utf-8")
+    yield output
+    path.write_text(good, "utf-8")
+
+
+def test_networks_trained_on_phantoms_say_so_everywhere(on_phantoms, tmp_path, capsys):
+    radiograph(tmp_path / "in", "a")
+    save_png(tmp_path / "in" / "b.png", noise(2))
+    with pytest.raises(BadInput, match=r"b\.png: BAD_HEADER: no segmentation object"):
+        predict(on_phantoms, tmp_path / "in", tmp_path / "to", "--dicom-seg")
+    assert "warning: the networks of run tiny were trained on phantoms" in capsys.readouterr().out
+    assert rows_of(tmp_path / "to")["trained_on"].to_dict() == {"a": "phantoms", "b": "phantoms"}
+    for name, image in (("a", noise(1)), ("b", noise(2))):
+        drawn = cv2.imread(str(tmp_path / "to" / results.overlay(name)))
+        mask = cv2.imread(str(tmp_path / "to" / results.mask(name)), cv2.IMREAD_GRAYSCALE) // 255
+        expected = overlay.draw(image, mask, caution="TRAINED ON PHANTOMS")
+        np.testing.assert_array_equal(drawn, expected)
+        assert (drawn != overlay.draw(image, mask)).any()
+    seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("a"))
+    assert seg.SeriesDescription == "Networks trained on phantoms: not for patients"
+
+
+def test_results_are_made_again_once_networks_were_not_trained_on_phantoms(on_phantoms, tmp_path):
+    radiograph(tmp_path / "in", "a")
+    predict(on_phantoms, tmp_path / "in", tmp_path / "to")
+    path = on_phantoms / artifacts.Run("tiny").fold(1).trained.path
+    path.write_text(json.dumps(resealed({**json.loads(path.read_text()), "phantoms": False})))
+    predict(on_phantoms, tmp_path / "in", tmp_path / "to")
+    assert rows_of(tmp_path / "to")["trained_on"].to_dict() == {"a": "radiographs"}
+
+
+def test_a_radiograph_without_sop_instance_uid_is_predicted_under_the_id_of_its_file_meta(
+    tiny, tmp_path
+):
+    _, output = tiny
+    path = tmp_path / "in" / "chest.dicom"
+    write_dicom(
+        path,
+        noise(1),
+        SOPInstanceUID=None,
+        Modality=None,
+        file_meta={"MediaStorageSOPInstanceUID": "7ecd6f67f649f26c"},
+    )
+    predict(output, tmp_path / "in", tmp_path / "to", "--dicom-seg", "--only-radiographs")
+    assert rows_of(tmp_path / "to")["source"].to_dict() == {"7ecd6f67f649f26c": "chest.dicom"}
+    with pydicom.config.disable_value_validation():
+        seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("7ecd6f67f649f26c"))
+        [image] = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+        assert image.ReferencedSOPInstanceUID == "7ecd6f67f649f26c"
 
 
 # Bad files, copies, repeated calls

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from pneumothorax.data import labels
+from pneumothorax.data import discovery, labels
 from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts import images_masks, nnunet, run_lengths, siim_png
 from pneumothorax.data.layouts.listed import Layout
@@ -72,6 +72,11 @@ def choose(found: Found, given: Given) -> Layout:
     """Raises BadInput that says what was found, and what is missing or decides."""
     if given.labels is not None and not given.labels.exists():
         raise BadInput(f"--labels: {given.labels} does not exist")
+    if given.labels is not None and given.labels.is_dir() and not _holds_masks(given):
+        raise BadInput(
+            f"--labels: {given.labels} is a folder without mask images: "
+            "pass a CSV file, or a folder of masks"
+        )
     names = [given.layout] if given.layout else recognised(found, given.labels)
     if len(names) > 1:
         raise BadInput(
@@ -156,6 +161,17 @@ def _nothing(found: Found, given: Given) -> str:
         lines.append(f"no label CSV ({label_names}): pass --labels")
     lines.append(f"no folder of masks next to the images ({masks}); layouts: docs/your-data.md")
     return "\n  ".join(lines)
+
+
+def _holds_masks(given: Given) -> bool:
+    assert given.labels is not None
+    return bool(
+        discovery.images_below(
+            given.labels,
+            follow_symlinks=given.follow_symlinks,
+            suffixes=discovery.MASK_SUFFIXES,
+        )
+    )
 
 
 def _kinds(paths: tuple[Path, ...] | list[Path]) -> str:

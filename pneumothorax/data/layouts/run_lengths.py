@@ -1,6 +1,6 @@
 """Layouts siim-dicom and images-rle: images named by their id, and a run-length CSV.
 
-siim-dicom    *.dcm at any depth
+siim-dicom    *.dcm, *.dicom and *.dicm at any depth
 images-rle    PNG, JPEG and DICOM files at any depth
 
 The label file is train-rle.csv or stage_2_train.csv, test images are those in the
@@ -153,8 +153,6 @@ def _given_or_only(
     found: Found, given: Path | None, names: tuple[str, ...], flag: str
 ) -> Path | None:
     if given is not None:
-        if not given.is_file():
-            raise BadInput(f"{flag}: {given} does not exist or is not a regular file")
         return given
     paths = found.tables_named(*names)
     return only(paths, f"of {' and '.join(names)}", flag=flag) if paths else None
