@@ -30,7 +30,7 @@ MIN_AREAS = tuple(
     for area in "0 100 250 500 750 1000 1500 2000 3000 4000 6000 8000 12000 16000 24000".split()
 )
 MIN_COMPONENTS = (0, 100, 250, 500, 1000)
-MIN_PROBABILITIES = (0.0, 0.02, *(round(0.05 * step, 2) for step in range(1, 20)))
+MIN_PROBABILITIES = tuple(round(0.05 * step, 2) for step in range(20))
 SOFTNESS = 0.25  # see GridScores.choose; compared with other rules in benchmarks/RESULTS.md
 MIN_GAIN = 0.5
 SMALLEST = 1e-9  # gains and errors below are 0
