@@ -7,7 +7,7 @@ refused: some decoders fill the rest of an image without a word.
 
 import re
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +40,8 @@ PACKAGES = {
     **dict.fromkeys((JPEG2000, JPEG2000Lossless), "pylibjpeg pylibjpeg-openjpeg"),
     **dict.fromkeys((HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL), "pylibjpeg pylibjpeg-openjpeg"),
 }
+# Unused bits stay: pydicom would cut them off for some decoders only.
+_AS_STORED: dict[str, Any] = {"correct_unused_bits": False}
 LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG and of JPEG 2000
 _START_OF_SCAN = b"\xff\xda"  # of JPEG
@@ -156,8 +158,7 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
     errors = []
     for plugin in plugins or [""]:  # uncompressed pixels need no plugin
         try:
-            # Unused bits stay: pydicom would cut them off for some decoders only.
-            array, _ = decoder.as_array(dataset, decoding_plugin=plugin, correct_unused_bits=False)
+            array, _ = decoder.as_array(dataset, decoding_plugin=plugin, **_AS_STORED)
             return array, f"pydicom/{plugin}" if plugin else "pydicom"
         except MemoryError:
             raise

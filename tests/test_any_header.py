@@ -31,7 +31,7 @@ class LookUp:
 
 
 @dataclass
-class Film:
+class Ramp:
     allocated: int
     stored: int
     high: int
@@ -56,16 +56,16 @@ def number(text):
 # The slow reading
 
 
-def patterns(film):
+def patterns(ramp):
     """The stored bits of each pixel: a ramp over all that `stored` bits can hold."""
-    top = 2**film.stored - 1
+    top = 2**ramp.stored - 1
     return [round(top * at / (SIDE * SIDE - 1)) for at in range(SIDE * SIDE)]
 
 
-def stored_value(pattern, film):
+def stored_value(pattern, ramp):
     """PS3.5 8.1.1: two's complement of the stored bits."""
-    if film.signed and pattern & 2 ** (film.stored - 1):
-        return pattern - 2**film.stored
+    if ramp.signed and pattern & 2 ** (ramp.stored - 1):
+        return pattern - 2**ramp.stored
     return pattern
 
 
@@ -101,42 +101,42 @@ def in_window(x, c, w, function):
     return 1.0 if x > c - 0.5 + (w - 1) / 2 else (x - (c - 0.5)) / (w - 1) + 0.5
 
 
-def slow_image(film):
+def slow_image(ramp):
     """Grey levels 0..255, not rounded; None where there is no range to scale."""
-    slope, intercept = number(film.slope), number(film.intercept)
+    slope, intercept = number(ramp.slope), number(ramp.intercept)
     slope, intercept = slope or 1.0, intercept or 0.0
     window = next(
         (
             (number(centre), number(width))
-            for centre, width in film.windows
+            for centre, width in ramp.windows
             if number(centre) is not None and number(width) is not None and number(width) >= 1
         ),
         None,
     )
-    ends = [stored_value(pattern, film) for pattern in (0, 2**film.stored - 1)]
-    if film.signed:
-        ends = [-(2 ** (film.stored - 1)), 2 ** (film.stored - 1) - 1]
+    ends = [stored_value(pattern, ramp) for pattern in (0, 2**ramp.stored - 1)]
+    if ramp.signed:
+        ends = [-(2 ** (ramp.stored - 1)), 2 ** (ramp.stored - 1) - 1]
     image = []
-    for pattern in patterns(film):
-        value = stored_value(pattern, film)
-        if film.modality:
-            value, (low, high) = entry(value, film.modality[0]), range_of(film.modality[0])
+    for pattern in patterns(ramp):
+        value = stored_value(pattern, ramp)
+        if ramp.modality:
+            value, (low, high) = entry(value, ramp.modality[0]), range_of(ramp.modality[0])
         else:
             value = value * slope + intercept
             low, high = sorted(end * slope + intercept for end in ends)
         if window:
-            share = in_window(value, *window, film.function or "LINEAR")
+            share = in_window(value, *window, ramp.function or "LINEAR")
         else:
-            if film.voi:
-                value, (low, high) = entry(value, film.voi[0]), range_of(film.voi[0])
+            if ramp.voi:
+                value, (low, high) = entry(value, ramp.voi[0]), range_of(ramp.voi[0])
             if low == high:
                 return None
             share = (value - low) / (high - low)
-        image.append(255 * (1 - share if film.inverted else share))
+        image.append(255 * (1 - share if ramp.inverted else share))
     return image
 
 
-# Films
+# Ramps
 
 
 @st.composite
@@ -157,7 +157,7 @@ def look_ups(draw, low, high):
 
 
 @st.composite
-def films(draw):
+def ramps(draw):
     allocated = draw(st.sampled_from([8, 16, 16]))
     stored = draw(st.integers(1, allocated))
     high = draw(st.one_of(st.just(stored - 1), st.integers(stored - 1, allocated - 1)))
@@ -183,7 +183,7 @@ def films(draw):
         st.integers(math.floor(low), math.ceil(high_value)),
     )
     widths = st.sampled_from(["", "NaN", "inf", -5, 0, 0.5, 1, 1.5, 2, 100, 400, 4096, 65536])
-    return Film(
+    return Ramp(
         allocated=allocated,
         stored=stored,
         high=high,
@@ -200,29 +200,29 @@ def films(draw):
     )
 
 
-def written(film, path):
-    shift = film.high + 1 - film.stored
-    mask = (2**film.stored - 1) << shift
+def written(ramp, path):
+    shift = ramp.high + 1 - ramp.stored
+    mask = (2**ramp.stored - 1) << shift
     words = [
-        (pattern << shift) | (film.noise & ~mask & (2**film.allocated - 1))
-        for pattern in patterns(film)
+        (pattern << shift) | (ramp.noise & ~mask & (2**ramp.allocated - 1))
+        for pattern in patterns(ramp)
     ]
-    big_endian = not film.syntax.is_little_endian
+    big_endian = not ramp.syntax.is_little_endian
     order = ">" if big_endian else "<"
-    pixels = np.array(words, f"u{film.allocated // 8}").reshape(SIDE, SIDE)
+    pixels = np.array(words, f"u{ramp.allocated // 8}").reshape(SIDE, SIDE)
     tags = {
-        "BitsStored": film.stored,
-        "HighBit": film.high,
-        "PixelRepresentation": int(film.signed),
-        "PhotometricInterpretation": "MONOCHROME1" if film.inverted else "MONOCHROME2",
-        "RescaleSlope": film.slope,
-        "RescaleIntercept": film.intercept,
-        "VOILUTFunction": film.function,
+        "BitsStored": ramp.stored,
+        "HighBit": ramp.high,
+        "PixelRepresentation": int(ramp.signed),
+        "PhotometricInterpretation": "MONOCHROME1" if ramp.inverted else "MONOCHROME2",
+        "RescaleSlope": ramp.slope,
+        "RescaleIntercept": ramp.intercept,
+        "VOILUTFunction": ramp.function,
     }
-    if film.windows:
-        centres, widths = zip(*film.windows, strict=True)
+    if ramp.windows:
+        centres, widths = zip(*ramp.windows, strict=True)
         tags |= {"WindowCenter": list(centres), "WindowWidth": list(widths)}
-    for name, look_ups_of in (("ModalityLUTSequence", film.modality), ("VOILUTSequence", film.voi)):
+    for name, look_ups_of in (("ModalityLUTSequence", ramp.modality), ("VOILUTSequence", ramp.voi)):
         if look_ups_of is not None:
             tags[name] = sequence(
                 *(
@@ -231,12 +231,12 @@ def written(film, path):
                 )
             )
     data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
-    return write_dicom(path, pixels, syntax=film.syntax, pixel_data=data, **tags)
+    return write_dicom(path, pixels, syntax=ramp.syntax, pixel_data=data, **tags)
 
 
-def check(film, folder):
-    path = written(film, folder / "a.dcm")
-    expected = slow_image(film)
+def check(ramp, folder):
+    path = written(ramp, folder / "a.dcm")
+    expected = slow_image(ramp)
     spread = 0.0 if expected is None else max(expected) - min(expected)
     try:
         image = dicom.read(path).image
@@ -255,26 +255,26 @@ quickly = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 @settings(max_examples=500, **quickly)
-@given(films())
-def test_a_ramp_with_any_legal_header_is_what_the_standard_says_or_has_a_code(tmp_path, film):
-    check(film, tmp_path)
+@given(ramps())
+def test_a_ramp_with_any_legal_header_is_what_the_standard_says_or_has_a_code(tmp_path, ramp):
+    check(ramp, tmp_path)
 
 
 @pytest.mark.slow
 @settings(max_examples=20_000, **quickly)
-@given(films())
-def test_20_000_ramps_are_what_the_standard_says_or_have_a_code(tmp_path, film):
-    check(film, tmp_path)
+@given(ramps())
+def test_20_000_ramps_are_what_the_standard_says_or_have_a_code(tmp_path, ramp):
+    check(ramp, tmp_path)
 
 
 def test_the_slow_reading_by_hand():
     """A 12-bit ramp without transforms: the first pixel is 0, the last 4095, the second 65."""
-    film = Film(16, 12, 11, False, False, SYNTAXES[0], 0, None, None, None, None)
-    assert patterns(film)[:2] == [0, 65]
-    assert slow_image(film)[1] == pytest.approx(65 * 255 / 4095)
-    film.windows = [("NaN", 5), (65, 3)]  # (x - 64.5) / 2 + 0.5
-    assert slow_image(film)[:3] == [0, 0.75 * 255, 255]
-    film.windows, film.voi = [], [LookUp(64, 8, [3, 7, 255], packed=False)]
-    assert slow_image(film)[:3] == [3, 7, 255]
-    film.signed, film.inverted, film.voi = True, True, None
-    assert slow_image(film)[0] == pytest.approx(255 - 2048 * 255 / 4095)
+    ramp = Ramp(16, 12, 11, False, False, SYNTAXES[0], 0, None, None, None, None)
+    assert patterns(ramp)[:2] == [0, 65]
+    assert slow_image(ramp)[1] == pytest.approx(65 * 255 / 4095)
+    ramp.windows = [("NaN", 5), (65, 3)]  # (x - 64.5) / 2 + 0.5
+    assert slow_image(ramp)[:3] == [0, 0.75 * 255, 255]
+    ramp.windows, ramp.voi = [], [LookUp(64, 8, [3, 7, 255], packed=False)]
+    assert slow_image(ramp)[:3] == [3, 7, 255]
+    ramp.signed, ramp.inverted, ramp.voi = True, True, None
+    assert slow_image(ramp)[0] == pytest.approx(255 - 2048 * 255 / 4095)
