@@ -138,7 +138,7 @@ def grey_levels(
         elif voi is not None:
             values, span = voi(values, span)
     if not (np.isfinite(values).all() and span.low < span.high):
-        raise ValueError("its numbers give no grey levels")
+        raise ValueError("the header's numbers give no range of values")
     return _levels(span.low + span.high - values if inverted else values, span)
 
 

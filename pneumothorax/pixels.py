@@ -6,6 +6,7 @@ count as absent. Plain 8-bit values pass unchanged.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -105,16 +106,13 @@ def _grey(words: np.ndarray, bits: Bits, dataset: pydicom.Dataset, *, inverted: 
     if is_plain and words.dtype == np.uint8 and bits.stored == 8 and not bits.signed:
         return cv2.bitwise_not(words) if inverted else words
     every_word = np.arange(np.iinfo(words.dtype).max + 1, dtype=words.dtype)
+    modality, voi = _modality(dataset), _voi(dataset)
     try:
         levels = greyscale.grey_levels(
-            bits.values(every_word),
-            bits.span,
-            modality=_modality(dataset),
-            voi=_voi(dataset),
-            inverted=inverted,
+            bits.values(every_word), bits.span, modality=modality, voi=voi, inverted=inverted
         )
     except ValueError as error:
-        raise Undecodable("BAD_HEADER", f"the header cannot be used: {error}") from error
+        raise Undecodable("BAD_HEADER", f"the grey values cannot be computed: {error}") from error
     return greyscale.look_up(levels, words)
 
 
@@ -141,7 +139,8 @@ def _voi_function(dataset: pydicom.Dataset) -> str:
     values = dataset.get("VOILUTFunction") or "LINEAR"
     function = str(values if isinstance(values, str) else values[0]).strip(" \0").upper()
     if function not in ("", *greyscale.FUNCTIONS):
-        raise ValueError(f"VOILUTFunction is none of {', '.join(greyscale.FUNCTIONS)}")
+        message = f"VOILUTFunction is none of {', '.join(greyscale.FUNCTIONS)}"
+        raise Undecodable("BAD_HEADER", message)
     return function or "LINEAR"
 
 
@@ -161,20 +160,20 @@ def _tables(dataset: pydicom.Dataset, name: str) -> list[Table]:
 def _table(descriptor: bytes, data: bytes) -> Table:
     """A table from the little-endian bytes of its descriptor and its data."""
     if len(descriptor) != 6:
-        raise ValueError("a LUTDescriptor does not hold three numbers")
+        raise Undecodable("BAD_HEADER", "a LUTDescriptor does not hold three numbers")
     length, first, bits = np.frombuffer(descriptor, "<u2").tolist()
     length = length or 0x10000
     is_packed = len(data) < 2 * length  # one byte per entry
     entries = np.frombuffer(data, np.uint8 if is_packed else "<u2", len(data) // (2 - is_packed))
     if len(entries) < length:
-        raise ValueError(f"a table of {length} entries has {len(data)} bytes")
+        raise Undecodable("BAD_HEADER", f"a table of {length} entries has {len(data)} bytes")
     return Table(first, bits, entries[:length])
 
 
 def _bytes(item: pydicom.Dataset, name: str, is_little_endian: bool) -> bytes:
     """The value of 16-bit words (VR US, SS or OW) as little-endian bytes; b"" without one."""
     value = item.get(name)
-    if value is None:
+    if value is None or value == "":
         return b""
     if not isinstance(value, bytes):
         words = np.atleast_1d(np.asarray(value, np.int64)) & 0xFFFF
@@ -186,21 +185,23 @@ def _bytes(item: pydicom.Dataset, name: str, is_little_endian: bool) -> bytes:
 
 def _numbers(dataset: pydicom.Dataset, name: str) -> list[float | None]:
     """The decimal strings of a tag, at least one; None for what is empty or not finite."""
-    try:
-        value: Any = dataset.get(name)
-    except ValueError:
-        raw = dataset.get_item(name)
-        if b"#" not in raw.value:  # "1.#QNAN" and "1.#INF" are how Windows wrote such numbers
-            raise
-        return [None]
-    values = [value] if value is None or isinstance(value, str | int | float) else list(value)
-    return [_finite(value) for value in values] or [None]
+    value: Any = dataset.get(name)
+    if isinstance(value, str):  # text that pydicom does not convert
+        value = value.split("\\")
+    is_list = isinstance(value, Sequence) and not isinstance(value, bytes)
+    values = list(value) if is_list else [value]
+    return [_finite(value, name) for value in values] or [None]
 
 
-def _finite(value: Any) -> float | None:
+def _finite(value: Any, name: str) -> float | None:
     if value is None or value == "":
         return None
-    number = float(value)
+    if "#" in str(value):  # "1.#QNAN" and "1.#INF" are how Windows wrote such numbers
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # the text might name somebody: it is not quoted
+        raise Undecodable("BAD_HEADER", f"{name} is not a number") from None
     return number if math.isfinite(number) else None
 
 

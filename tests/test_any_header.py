@@ -70,7 +70,7 @@ def stored_value(pattern, ramp):
 
 
 def entry(value, look_up):
-    """PS3.3 C.11.1.1, C.11.2.1.1: below the first value the first entry, above the last the last."""
+    """PS3.3 C.11.1.1 and C.11.2.1.1: outside the table its first or its last entry."""
     at = round(value) - look_up.first
     if at < 0:
         return look_up.entries[0]
@@ -116,22 +116,24 @@ def slow_image(ramp):
     ends = [stored_value(pattern, ramp) for pattern in (0, 2**ramp.stored - 1)]
     if ramp.signed:
         ends = [-(2 ** (ramp.stored - 1)), 2 ** (ramp.stored - 1) - 1]
+    if ramp.voi or ramp.modality:
+        bottom, top = range_of((ramp.voi or ramp.modality)[0])
+    else:
+        bottom, top = sorted(end * slope + intercept for end in ends)
     image = []
     for pattern in patterns(ramp):
         value = stored_value(pattern, ramp)
         if ramp.modality:
-            value, (low, high) = entry(value, ramp.modality[0]), range_of(ramp.modality[0])
+            value = entry(value, ramp.modality[0])
         else:
             value = value * slope + intercept
-            low, high = sorted(end * slope + intercept for end in ends)
         if window:
             share = in_window(value, *window, ramp.function or "LINEAR")
         else:
-            if ramp.voi:
-                value, (low, high) = entry(value, ramp.voi[0]), range_of(ramp.voi[0])
-            if low == high:
+            if bottom == top:
                 return None
-            share = (value - low) / (high - low)
+            value = entry(value, ramp.voi[0]) if ramp.voi else value
+            share = (value - bottom) / (top - bottom)
         image.append(255 * (1 - share if ramp.inverted else share))
     return image
 
@@ -146,10 +148,11 @@ def look_ups(draw, low, high):
     first = draw(st.integers(max(low, -32768), min(max(low, high // 2), 65535)))
     if low < 0:
         first = min(first, 32767)
-    length = draw(st.sampled_from([1, 2, 3, 16, 255, 256, 1000, 4096, 65536]))
+    length = draw(st.sampled_from([1, 2, 3, 16, 255, 256, 257, 1000, 1000, 4096, 4096, 65536]))
     top = draw(st.sampled_from([2**bits - 1, 2**bits - 1, 2 ** (bits - 2) - 1, 200, 1, 0]))
     bottom = draw(st.sampled_from([0, 0, top // 3]))
-    entries = [bottom + (top - bottom) * at // max(1, length - 1) for at in range(length)]
+    steps = np.arange(length) * (top - bottom) // max(1, length - 1)
+    entries = (bottom + steps).tolist()
     if draw(st.booleans()):
         entries.reverse()
     packed = bits == 8 and length > 1 and draw(st.booleans())
@@ -226,7 +229,9 @@ def written(ramp, path):
         if look_ups_of is not None:
             tags[name] = sequence(
                 *(
-                    table(one.first, one.bits, one.entries, packed=one.packed, big_endian=big_endian)
+                    table(
+                        one.first, one.bits, one.entries, packed=one.packed, big_endian=big_endian
+                    )
                     for one in look_ups_of
                 )
             )

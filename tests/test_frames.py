@@ -83,9 +83,7 @@ def test_a_jpeg_cut_short_is_truncated_whatever_follows_it(tmp_path, make, trail
     cut = make(JPEG)[:-40] + trailer
     assert rejection(write_frame(tmp_path / "a.dcm", cut)).code == "TRUNCATED"
     whole = make(JPEG) + trailer
-    np.testing.assert_array_equal(
-        dicom.read(write_frame(tmp_path / "b.dcm", whole)).image, DECODED
-    )
+    np.testing.assert_array_equal(dicom.read(write_frame(tmp_path / "b.dcm", whole)).image, DECODED)
 
 
 # Decoders
@@ -149,5 +147,8 @@ def test_a_12_bit_jpeg_cut_short_is_truncated_before_any_plugin_sees_it(tmp_path
 @pytest.mark.parametrize("syntax", frames.PACKAGES, ids=lambda syntax: syntax.name)
 def test_each_package_to_install_is_a_plugin_that_reads_the_syntax(syntax):
     decoder = get_decoder(syntax)
-    plugins = {*decoder.available_plugins, *(line.split()[0] for line in decoder.missing_dependencies)}
+    plugins = {
+        *decoder.available_plugins,
+        *(line.split()[0] for line in decoder.missing_dependencies),
+    }
     assert any(plugin in frames.PACKAGES[syntax] for plugin in plugins)

@@ -382,9 +382,7 @@ def test_an_encoded_frame_of_12_bits_has_no_unused_ones(tmp_path, high):
 )
 @pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
 def test_transforms_that_make_one_grey_of_all_values_are_rejected(tmp_path, tags, kind):
-    path = write_dicom(
-        tmp_path / "a.dcm", RAMP, **TWELVE, **tags, PhotometricInterpretation=kind
-    )
+    path = write_dicom(tmp_path / "a.dcm", RAMP, **TWELVE, **tags, PhotometricInterpretation=kind)
     assert code_of(path) == "BAD_HEADER"
     empty = np.full_like(RAMP, 7)  # an empty exposure is not the header's fault
     path = write_dicom(tmp_path / "b.dcm", empty, **TWELVE, **WINDOW)
