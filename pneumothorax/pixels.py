@@ -81,10 +81,10 @@ def _bits(dataset: pydicom.Dataset, words: np.ndarray, word_bits: int) -> Bits:
         word_bits: the bits of a word that the frame can hold. A frame that holds values
             alone has no unused bits, whatever HighBit says of the file it was made from.
     """
-    stored = _whole_number(dataset, "BitsStored", default=word_bits)
+    stored = _whole_number(dataset, "BitsStored", default=8 * words.itemsize)
     if stored < 1:
         raise Undecodable("BAD_HEADER", f"BitsStored is {stored}")
-    stored = min(stored, word_bits)
+    stored = min(stored, 8 * words.itemsize)
     high = _whole_number(dataset, "HighBit", default=stored - 1)
     if not stored - 1 <= high < word_bits:
         high = stored - 1  # no such bit

@@ -112,6 +112,16 @@ def test_the_first_value_of_a_table_of_signed_values_is_signed(tmp_path, name):
     check(tmp_path, SIGNED, np.clip(SIGNED + 100, 0, 255), **TWELVE, **options)
 
 
+@NAMES
+@pytest.mark.parametrize("vrs", ["US OW", "SS OW", "US US", "SS US", "US OB"])
+@pytest.mark.parametrize("packed", [False, True], ids=["words", "bytes"])
+def test_a_table_is_the_same_in_each_value_representation(tmp_path, name, vrs, packed):
+    if vrs == "US OB" and not packed:
+        pytest.skip("OB has bytes")
+    options = tables(name, -2048, 8, np.arange(4096) // 16, packed=packed, vrs=vrs)
+    check(tmp_path, SIGNED, RAMP // 16, **TWELVE, **options)
+
+
 def test_the_first_value_of_a_voi_table_is_signed_where_a_rescale_can_give_negative_ones(tmp_path):
     options = tables("VOILUTSequence", -1024, 12, np.arange(4096))
     check(tmp_path, RAMP, PLAIN, **TWELVE, RescaleIntercept=-1024, RescaleSlope=1, **options)
