@@ -123,10 +123,7 @@ def slow_image(ramp):
     image = []
     for pattern in patterns(ramp):
         value = stored_value(pattern, ramp)
-        if ramp.modality:
-            value = entry(value, ramp.modality[0])
-        else:
-            value = value * slope + intercept
+        value = entry(value, ramp.modality[0]) if ramp.modality else value * slope + intercept
         if window:
             share = in_window(value, *window, ramp.function or "LINEAR")
         else:

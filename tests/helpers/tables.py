@@ -29,6 +29,8 @@ def table(first, bits, entries, *, packed=False, big_endian=False, length=None, 
         padded = np.append(entries, [0] * (len(entries) % 2)).astype(np.uint8)
         words = padded.view("<u2")
     swapped = big_endian and of_data == "OW"  # bytes have no order, numbers that of the file
-    data = words.tolist() if of_data == "US" else words.astype(">u2" if swapped else "<u2").tobytes()
+    data = (
+        words.tolist() if of_data == "US" else words.astype(">u2" if swapped else "<u2").tobytes()
+    )
     item.add_new("LUTData", of_data, data)
     return item
