@@ -85,12 +85,14 @@ def _bits(dataset: pydicom.Dataset, words: np.ndarray, word_bits: int) -> Bits:
     if stored < 1:
         raise Undecodable("BAD_HEADER", f"BitsStored is {stored}")
     stored = min(stored, 8 * words.itemsize)
-    high = _whole_number(dataset, "HighBit", default=stored - 1)
-    if not stored - 1 <= high < word_bits:
-        high = stored - 1  # no such bit
+    high = stored - 1
+    if stored < word_bits:  # a HighBit that cannot be is ignored
+        declared = _whole_number(dataset, "HighBit", default=high)
+        high = declared if high <= declared < word_bits else high
     # Table 8.2.1-1 of PS3.5 has no signed values in lossy JPEG frames.
     is_lossy_jpeg = dataset.file_meta.TransferSyntaxUID in frames.LOSSY_JPEG
-    signed = dataset.get("PixelRepresentation") == 1 and words.ndim == 2 and not is_lossy_jpeg
+    can_be_signed = words.ndim == 2 and not is_lossy_jpeg
+    signed = can_be_signed and dataset.get("PixelRepresentation") == 1
     return Bits(stored, high, signed)
 
 
