@@ -81,7 +81,7 @@ def stored_words(dataset: pydicom.Dataset) -> Words:
         frame = _single_frame(dataset)
         if syntax != RLELossless:
             bits = _checked(frame, dataset.Rows, dataset.Columns).bits
-        if syntax == JPEGBaseline8Bit and (dataset.get("SamplesPerPixel") or 1) == 1:
+        if syntax == JPEGBaseline8Bit and dataset.get("SamplesPerPixel", 1) == 1:
             return Words(_jpeg(frame, dataset.Rows, dataset.Columns), "libjpeg-turbo", 8)
     else:
         _check_length(dataset)

@@ -48,6 +48,8 @@ def decode(dataset: pydicom.Dataset) -> Decoded:
         )
     words, decoder, word_bits = frames.stored_words(dataset)
     bits = _bits(dataset, words, word_bits)
+    if bits.stored < 8 * words.itemsize and _is_lossy_jpeg(dataset):
+        words = np.minimum(words, 2**bits.stored - 1)  # cut off, the next bit would give black
     if kind in COLOUR:
         image = _grey_of_colour(words, bits)
     else:
@@ -86,14 +88,18 @@ def _bits(dataset: pydicom.Dataset, words: np.ndarray, word_bits: int) -> Bits:
         raise Undecodable("BAD_HEADER", f"BitsStored is {stored}")
     stored = min(stored, 8 * words.itemsize)
     high = stored - 1
+    if _is_lossy_jpeg(dataset):
+        return Bits(stored, high, signed=False)
     if stored < word_bits:  # a HighBit that cannot be is ignored
         declared = _whole_number(dataset, "HighBit", default=high)
         high = declared if high <= declared < word_bits else high
-    # Table 8.2.1-1 of PS3.5 has no signed values in lossy JPEG frames.
-    is_lossy_jpeg = dataset.file_meta.TransferSyntaxUID in frames.LOSSY_JPEG
-    can_be_signed = words.ndim == 2 and not is_lossy_jpeg
-    signed = can_be_signed and dataset.get("PixelRepresentation") == 1
+    signed = words.ndim == 2 and dataset.get("PixelRepresentation") == 1
     return Bits(stored, high, signed)
+
+
+def _is_lossy_jpeg(dataset: pydicom.Dataset) -> bool:
+    """Whether the frame holds unsigned values alone (PS3.5 8.2.1), which may be rounded up."""
+    return dataset.file_meta.TransferSyntaxUID in frames.LOSSY_JPEG
 
 
 def _grey_of_colour(words: np.ndarray, bits: Bits) -> np.ndarray:
@@ -209,4 +215,8 @@ def _finite(value: Any, name: str) -> float | None:
 
 def _whole_number(dataset: pydicom.Dataset, name: str, *, default: int) -> int:
     value = dataset.get(name)
-    return value if isinstance(value, int) else default
+    if value is None or value == "":
+        return default
+    if not isinstance(value, int):
+        raise Undecodable("BAD_HEADER", f"{name} is not a whole number")
+    return value

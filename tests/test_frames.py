@@ -86,6 +86,21 @@ def test_a_jpeg_cut_short_is_truncated_whatever_follows_it(tmp_path, make, trail
     np.testing.assert_array_equal(dicom.read(write_frame(tmp_path / "b.dcm", whole)).image, DECODED)
 
 
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "MONOCHROME1"])
+def test_values_that_lossy_jpeg_rounds_up_beyond_the_stored_bits_stay_white(tmp_path, kind):
+    tags = {"BitsStored": 7, "PhotometricInterpretation": kind}
+    levels = np.minimum(DECODED, 127) * (255 / 127)
+    read = dicom.read(write_frame(tmp_path / "a.dcm", JPEG, **tags))
+    expected = levels if kind == "MONOCHROME2" else 255 - levels
+    assert np.abs(read.image - expected).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("bits", [9, 12, 136])
+def test_a_jpeg_of_8_bits_has_8_bits_whatever_its_header_says(tmp_path, bits):
+    path = write_frame(tmp_path / "a.dcm", JPEG, BitsAllocated=16, BitsStored=bits)
+    np.testing.assert_array_equal(dicom.read(path).image, DECODED)
+
+
 # Decoders
 
 
