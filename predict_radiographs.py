@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     import models
     from pneumothorax.compute import devices, precisions, runtime
+    from pneumothorax.data import doctor
     from pneumothorax.inference import predicting, reading, results, settled
     from pneumothorax.prediction import probability_maps
 
@@ -92,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"note: the networks were trained on {n_seen} of these images and do better on them")
     if listed.copies:
         print(f"{listed.copies} files are copies of others: each image is predicted once")
+    if listed.narrow:
+        print(len(listed.narrow), doctor.narrow_range(listed.narrow))
     if n_earlier:
         print(
             f"{args.to} also holds {n_earlier} images of earlier calls, which are not in "

@@ -96,10 +96,20 @@ class Radiograph:
     image: np.ndarray
     decoder: str  # name of the decoder
     colour: bool  # whether the grey values were made from colours
+    grey_range: int  # highest minus lowest value of the image
 
     @property
     def image_id(self) -> str:
         return self.header.image_id
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the image uses less than a tenth of the 255 grey levels.
+
+        The header, or a PNG of 16 bits, then allows for values that the image does not
+        have: 12-bit values that are declared as 16 bits, for example.
+        """
+        return self.grey_range * 10 < 255
 
 
 def read(path: Path | str) -> Radiograph:
@@ -134,7 +144,7 @@ def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
     """Decode the pixels of a data set that `open_header` gave. Raises Rejected."""
     with _tolerant():
         try:
-            image, decoder, colour = pixels.decode(dataset)
+            image, decoder, colour, grey_range = pixels.decode(dataset)
         except pixels.Undecodable as error:
             raise Rejected(error.code, str(error)) from error
         except MemoryError:
@@ -142,7 +152,7 @@ def decode(header: Header, dataset: pydicom.Dataset) -> Radiograph:
         except Exception as error:
             message = f"the pixels cannot be decoded ({short_error(error)})"
             raise Rejected("BAD_HEADER", message) from error
-    return Radiograph(header, image, decoder, colour)
+    return Radiograph(header, image, decoder, colour, grey_range)
 
 
 def whole_header(path: Path) -> pydicom.Dataset:

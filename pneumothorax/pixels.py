@@ -1,43 +1,40 @@
 """The pixels of a DICOM data set -> (H, W) uint8 grey, white = dense.
 
-Two steps. Stored values: 8-bit JPEG baseline frames go straight to libjpeg-turbo, all
-others through pydicom's decoders. Grey values, in the order of DICOM PS3.4 N.2:
-modality LUT (PS3.3 C.11.1), window or VOI LUT (PS3.3 C.11.2), inversion of MONOCHROME1
-(PS3.3 C.7.6.3.1.2), then the fixed range of possible values to 0..255. Plain 8-bit
-values pass unchanged, and nothing is stretched to the range of one image.
+`frames` gives the words that the file stores, `greyscale` computes their grey levels;
+here are the tags between the two. Numbers that are empty or not finite say nothing: they
+count as absent. Plain 8-bit values pass unchanged.
 """
 
-import struct
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pydicom
-from pydicom.encaps import generate_frames
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder
-from pydicom.uid import JPEGBaseline8Bit, RLELossless
+
+from pneumothorax import frames, greyscale
+from pneumothorax.frames import Undecodable
+from pneumothorax.greyscale import Bits, Rescale, Table, Window
 
 GREY = ("MONOCHROME2", "MONOCHROME1")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-
-# Pillow before the others: it uses libjpeg-turbo and OpenJPEG and notices frames cut short.
-PLUGIN_ORDER = ("pydicom", "pillow", "pylibjpeg", "pyjpegls", "gdcm")
-_START_OF_SCAN = b"\xff\xda"  # of JPEG
-_END_OF_IMAGE = b"\xff\xd9"  # of JPEG and of JPEG 2000
-INSTALL = "python -m pip install -r requirements-dicom.txt"
+TRANSFORMS = ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence")
 
 
-class Undecodable(Exception):
-    """Pixels that cannot be decoded; `code` as in dicom.Rejected."""
+class Decoded(NamedTuple):
+    """The pixels of a data set."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    image: np.ndarray  # (H, W) uint8
+    decoder: str  # its name
+    colour: bool  # whether the file held colour
+    grey_range: int  # highest minus lowest value of the image
 
 
-def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
-    """(image (H, W) uint8, name of the decoder, whether the file held colour).
+def decode(dataset: pydicom.Dataset) -> Decoded:
+    """Decode and transform the pixels. A constant image becomes zeros.
 
-    A constant image becomes zeros. Raises Undecodable.
+    Raises Undecodable, also if values that vary would become a constant image.
     """
     kind = str(dataset.get("PhotometricInterpretation", "")).strip()
     if kind not in GREY + COLOUR:
@@ -49,188 +46,177 @@ def decode(dataset: pydicom.Dataset) -> tuple[np.ndarray, str, bool]:
         raise Undecodable(
             "BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, not a radiograph"
         )
-    stored, decoder = _stored_values(dataset)
-    if stored.dtype.itemsize > 2:
-        bits = 8 * stored.dtype.itemsize
-        raise Undecodable("BAD_HEADER", f"{bits} bits per pixel; at most 16 are supported")
+    words, decoder, word_bits = frames.stored_words(dataset)
+    bits = _bits(dataset, words, word_bits)
+    if bits.stored < 8 * words.itemsize and _is_lossy_jpeg(dataset):
+        words = np.minimum(words, 2**bits.stored - 1)  # cut off, the next bit would give black
     if kind in COLOUR:
-        image = to_8_bits(cv2.cvtColor(stored, cv2.COLOR_RGB2GRAY), *_stored_range(dataset))
+        image = _grey_of_colour(words, bits)
     else:
-        image = _grey(stored, dataset, inverted=kind == "MONOCHROME1")
-    return zeros_if_constant(image), decoder, kind in COLOUR
+        image = _grey(words, bits, dataset, inverted=kind == "MONOCHROME1")
+    image, grey_range = zeros_if_constant(image)
+    if grey_range == 0 and _varies(bits.cut(words)):
+        message = "the stored values vary, but the header's transforms make one grey of them"
+        raise Undecodable("BAD_HEADER", message)
+    return Decoded(image, decoder, kind in COLOUR, grey_range)
 
 
-def zeros_if_constant(image: np.ndarray) -> np.ndarray:
-    """(H, W), unchanged unless all values are equal: every empty exposure looks the same."""
+def zeros_if_constant(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """((H, W), unchanged unless all values are equal; highest minus lowest value).
+
+    Every empty exposure looks the same.
+    """
     low, high, _, _ = cv2.minMaxLoc(image)
-    return np.zeros_like(image) if low == high else image
+    return np.zeros_like(image) if low == high else image, int(high - low)
 
 
-def is_whole_jpeg(data: bytes) -> bool:
-    """Whether a JPEG has an end behind its last scan, whatever follows.
+def _varies(values: np.ndarray) -> bool:
+    """Whether any channel of (H, W) or (H, W, 3) has different values."""
+    channels = values.reshape(-1, values.shape[2] if values.ndim == 3 else 1)
+    return bool((channels.min(axis=0) != channels.max(axis=0)).any())
 
-    OpenCV 4 fills the rest of a file cut short with grey. A preview in the header also
-    has an end, but the scan comes after it.
+
+def _bits(dataset: pydicom.Dataset, words: np.ndarray, word_bits: int) -> Bits:
+    """Where the values are in their words.
+
+    Args:
+        word_bits: the bits of a word that the frame can hold. A frame that holds values
+            alone has no unused bits, whatever HighBit says of the file it was made from.
     """
-    end = data.rfind(_END_OF_IMAGE)
-    return end >= 0 and data.find(_START_OF_SCAN, end) < 0
+    stored = _whole_number(dataset, "BitsStored", default=8 * words.itemsize)
+    if stored < 1:
+        raise Undecodable("BAD_HEADER", f"BitsStored is {stored}")
+    stored = min(stored, 8 * words.itemsize)
+    high = stored - 1
+    if _is_lossy_jpeg(dataset):
+        return Bits(stored, high, signed=False)
+    if stored < word_bits:  # a HighBit that cannot be is ignored
+        declared = _whole_number(dataset, "HighBit", default=high)
+        high = declared if high <= declared < word_bits else high
+    signed = words.ndim == 2 and dataset.get("PixelRepresentation") == 1
+    return Bits(stored, high, signed)
 
 
-def _stored_values(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
-    """(H, W) or (H, W, 3) array of what the file stores, and the decoder's name."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        frame = _single_frame(dataset)
-        if syntax != RLELossless:
-            _check_frame_size(frame, dataset.Rows, dataset.Columns)
-        if syntax == JPEGBaseline8Bit and dataset.get("SamplesPerPixel", 1) == 1:
-            return _jpeg(frame, dataset.Rows, dataset.Columns), "libjpeg-turbo"
-    else:
-        _check_length(dataset)
-    return _by_pydicom(dataset)
+def _is_lossy_jpeg(dataset: pydicom.Dataset) -> bool:
+    """Whether the frame holds unsigned values alone (PS3.5 8.2.1), which may be rounded up."""
+    return dataset.file_meta.TransferSyntaxUID in frames.LOSSY_JPEG
 
 
-def _single_frame(dataset: pydicom.Dataset) -> bytes:
-    """The one encoded frame of encapsulated pixel data (PS3.5 A.4)."""
+def _grey_of_colour(words: np.ndarray, bits: Bits) -> np.ndarray:
+    """(H, W, 3) RGB -> (H, W) uint8. Windows and tables are for grey values only."""
+    grey = cv2.cvtColor(bits.cut(words), cv2.COLOR_RGB2GRAY)
+    return greyscale.to_8_bits(grey, bits.stored)
+
+
+def _grey(words: np.ndarray, bits: Bits, dataset: pydicom.Dataset, *, inverted: bool) -> np.ndarray:
+    """(H, W) words -> (H, W) uint8."""
+    is_plain = not any(name in dataset for name in TRANSFORMS)
+    if is_plain and words.dtype == np.uint8 and bits.stored == 8 and not bits.signed:
+        return cv2.bitwise_not(words) if inverted else words
+    every_word = np.arange(np.iinfo(words.dtype).max + 1, dtype=words.dtype)
+    modality, voi = _modality(dataset), _voi(dataset)
     try:
-        frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
-    except Exception as error:
-        raise Undecodable(
-            "TRUNCATED", "the encapsulated pixel data is cut short or broken"
-        ) from error
-    if not frames or not frames[0]:
-        raise Undecodable("NO_PIXELS", "the encapsulated pixel data is empty")
-    return frames[0]
-
-
-def _jpeg(frame: bytes, height: int, width: int) -> np.ndarray:
-    """A baseline JPEG -> (H, W) uint8: the same pixels as Pillow's, faster."""
-    if not is_whole_jpeg(frame):
-        raise Undecodable("TRUNCATED", "the JPEG frame has no end-of-image marker: cut short")
-    image = cv2.imdecode(np.frombuffer(frame, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise Undecodable("TRUNCATED", "the JPEG frame cannot be decoded")
-    if image.shape != (height, width):
-        raise Undecodable(
-            "BAD_HEADER", f"the JPEG frame is {image.shape}, the header says {(height, width)}"
+        levels = greyscale.grey_levels(
+            bits.values(every_word), bits.span, modality=modality, voi=voi, inverted=inverted
         )
-    return image
+    except ValueError as error:
+        raise Undecodable("BAD_HEADER", f"the grey values cannot be computed: {error}") from error
+    return greyscale.look_up(levels, words)
 
 
-def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
-    """As `_stored_values`, by the first installed plugin of PLUGIN_ORDER."""
-    syntax = dataset.file_meta.TransferSyntaxUID
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        raise Undecodable(
-            "UNSUPPORTED_SYNTAX", f"{syntax} is not a transfer syntax of images"
-        ) from None
-    if not decoder.is_available:
-        message = f"no decoder for {syntax.name} is installed: {INSTALL}"
-        raise Undecodable("UNSUPPORTED_SYNTAX", message)
-    plugin = next((name for name in PLUGIN_ORDER if name in decoder.available_plugins), "")
-    try:
-        array, _ = decoder.as_array(dataset, decoding_plugin=plugin)
-    except RuntimeError as error:
-        whole = _END_OF_IMAGE in dataset.PixelData[-64:]
-        message = f"{plugin or 'pydicom'} cannot decode this {syntax.name} frame"
-        raise Undecodable("UNSUPPORTED_SYNTAX" if whole else "TRUNCATED", message) from error
-    return array, f"pydicom/{plugin}" if plugin else "pydicom"
+def _modality(dataset: pydicom.Dataset) -> Rescale | Table:
+    """The modality LUT module: a table comes before slope and intercept (PS3.3 C.11.1)."""
+    if tables := _tables(dataset, "ModalityLUTSequence"):
+        return tables[0]
+    slope, intercept = (_numbers(dataset, f"Rescale{name}")[0] for name in ("Slope", "Intercept"))
+    # A slope of 0 would make one grey of every image: it says as little as an empty one.
+    return Rescale(1.0 if slope in (None, 0) else slope, intercept or 0.0)
 
 
-def _check_length(dataset: pydicom.Dataset) -> None:
-    """Refuse uncompressed pixel data (PS3.5 8.1) that is too short."""
-    samples, bits = dataset.get("SamplesPerPixel", 1), dataset.get("BitsAllocated", 8)
-    needed = dataset.Rows * dataset.Columns * samples * bits // 8
-    if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":
-        needed = needed * 2 // 3  # two pixels share their colour differences
-    found = len(dataset.PixelData)
-    if found < needed:
-        raise Undecodable("TRUNCATED", f"{found} bytes of pixels, {needed} are needed")
+def _voi(dataset: pydicom.Dataset) -> Window | Table | None:
+    """The VOI LUT module (PS3.3 C.11.2): the first usable window, else the first table."""
+    pairs = zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False)
+    for centre, width in pairs:
+        if centre is not None and width is not None and width >= 1:
+            return Window(centre, width, _voi_function(dataset))
+    tables = _tables(dataset, "VOILUTSequence")
+    return tables[0] if tables else None
 
 
-def _check_frame_size(frame: bytes, height: int, width: int) -> None:
-    """Refuse a JPEG or JPEG 2000 frame of another size before it is decoded."""
-    found = _jpeg_size(frame) or _jpeg2000_size(frame)
-    if found is None:  # for example a PNG, which OpenCV would decode at any size
-        raise Undecodable("TRUNCATED", "the frame does not begin like a JPEG or JPEG 2000 image")
-    if found != (height, width):
-        code = "TOO_LARGE" if found[0] * found[1] > 4 * height * width else "BAD_HEADER"
-        message = f"the frame is {found[1]} x {found[0]}, the header says {width} x {height}"
-        raise Undecodable(code, message)
+def _voi_function(dataset: pydicom.Dataset) -> str:
+    values = dataset.get("VOILUTFunction") or "LINEAR"
+    function = str(values if isinstance(values, str) else values[0]).strip(" \0").upper()
+    if function not in ("", *greyscale.FUNCTIONS):
+        message = f"VOILUTFunction is none of {', '.join(greyscale.FUNCTIONS)}"
+        raise Undecodable("BAD_HEADER", message)
+    return function or "LINEAR"
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) from the start-of-frame segment (ISO 10918-1, B.2.2), or None."""
-    if frame[:2] != b"\xff\xd8":
+def _tables(dataset: pydicom.Dataset, name: str) -> list[Table]:
+    """The tables of a sequence; items without a descriptor or without data are none."""
+    is_little_endian = dataset.file_meta.TransferSyntaxUID.is_little_endian
+    tables = []
+    for item in dataset.get(name) or ():
+        descriptor, data = (
+            _bytes(item, tag, is_little_endian) for tag in ("LUTDescriptor", "LUTData")
+        )
+        if descriptor and data:
+            tables.append(_table(descriptor, data))
+    return tables
+
+
+def _table(descriptor: bytes, data: bytes) -> Table:
+    """A table from the little-endian bytes of its descriptor and its data."""
+    if len(descriptor) != 6:
+        raise Undecodable("BAD_HEADER", "a LUTDescriptor does not hold three numbers")
+    length, first, bits = np.frombuffer(descriptor, "<u2").tolist()
+    length = length or 0x10000
+    is_packed = len(data) < 2 * length  # one byte per entry
+    entries = np.frombuffer(data, np.uint8 if is_packed else "<u2", len(data) // (2 - is_packed))
+    if len(entries) < length:
+        raise Undecodable("BAD_HEADER", f"a table of {length} entries has {len(data)} bytes")
+    return Table(first, bits, entries[:length])
+
+
+def _bytes(item: pydicom.Dataset, name: str, is_little_endian: bool) -> bytes:
+    """The value of 16-bit words (VR US, SS or OW) as little-endian bytes; b"" without one."""
+    value = item.get(name)
+    if value is None or value == "":
+        return b""
+    if not isinstance(value, bytes):
+        words = np.atleast_1d(np.asarray(value, np.int64)) & 0xFFFF
+        return words.astype("<u2").tobytes()
+    if is_little_endian or item[name].VR != "OW":
+        return value
+    return np.frombuffer(value, ">u2").astype("<u2").tobytes()
+
+
+def _numbers(dataset: pydicom.Dataset, name: str) -> list[float | None]:
+    """The decimal strings of a tag, at least one; None for what is empty or not finite."""
+    value: Any = dataset.get(name)
+    if isinstance(value, str):  # text that pydicom does not convert
+        value = value.split("\\")
+    is_list = isinstance(value, Sequence) and not isinstance(value, bytes)
+    values = list(value) if is_list else [value]
+    return [_finite(value, name) for value in values] or [None]
+
+
+def _finite(value: Any, name: str) -> float | None:
+    if value is None or value == "":
         return None
-    at = 2
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
-        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4], "big")
-        start_of_frame = 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
-        if start_of_frame or marker == 0xF7:  # F7: JPEG-LS
-            height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
-            return height, width
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF may be repeated as fill
-    return None
-
-
-def _jpeg2000_size(frame: bytes) -> tuple[int, int] | None:
-    """(height, width) from the SIZ segment (ISO 15444-1, A.5.1), or None."""
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if start < 0 or len(frame) < start + 24:
+    if "#" in str(value):  # "1.#QNAN" and "1.#INF" are how Windows wrote such numbers
         return None
-    right, bottom, left, top = struct.unpack(">IIII", frame[start + 8 : start + 24])
-    return bottom - top, right - left
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # the text might name somebody: it is not quoted
+        raise Undecodable("BAD_HEADER", f"{name} is not a number") from None
+    return number if math.isfinite(number) else None
 
 
-def _grey(stored: np.ndarray, dataset: pydicom.Dataset, *, inverted: bool) -> np.ndarray:
-    """(H, W) stored values -> (H, W) uint8."""
-    plain = not any(
-        name in dataset
-        for name in ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence")
-    )
-    if plain and stored.dtype == np.uint8 and dataset.get("BitsStored", 8) == 8:
-        return cv2.bitwise_not(stored) if inverted else stored
-    values = apply_modality_lut(stored, dataset)
-    values = apply_voi_lut(values, dataset, prefer_lut=False)
-    low, high = _output_range(dataset)
-    return to_8_bits(low + high - values if inverted else values, low, high)
-
-
-def _output_range(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """(lowest, highest) value that modality LUT and window can give, by the header.
-
-    The third value of a LUTDescriptor is the number of bits of a table's entries (PS3.3
-    C.11.1.1 and C.11.2.1.1). A window keeps the range of its input (pydicom scales to
-    it).
-    """
-    windowed = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
-    if "VOILUTSequence" in dataset and not windowed:
-        return 0.0, 2.0 ** int(dataset.VOILUTSequence[0].LUTDescriptor[2]) - 1
-    if "ModalityLUTSequence" in dataset:
-        return 0.0, 2.0 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1
-    slope = float(dataset.get("RescaleSlope") or 1)
-    intercept = float(dataset.get("RescaleIntercept") or 0)
-    low, high = (value * slope + intercept for value in _stored_range(dataset))
-    return min(low, high), max(low, high)
-
-
-def _stored_range(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """(lowest, highest) value of BitsStored bits, signed or not (PS3.3 C.7.6.3.1)."""
-    bits = int(dataset.BitsStored)
-    if dataset.get("PixelRepresentation", 0) == 1:
-        return -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
-    return 0.0, 2.0**bits - 1
-
-
-def to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values in low..high -> uint8 in 0..255, rounded and clipped."""
-    if values.dtype == np.uint8 and (low, high) == (0.0, 255.0):
-        return values
-    scaled = values.astype(np.float32)  # changed in place: a large image takes 256 MB
-    scaled -= np.float32(low)
-    scaled *= np.float32(255.0 / (high - low))
-    np.rint(scaled, out=scaled)
-    return np.clip(scaled, 0, 255, out=scaled).astype(np.uint8)
+def _whole_number(dataset: pydicom.Dataset, name: str, *, default: int) -> int:
+    value = dataset.get(name)
+    if value is None or value == "":
+        return default
+    if not isinstance(value, int):
+        raise Undecodable("BAD_HEADER", f"{name} is not a whole number")
+    return value

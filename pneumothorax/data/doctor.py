@@ -8,9 +8,10 @@ from pydicom.uid import AllTransferSyntaxes
 from pneumothorax.data.one_image import Entry
 from pneumothorax.data.outcome import Outcome
 from pneumothorax.errors import MAX_LISTED, BadInput, bad_list
+from pneumothorax.frames import INSTALL
 from pneumothorax.pipeline import artifacts
-from pneumothorax.pixels import INSTALL
 
+MAX_NAMED = 3  # files in a line of the summary
 SHARE_POSITIVE = 2669 / 12047  # in SIIM-ACR, stage_2_train.csv
 
 
@@ -35,9 +36,19 @@ def summary(outcome: Outcome) -> list[str]:
         (outcome.colour, "colour images converted to grey"),
         (outcome.duplicates, "files are copies of another: each image is kept once"),
         (outcome.repeated_rows, "label rows are listed twice (warning): each is used once"),
+        (len(outcome.narrow), narrow_range(outcome.narrow)),
         (twins, "images share their pixels with another: they will share a fold"),
     ]
     return lines + [f"{count} {remark}" for count, remark in remarks if count]
+
+
+def narrow_range(sources: list[str]) -> str:
+    """The remark on images that use less than a tenth of the grey range, after their number."""
+    first = ", ".join(sources[:MAX_NAMED]) + ", ..." * (len(sources) > MAX_NAMED)
+    return (
+        "images use less than a tenth of the grey range (warning): "
+        f"nearly black, white or grey: {first}"
+    )
 
 
 def _test_images(outcome: Outcome) -> str:

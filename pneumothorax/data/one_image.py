@@ -22,7 +22,7 @@ from pneumothorax.data.layouts.mask_images import BAD_MASK, SIZE_MISMATCH
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, records
 
-VERSION = 4  # increase it when cached files would come out differently: old journals are ignored
+VERSION = 5  # increase it when cached files would come out differently: old journals are ignored
 UNLABELLED = "UNLABELLED"
 
 Entry = dict[str, Any]
@@ -113,6 +113,7 @@ def _prepare(path: Path, root: Path, job: Job) -> Entry:
         "key": _key(path, versions, uid, image_id, job),
         "uid": uid,
         "colour": radiograph.colour,
+        "narrow": radiograph.is_narrow,
         "row": row,
         "label": [rle.encode(mask)] if annotation.masks and mask is not None else [],
     }

@@ -30,6 +30,7 @@ class Outcome:
     orphans: list[str]  # mask files without an image
     ambiguous: list[str]  # ids of several files with different contents: all of them rejected
     colour: int  # images converted to grey
+    narrow: list[str]  # sources of images that use less than a tenth of the grey range
     duplicates: int  # files that are copies of another
     repeated_rows: int  # label rows that are listed twice, word for word
 
@@ -95,6 +96,7 @@ def account(entries: dict[str, Entry], path_of: dict[str, Path], job: Job) -> Ou
         orphans=list(job.listed.orphans),
         ambiguous=ambiguous,
         colour=sum(entry["colour"] for entry in used),
+        narrow=[entry["row"]["source"] for entry in used if entry["narrow"]],
         duplicates=sum(len(by_id[entry["row"]["image_id"]]) - 1 for entry in used),
         repeated_rows=job.listed.repeated,
     )

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pneumothorax import dicom, pixels
+from pneumothorax import dicom, frames, greyscale, pixels
 from pneumothorax.dicom import Rejected
 
 PNG, JPEG = "libpng", "libjpeg-turbo"  # the decoders
@@ -39,10 +39,10 @@ def read(path: Path | str, *, image_id: str | None = None) -> dicom.Radiograph:
     values, decoder = read_values(path)
     grey, colour = _grey(values)
     del values  # up to 400 MB
-    image = pixels.to_8_bits(grey, 0, np.iinfo(grey.dtype).max)
+    image, grey_range = pixels.zeros_if_constant(greyscale.to_8_bits(grey, 8 * grey.itemsize))
     height, width = image.shape
     header = dicom.Header(name, patient_id="", view="", sex="", age="", height=height, width=width)
-    return dicom.Radiograph(header, pixels.zeros_if_constant(image), decoder, colour)
+    return dicom.Radiograph(header, image, decoder, colour, grey_range)
 
 
 def image_id(path: Path) -> str:
@@ -114,7 +114,7 @@ def _check_header(data: bytes) -> None:
 
 def _check_jpeg(data: bytes) -> None:
     """Refuse a JPEG that libjpeg would complete with grey or noise, and only warn."""
-    if not pixels.is_whole_jpeg(data):
+    if not frames.is_whole_jpeg(data):
         raise Rejected("TRUNCATED", "the JPEG has no end-of-image marker: cut short")
     try:
         simplejpeg.decode_jpeg(data, "GRAY", strict=True)

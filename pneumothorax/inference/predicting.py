@@ -62,6 +62,7 @@ class DecodedFile(NamedTuple):
     pixels: np.ndarray  # (H, W) uint8
     pixel_area_mm2: float | None  # None where unknown
     spacing: str  # the tag that the area comes from
+    narrow: bool  # less than a tenth of the grey range is used
 
 
 def predict(
@@ -90,6 +91,7 @@ def predict(
                 entry = journal.entries.get(file.image_id)
                 if entry and entry.get("key") == task.key(file):
                     rows.append(entry["row"])
+                    listed.narrow += [file.source] if entry["narrow"] else []
                     if entry["refused"]:
                         reason = f"no segmentation object: {entry['refused']}"
                         listed.reject(file.source, "BAD_HEADER", reason)
@@ -166,6 +168,7 @@ def _predict_batch(
                 image, mask, p, trained_on="phantoms" if settled.phantoms else "radiographs"
             ),
             "refused": refused,
+            "narrow": image.narrow,
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
         earlier = journal.entries.get(image.file.image_id, {}).get("files", ())
@@ -175,11 +178,13 @@ def _predict_batch(
 
 def _decode(file: RadiographFile) -> DecodedFile:
     if not file.is_dicom:
-        return DecodedFile(file, raster.read(file.path).image, None, "")
+        radiograph = raster.read(file.path)
+        return DecodedFile(file, radiograph.image, None, "", radiograph.is_narrow)
     header, dataset = dicom.open_header(file.path)
     if header.image_id != file.image_id:
         raise dicom.Rejected("IO", "the file changed while it was read")
-    return DecodedFile(file, dicom.decode(header, dataset).image, *dicom.pixel_area_mm2(dataset))
+    radiograph, area = dicom.decode(header, dataset), dicom.pixel_area_mm2(dataset)
+    return DecodedFile(file, radiograph.image, *area, radiograph.is_narrow)
 
 
 def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict[str, bytes], str]:

@@ -36,6 +36,7 @@ class Listed:
     files: list[RadiographFile] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)  # artifacts.REJECTED rows
     copies: int = 0  # of `files`
+    narrow: list[str] = field(default_factory=list)  # sources, once they are decoded
     n_files: int = 0
 
     def reject(self, source: str, code: str, message: str) -> None:

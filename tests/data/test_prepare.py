@@ -461,6 +461,19 @@ def test_colour_images_and_repeated_label_rows_are_mentioned(tmp_path, capsys):
     assert "1 label rows are listed twice (warning)" in printed
 
 
+def test_images_with_less_than_a_tenth_of_the_grey_range_are_counted_and_named(tmp_path, capsys):
+    low = noise(2).astype(np.uint16) * 16  # 12 bits, declared as 16: 255 * 16 / 65535 * 255 = 16
+    images = {"a": noise(1), **{name: low + np.uint16(at) for at, name in enumerate("bcde")}}
+    folder = labelled(tmp_path / "in", images)
+    prepared(folder, tmp_path / "out")
+    remark = "4 images use less than a tenth of the grey range (warning)"
+    named = "b.dcm, c.dcm, d.dcm, ..."
+    line = next(line for line in capsys.readouterr().out.splitlines() if remark in line)
+    assert line.endswith(f": {named}")
+    prepared(folder, tmp_path / "out")  # from the journal
+    assert line in capsys.readouterr().out
+
+
 def test_ids_that_differ_only_in_case_are_all_rejected(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_dicom(folder / "one" / "b.dcm", noise(2))

@@ -1,10 +1,12 @@
 """Small real DICOM files."""
 
+import io
 import warnings
 
 import cv2
 import numpy as np
 import pydicom
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
@@ -82,3 +84,10 @@ def encode_jpeg(image, quality=95):
     done, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
     assert done
     return data.tobytes()
+
+
+def jpeg_2000(image):
+    """(H, W) uint8 or uint16 -> the bytes of a lossless JPEG 2000 code stream."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG2000", irreversible=False, no_jp2=True)
+    return buffer.getvalue()

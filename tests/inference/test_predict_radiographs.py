@@ -544,6 +544,7 @@ def test_an_id_of_several_files_is_predicted_once_or_not_at_all(tiny, tmp_path, 
     radiograph(folder, "two", 3, SOPInstanceUID="twice")
     radiograph(folder, "a", 4, SOPInstanceUID="case")
     radiograph(folder, "b", 5, SOPInstanceUID="CASE")
+    write_dicom(folder / "dark.dcm", noise(6).astype(np.uint16) * 16)  # 12 bits, declared as 16
     with pytest.raises(BadInput, match="2 files with different contents have the id twice"):
         predict(output, folder, tmp_path / "to")
     expected = {
@@ -553,8 +554,11 @@ def test_an_id_of_several_files_is_predicted_once_or_not_at_all(tiny, tmp_path, 
         "b.dcm": "BAD_ID",
     }
     assert rejected_of(tmp_path / "to") == expected
-    assert list(rows_of(tmp_path / "to").index) == ["same"]
-    assert "1 files are copies" in capsys.readouterr().out
+    assert list(rows_of(tmp_path / "to").index) == ["same", "dark"]
+    printed = capsys.readouterr().out
+    assert "1 files are copies" in printed
+    assert "1 images use less than a tenth of the grey range (warning)" in printed
+    assert "nearly black, white or grey: dark.dcm\n" in printed
 
 
 def test_files_that_vanish_change_or_cannot_be_read_are_listed(

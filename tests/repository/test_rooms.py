@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.stages import ROOT
 
 PACKAGE = ROOT / "pneumothorax"
-DOOR = ["errors", "rle", "metrics", "dicom", "pixels", "png", "augment", "plotting"]
+DOOR = "errors rle metrics dicom pixels frames greyscale png augment plotting".split()
 GROUND_UP = [
     "pipeline",
     "compute",
