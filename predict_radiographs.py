@@ -18,10 +18,20 @@ file does. Safe to interrupt: run the same command again to resume.
     python predict_radiographs.py image.dcm --to findings --run ica_resunet --dicom-seg
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pneumothorax.pipeline import locks, stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pneumothorax.inference.reading import Listed
+    from pneumothorax.inference.settled import Settled
 
 NOTICE = "research software, not a medical device: nothing here is a diagnosis"
 
@@ -57,7 +67,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     import models
     from pneumothorax.compute import devices, precisions, runtime
-    from pneumothorax.data import doctor
     from pneumothorax.inference import predicting, reading, results, settled
     from pneumothorax.prediction import probability_maps
 
@@ -87,14 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         n_earlier = results.of_earlier_calls(args.to, listed)
 
     print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")
-    for warning in filter(None, (listed.warning, run.warning)):
-        print(warning)
-    if n_seen := len(run.trained_on.intersection(frame["image_id"])):
-        print(f"note: the networks were trained on {n_seen} of these images and do better on them")
-    if listed.copies:
-        print(f"{listed.copies} files are copies of others: each image is predicted once")
-    if listed.narrow:
-        print(len(listed.narrow), doctor.narrow_range(listed.narrow))
+    for note in notes(frame, listed, run):
+        print(note)
     if n_earlier:
         print(
             f"{args.to} also holds {n_earlier} images of earlier calls, which are not in "
@@ -104,6 +107,19 @@ def main(argv: list[str] | None = None) -> None:
     print(NOTICE, flush=True)
     if listed.rejected:
         raise listed.error()
+
+
+def notes(frame: pd.DataFrame, listed: Listed, run: Settled) -> Iterator[str]:
+    """What to know about the images and the networks before the predictions are used."""
+    from pneumothorax.data import doctor
+
+    yield from filter(None, (listed.warning, run.warning))
+    if n_seen := len(run.trained_on.intersection(frame["image_id"])):
+        yield f"note: the networks were trained on {n_seen} of these images and do better on them"
+    if listed.copies:
+        yield f"{listed.copies} files are copies of others: each image is predicted once"
+    if listed.narrow:
+        yield f"{len(listed.narrow)} {doctor.narrow_range(listed.narrow)}"
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from pneumothorax.errors import BadInput
 from pneumothorax.inference import dicom_seg, overlay, results
 from pneumothorax.inference.reading import Listed, RadiographFile
 from pneumothorax.inference.settled import Settled
-from pneumothorax.masks import postprocess
+from pneumothorax.masks import calibration, postprocess
 from pneumothorax.pipeline import atomic, records
 from pneumothorax.pipeline.journal import Journal
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
-VERSION = 3  # raise it when results would change: earlier ones are then made again
+VERSION = 4  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
 
@@ -127,8 +127,8 @@ def stored_maps(
             "the networks give probability maps that are not finite: "
             "train the run again with 02_train.py --overwrite"
         )
-    scores = values.max(axis=(1, 2)) if classification is None else classification.cpu().numpy()
-    return postprocess.quantise(values), scores
+    of_head = None if classification is None else classification.cpu().numpy()
+    return postprocess.quantise(values), calibration.score(values.max(axis=(1, 2)), of_head)
 
 
 def _predict_batch(

@@ -1,9 +1,10 @@
 """An image's score -> the probability that it shows a pneumothorax.
 
-A logistic curve over the score's log odds, with smoothed targets so that few or separable
-images do not lead to certainty (Platt: Probabilistic Outputs for Support Vector Machines,
-Advances in Large Margin Classifiers, 1999). The curve never falls, so images that are
-calibrated together keep their order and their AUC.
+The score joins the classification head, where there is one, with the map: each finds images
+that the other misses. The probability is a logistic curve over its log odds, with smoothed
+targets so that few or separable images do not lead to certainty (Platt: Probabilistic Outputs
+for Support Vector Machines, Advances in Large Margin Classifiers, 1999). The curve never
+falls, so images that are calibrated together keep their order and their AUC.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 SMALLEST = 1e-6  # scores are clipped to [SMALLEST, 1 - SMALLEST], which keeps log odds finite
+
+
+def score(highest: np.ndarray, classification: np.ndarray | None) -> np.ndarray:
+    """(N,) scores of images as a whole, in [0, 1].
+
+    Where there is a classification head, both odds count equally, on their logarithmic
+    scale (compared in benchmarks/RESULTS.md). Otherwise the map's highest probability.
+
+    Args:
+        highest: (N,) the highest probability of each image's map.
+        classification: (N,) the head's probabilities, NaN or None without one.
+    """
+    from scipy.special import expit
+
+    if classification is None:
+        return highest
+    both = expit((_log_odds(highest) + _log_odds(classification)) / 2)
+    return np.where(np.isnan(classification), highest, both)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pneumothorax import png, rle
 from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.masks import calibration
 from pneumothorax.pipeline import artifacts
 
 
@@ -50,8 +51,8 @@ class Predicted(NamedTuple):
 
     Args:
         fold: (N,) int, the fold whose network predicted the image; -1 for test images.
-        scores: (N, runs) in [0, 1], each run's score of the image as a whole: the
-            probability of the classification head, else the map's highest.
+        scores: (N, runs) in [0, 1], each run's score of the image as a whole
+            (calibration.score).
     """
 
     images: list[Image]
@@ -91,7 +92,7 @@ def read(output: Path, runs: Sequence[str], split: str) -> Predicted:
         )
         images.append(Image(image_id, stored, shape_of[image_id], rows_of.get(image_id, ())))
     fold = tables[0]["fold"].fillna(-1).to_numpy(dtype=int)
-    scores = [_score(table).loc[image_ids].to_numpy(dtype=float) for table in tables]
+    scores = [_scores(table.loc[image_ids]) for table in tables]
     return Predicted(images, fold, np.stack(scores, axis=1))
 
 
@@ -105,8 +106,9 @@ def _read(path: Path, digest: str) -> np.ndarray:
     return png.decode(data, path)
 
 
-def _score(table: pd.DataFrame) -> pd.Series:
-    return table["p_classification"].fillna(table["p_max"])
+def _scores(table: pd.DataFrame) -> np.ndarray:
+    columns = ("p_max", "p_classification")
+    return calibration.score(*(table[column].to_numpy(dtype=float) for column in columns))
 
 
 def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.DataFrame:
@@ -117,7 +119,10 @@ def _table(output: Path, run: str, split: str, known: Collection[str]) -> pd.Dat
     faults = {
         "is not in the manifest": ~table.index.isin(list(known)),
         "is listed twice": table.index.duplicated(),
-        "has no probability from 0 to 1": ~_score(table).between(0, 1).to_numpy(),  # NaN is not
+        "has no probability from 0 to 1": ~(
+            table["p_max"].between(0, 1)  # NaN is not
+            & table["p_classification"].fillna(0).between(0, 1)
+        ).to_numpy(),
     }
     if split == artifacts.OOF:
         faults["has no fold"] = (~(table["fold"] >= 0) | (table["fold"] % 1 != 0)).to_numpy()

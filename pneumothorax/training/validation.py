@@ -1,7 +1,7 @@
 """Scores of a network on its held-out fold, at label resolution, to choose an epoch by."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from pneumothorax import rle
 from pneumothorax.compute import beside, distributed
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.data.dataset import Sample, to_network
-from pneumothorax.masks import postprocess, thresholds
+from pneumothorax.masks import calibration, postprocess, thresholds
 from pneumothorax.masks.thresholds import Grid, Profile
 
 SELECTION_GRID = Grid(
@@ -39,11 +39,11 @@ class Scores(NamedTuple):
 class Measured(NamedTuple):
     """What the scores need to know about an image.
 
-    `p_positive` is the output of the classification head, None without one.
+    `score` is that of the image as a whole, None without a classification head.
     """
 
     profile: Profile
-    p_positive: float | None = None
+    score: float | None = None
 
 
 class Example(NamedTuple):
@@ -87,15 +87,15 @@ def validate(
             if stop.is_due():
                 return
             with autocast:
-                logits, of_images = network.outputs(to_network(batch.image, device))
-            maps = _sigmoid(logits)[:, 0]  # (N, S, S)
-            p_positive = [None] * len(maps) if of_images is None else _sigmoid(of_images).tolist()
-            finite = all(p is None or math.isfinite(p) for p in [float(maps.sum()), *p_positive])
+                maps, of_head = _probabilities(network, to_network(batch.image, device))
+            finite = bool(np.isfinite(maps).all()) and all(
+                p is None or math.isfinite(p) for p in of_head
+            )
             if not finite:
                 return
             images.keep_examples(batch, maps)
             positions = batch.position.tolist()  # type: ignore[attr-defined]
-            yield from zip(positions, maps, p_positive, strict=True)
+            yield from zip(positions, maps, of_head, strict=True)
 
     own = dict(beside.in_order(images.measure, predicted()))
     everyones = distributed.gather((stop.is_due(), finite, own))
@@ -107,8 +107,13 @@ def validate(
     return scores([everyone[position] for position in range(len(rows))]), images.examples
 
 
-def _sigmoid(logits: torch.Tensor) -> np.ndarray:
-    return logits.float().sigmoid().cpu().numpy()
+def _probabilities(network: Any, images: torch.Tensor) -> tuple[np.ndarray, Sequence[float | None]]:
+    """(N, S, S) of the pixels; of the N images by the classification head, None without one."""
+    maps, of_images = network.outputs(images)
+    of_head = [None] * len(images)
+    if of_images is not None:
+        of_head = of_images.float().sigmoid().tolist()
+    return maps.float().sigmoid().cpu().numpy()[:, 0], of_head
 
 
 class _Images:
@@ -120,12 +125,15 @@ class _Images:
         self.examples: list[Example] = []
 
     def measure(self, predicted: tuple[int, np.ndarray, float | None]) -> tuple[int, Measured]:
-        """An image's position, its probability map (S, S) and its probability, if there is one."""
-        position, probabilities, p_positive = predicted
+        """An image's position, its map (S, S), and its probability by a classification head."""
+        position, probabilities, of_head = predicted
         truth = rle.union(self.runs[position], self.shapes[position])
         stored = postprocess.quantise(probabilities)
-        grid = SELECTION_GRID if p_positive is None else WITH_HEAD
-        return position, Measured(thresholds.profile(stored, truth, grid), p_positive)
+        if of_head is None:
+            return position, Measured(thresholds.profile(stored, truth, SELECTION_GRID))
+        highest, classification = np.array([[probabilities.max()], [of_head]])
+        score = calibration.score(highest, classification).item()
+        return position, Measured(thresholds.profile(stored, truth, WITH_HEAD), score)
 
     def keep_examples(self, batch: Sample, maps: np.ndarray) -> None:
         """The first positive images, with their probability maps, (N, S, S)."""
@@ -138,13 +146,13 @@ class _Images:
 def scores(images: list[Measured]) -> Scores:
     """Scores of all images of a fold."""
     profiles = [image.profile for image in images]
-    p_positive = [image.p_positive for image in images if image.p_positive is not None]
-    search = thresholds.Search(profiles, WITH_HEAD if p_positive else SELECTION_GRID)
+    score = [image.score for image in images if image.score is not None]
+    search = thresholds.Search(profiles, WITH_HEAD if score else SELECTION_GRID)
     negative = search.empty_dice == 1
     at_half = SELECTION_GRID.bottoms.index(0.5)
     everyone = np.ones(len(images), dtype=bool)
     return Scores(
-        siim_dice=search.best(everyone, np.array(p_positive) if p_positive else None).siim_dice,
+        siim_dice=search.best(everyone, np.array(score) if score else None).siim_dice,
         positive_dice=float(search.dice[~negative, at_half, 0, 0].mean()),
         all_empty=float(negative.mean()),
     )

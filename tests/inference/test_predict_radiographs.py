@@ -173,12 +173,10 @@ def test_the_network_sees_the_image_it_would_get_from_the_cache(tiny, image_size
         assert torch.equal(mirrored[number, 0], expected.flip(1))
 
 
-def test_the_score_is_the_classification_heads_if_the_network_has_one():
+def test_the_score_joins_the_map_with_the_classification_head_if_the_network_has_one():
     image = [noise(1, 64)]
-    for classification, expected in (
-        (2.0, 1 / (1 + np.exp(-2))),
-        (None, 0.5),
-    ):  # sigmoid(2); the map is sigmoid(0)
+    # The map's log odds are 0, those of the head 2: 1 on average.
+    for classification, expected in ((2.0, 1 / (1 + np.exp(-1))), (None, 0.5)):
         one = probability_maps.Predictor(Watching(classification), 64)
         maps, [p] = predicting.stored_maps(image, [one], 64, CPU, precision="fp32")
         assert p == pytest.approx(expected)

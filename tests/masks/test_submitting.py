@@ -281,12 +281,13 @@ def edit_predictions(output, run, **columns):
     artifacts.write_table(output, artifacts.Run(run).predictions, frame.assign(**columns))
 
 
-def test_an_images_score_is_the_classification_heads_if_the_network_has_one(copied):
-    edit_predictions(copied, "twin", p_classification=0.125)
+def test_an_images_score_joins_the_maps_highest_with_the_classification_heads(copied):
+    edit_predictions(copied, "twin", p_max=0.5, p_classification=0.1)
     found = predicted.read(copied, ["one", "twin"], artifacts.OOF)
     frame = artifacts.read_table(copied, artifacts.Run("one").predictions)
     np.testing.assert_array_equal(found.scores[:, 0], frame.loc[frame["split"] == "oof", "p_max"])
-    assert (found.scores[:, 1] == 0.125).all()
+    # Odds of 1 and of 1 / 9: their geometric mean is 1 / 3.
+    assert found.scores[:, 1] == pytest.approx(0.25)
 
 
 def test_probability_maps_are_matched_by_image_and_must_have_the_same_folds_and_images(copied):

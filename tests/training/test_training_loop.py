@@ -466,6 +466,9 @@ class WithoutNorm(nn.Conv2d):
         torch.manual_seed(1)
         super().__init__(1, 1, 3, padding=1)
 
+    def outputs(self, images):
+        return self(images), None
+
     def training_loss(self, images, masks, criterion):
         return {"loss": criterion(self(images), masks)}
 
