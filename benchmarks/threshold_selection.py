@@ -5,7 +5,8 @@ them) and their difference, the optimism; the mean Dice of the positive images; 
 of fits in which every image stays empty. First with the folds of training, then as mean and
 standard deviation over regroupings: patients are dealt to as many new groups, and thresholds
 are nested in those. The rules are the highest score, and the middle of the good ones in parts
-of the grid.
+of the grid. Where the networks have a classification head, all of this with three scores of
+the image: head, map, and both, which is in use.
 
     python -m benchmarks.threshold_selection --run ica_resunet
     python -m benchmarks.threshold_selection --run ica_resunet --output output --groupings 100
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import timing
-from pneumothorax.masks import calibration, evaluation, nested, predicted, thresholds
+from pneumothorax.masks import calibration, evaluation, predicted, thresholds
 from pneumothorax.masks.nested import Basis
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.masks.predicted import Predicted
@@ -49,20 +50,46 @@ def main() -> None:
     print(f"{len(oof.images)} images, {oof.positive.sum()} positive; all-empty {empty:.4f}")
     patients = artifacts.training_rows(args.output).set_index("image_id")["patient_id"]
     of_image = patients.loc[[image.image_id for image in oof.images]].to_numpy()
-    print_rules(search, oof, "the folds of training", [oof.fold])
     groupings = [
         regrouped(of_image, len(set(oof.fold.tolist())), seed) for seed in range(args.groupings)
     ]
-    print_rules(search, oof, f"{args.groupings} regroupings", groupings)
+    for name, score in image_scores(args.output, args.run, oof).items():
+        of_folds = [auc(score, oof.positive, oof.fold == fold) for fold in set(oof.fold.tolist())]
+        everyone = auc(score, oof.positive, np.ones(len(score), dtype=bool))
+        print(f"\nscore of the image: {name}")
+        print(f"AUC {np.mean(of_folds):.4f} (mean of the folds), {everyone:.4f} (all images)")
+        print_rules(search, score, oof.positive, "the folds of training", [oof.fold])
+        print_rules(search, score, oof.positive, f"{args.groupings} regroupings", groupings)
+
+
+def image_scores(output: Path, run: str, oof: Predicted) -> dict[str, np.ndarray]:
+    """(N,) by name: the score in use first; where there is a head, also its parts alone."""
+    table = artifacts.read_table(output, artifacts.Run(run).predictions)
+    table = table[table["split"] == artifacts.OOF].set_index("image_id")
+    table = table.loc[[image.image_id for image in oof.images]]
+    found = {"in use": oof.scores[:, 0]}
+    if table["p_classification"].notna().all():
+        found["classification head"] = table["p_classification"].to_numpy(dtype=float)
+        found["highest of the map"] = table["p_max"].to_numpy(dtype=float)
+    return found
+
+
+def auc(score: np.ndarray, positive: np.ndarray, images: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive[images], score[images]))
 
 
 def rules(grid: Grid) -> dict[str, Rule]:
-    """By name: the thresholds of a highest score, then `choose` within parts of the grid."""
-    parts = nested.grids_of_steps(grid)
-    for name in ("one threshold", "triplet"):
-        with_image_threshold = replace(parts[name], min_probabilities=grid.min_probabilities)
-        parts[f"{name} and image threshold"] = with_image_threshold
-    return {"best": lambda scores: scores.best().triplet} | {
+    """By name: the thresholds of the highest score, then the middle of parts of the grid."""
+    triplet = Grid(grid.tops, grid.min_areas, grid.bottoms, grid.min_components)
+    parts = {
+        "one threshold": replace(triplet, tops=grid.tops[-1:], min_areas=grid.min_areas[:1]),
+        "image threshold": thresholds.by_probability(triplet),
+        "triplet": triplet,
+        "triplet and image threshold": grid,
+    }
+    return {"highest score": lambda scores: scores.best().triplet} | {
         name: partial(chosen, part=part) for name, part in parts.items()
     }
 
@@ -79,12 +106,14 @@ def regrouped(patients: np.ndarray, groups: int, seed: int) -> np.ndarray:
     return (order % groups)[place]
 
 
-def print_rules(search: Search, oof: Predicted, title: str, groupings: list[np.ndarray]) -> None:
+def print_rules(
+    search: Search, score: np.ndarray, positive: np.ndarray, title: str, groupings: list[np.ndarray]
+) -> None:
     """A line per rule."""
     rows = []
     for groups in groupings:
-        bases = {group: basis(search, oof, groups != group) for group in set(groups.tolist())}
-        bases[None] = basis(search, oof, np.ones(len(groups), dtype=bool))
+        held_out = [None, *set(groups.tolist())]
+        bases = {group: basis(search, score, positive, groups != group) for group in held_out}
         scores = {group: one.scores(groups != group) for group, one in bases.items()}
         for name, rule in rules(search.grid).items():
             triplets = {group: rule(of_group) for group, of_group in scores.items()}
@@ -94,8 +123,8 @@ def print_rules(search: Search, oof: Predicted, title: str, groupings: list[np.n
                 dice[scored] = one.image_dice(triplets[group])[scored]
             naive = bases[None].image_dice(triplets[None]).mean()
             empty = np.mean([one.is_all_empty for one in triplets.values()])
-            positive = dice[oof.positive].mean()
-            rows.append((name, dice.mean(), naive, naive - dice.mean(), positive, empty))
+            of_positives = dice[positive].mean()
+            rows.append((name, dice.mean(), naive, naive - dice.mean(), of_positives, empty))
     table = pd.DataFrame(
         rows, columns=["rule", "nested", "naive", "optimism", "positives", "all empty"]
     )
@@ -113,10 +142,9 @@ def print_rules(search: Search, oof: Predicted, title: str, groupings: list[np.n
         )
 
 
-def basis(search: Search, oof: Predicted, seen: np.ndarray) -> Basis:
+def basis(search: Search, score: np.ndarray, positive: np.ndarray, seen: np.ndarray) -> Basis:
     """The search with image-level probabilities that are calibrated on the (N,) images seen."""
-    score = oof.scores[:, 0]
-    return Basis(search, calibration.fit(score[seen], oof.positive[seen])(score))
+    return Basis(search, calibration.fit(score[seen], positive[seen])(score))
 
 
 if __name__ == "__main__":
