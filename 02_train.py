@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.say(precisions.first_line(device, settings.precision, training=True))
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
-        run.claim(folds, overwrite=args.overwrite)
+        run.claim(folds, network, overwrite=args.overwrite)
         if len(devices) > 1:
             left = run.unfinished(folds)
             sys.exit(per_device.train(left, devices, workers=args.workers, stop=stop))
