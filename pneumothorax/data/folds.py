@@ -121,8 +121,8 @@ def require_patients(train: pd.DataFrame, group: np.ndarray, *, n_folds: int) ->
             images = train[rows]
             name = images["patient_id"].iloc[0] or "unknown"
             raise bad_list(
-                f"all {len(images)} {kind} images are of one patient ({name}), and a patient is "
-                "in one fold only: add images of other patients, or pass --patients if this "
+                f"all {kind} images ({len(images)}) are of one patient ({name}), and a patient "
+                "is in one fold only: add images of other patients, or pass --patients if this "
                 "PatientID stands for many people; they are",
                 list(images["image_id"]),
                 limit=MAX_NAMED,
