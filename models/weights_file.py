@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors.torch import load_file
@@ -42,7 +43,10 @@ def read(path: Path) -> State:
         endings = f"{', '.join(PICKLED)} or {SAFETENSORS}"
         raise WeightsError(f"encoder weights {path}: the name must end in {endings}")
     try:
-        content = load_file(path) if path.suffix == SAFETENSORS else _unpickled(path)
+        if path.suffix == SAFETENSORS:
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises almost anything
         raise WeightsError(
             f"encoder weights {path} cannot be read as plain tensors: {_reason(error)}"
@@ -99,10 +103,6 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(texts[:MAX_LISTED]) + more
 
 
-def _unpickled(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _reason(error: Exception) -> str:
     foreign = re.search(r"GLOBAL (\S+)", str(error))  # in the message of weights_only
     if foreign:
@@ -124,7 +124,7 @@ def _unwrapped(content: object) -> object:
     return content
 
 
-def _is_state(content: object) -> bool:
+def _is_state(content: object) -> TypeGuard[State]:
     """Whether it is plain tensors by name: neither sparse nor without values."""
     return isinstance(content, dict) and all(
         isinstance(name, str)
