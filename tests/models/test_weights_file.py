@@ -191,6 +191,12 @@ def test_another_architecture_is_refused_with_the_first_missing_tensors_and_a_co
     assert unexpected.startswith("unexpected: features.0.0.weight, features.0.1.weight")
 
 
+def test_blocks_that_share_a_few_names_with_the_encoder_are_not_taken_for_it(tmp_path):
+    blocks = nn.ModuleList(nn.ModuleDict({"conv1": nn.Conv2d(1, 1, 1)}) for _ in range(3))
+    with pytest.raises(WeightsError, match=r"0 of 100 .*\n.*\n  unexpected: 0\.conv1\.weight, 0\."):
+        load(saved(tmp_path / "blocks.pth", blocks.state_dict()))
+
+
 @pytest.mark.parametrize("prefix", ["", "encoder."])
 def test_a_deeper_encoder_is_not_cut_to_fit(tmp_path, prefix):
     deeper = {prefix + name: value for name, value in grey_encoder("resnet34").state_dict().items()}
