@@ -53,6 +53,7 @@ class Takes(nn.Module):
         ((32, 192), "the nearest size that works is 192"),
         ((96, 160), "the nearest size that works is 160"),  # of two, the larger
         ((64, 256), "the nearest size that works is 64"),
+        ((256,), "the nearest size that works is 256"),
         ((100, 320), "no other size up to twice as large works either"),  # no multiple of 32
     ],
 )
