@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.say(per_device.first_lines(names, device, settings.precision))
         run = TrainingRun(args.output, args.run, settings)
         folds = stage.chosen_folds(args.fold, run.n_folds)
-        run.claim(folds, overwrite=args.overwrite)
+        run.claim(folds, network, overwrite=args.overwrite)
         if len(names) > 1:
             left = run.unfinished(folds)
             sys.exit(per_device.train(left, names, workers=args.workers, stop=stop))

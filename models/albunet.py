@@ -38,8 +38,8 @@ class AlbuNet(NetworkWithClassification):
 
     Args:
         encoder: "resnet34", or "resnet18" for a smaller twin; both end in 512 channels.
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
-            .safetensors file.
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a file or folder
+            (encoder_weights.py).
         filters: the decoder's narrowest width.
         classification_weight: weight of the loss of a classification head on conv5
             (classification.py); 0 builds no head.

@@ -54,8 +54,8 @@ class CheXLocNet(SegmentationNetwork):
 
     Args:
         encoder: "resnet50" (the paper's), or "resnet18", "resnet34" for a smaller twin.
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
-            .safetensors file.
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a file or folder
+            (encoder_weights.py).
         fpn_channels: channels of each level of the feature pyramid.
         representation_size: width of the two layers that score and refine a box.
         mask_channels, mask_layers: width and number of the 3x3 convolutions of the mask head.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from . import smp_library
+from . import smp_library, weights_file
 from .network import GREY_MEAN, GREY_STD
+from .weights_file import State, WeightsError, flat, listed
 
-MAX_LISTED = 10
 # Classifiers in the files of torchvision, timm and the encoders' authors. An encoder has none.
 CLASSIFIERS = ("fc.", "_fc.", "classifier.", "last_linear.", "head.")
 WAY_OUT = "pass encoder_weights=none or the path of a .pth or .safetensors file"
@@ -47,10 +47,6 @@ PACKAGES = {
 }
 
 
-class WeightsError(ValueError):
-    """Encoder weights are missing or do not fit. The message says what differs and what to do."""
-
-
 def load(
     encoder: nn.Module,
     weights: str | Path,
@@ -65,29 +61,38 @@ def load(
         encoder: an smp encoder built with in_channels=1 and without weights, or modules with the
             same names.
         weights: "imagenet" (downloaded by smp, or from its cache), "none" (keep the random
-            weights), "package:" and a name in PACKAGES (installed, no download), or the path of a
-            .pth or .safetensors file with torchvision's names (conv1.weight, ..., fc.*) or smp's
-            (the same, with or without the prefix "encoder."). Three input channels are summed
-            into one; classifiers are ignored.
+            weights), "package:" and a name in PACKAGES (installed, no download), or a path: of a
+            .pth, .pt, .ckpt, .bin or .safetensors file, or of a folder that save_pretrained
+            wrote. It has the names of torchvision, smp or timm, of the encoder or of a whole
+            network (weights_file.py). Three input channels are summed into one; classifiers are
+            ignored.
         name: smp's name of the encoder, e.g. "resnet34", or "tu-" and timm's name.
         depth: number of levels of the encoder.
         unused: prefixes of names that this encoder does not have, e.g. "conv1.".
 
     Raises:
         WeightsError: the download failed, the package or the file is missing, or the weights do
-            not fit.
+            not fit or are not finite.
     """
     if str(weights) == "none":
         return
     package = _package(str(weights), name) if str(weights).startswith(PACKAGE) else None
     if package is not None:
-        state = _under_names_of(encoder, _read(_installed(package)), weights)
+        state = _under_names_of(encoder, weights_file.read(_installed(package)), weights)
     elif str(weights) == "imagenet":
         state = _download(name, depth)
     else:
-        state = _read(Path(weights))
-    state = _as_encoder_state(state, encoder, unused)
-    _check(state, encoder, weights)
+        state = weights_file.read(Path(weights))
+    try:
+        state = _as_encoder_state(state, encoder, unused)
+        _check(state, encoder.state_dict())
+    except WeightsError as error:
+        raise WeightsError(f"encoder weights {weights} do not fit {name}: {error}") from error
+    if not_finite := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(
+            f"encoder weights {weights} have values that are not finite, in {listed(not_finite)}: "
+            "take another file"
+        )
     if package is not None:
         state = _for_our_pixels(state, package)
     encoder.load_state_dict(state)
@@ -119,9 +124,7 @@ def _installed(package: Package) -> Path:
     return Path(str(distribution.locate_file(package.file)))
 
 
-def _under_names_of(
-    encoder: nn.Module, state: dict[str, torch.Tensor], weights: str | Path
-) -> dict[str, torch.Tensor]:
+def _under_names_of(encoder: nn.Module, state: State, weights: str | Path) -> State:
     """The tensors under the encoder's names. Both list the same layers in the same order."""
     given = [name for name in state if not name.startswith(CLASSIFIERS) and COUNTER not in name]
     wanted = [name for name in encoder.state_dict() if COUNTER not in name]
@@ -139,7 +142,7 @@ def _under_names_of(
     return {ours: state[theirs] for theirs, ours in zip(given, wanted, strict=True)}
 
 
-def _for_our_pixels(state: dict[str, torch.Tensor], package: Package) -> dict[str, torch.Tensor]:
+def _for_our_pixels(state: State, package: Package) -> State:
     """The same function of the image for pixels p = (x - GREY_MEAN) / GREY_STD from `prepare`.
 
     The weights expect scale * p + shift. The scale goes into the first convolution, the shift
@@ -156,7 +159,7 @@ def _for_our_pixels(state: dict[str, torch.Tensor], package: Package) -> dict[st
     }
 
 
-def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
+def _download(name: str, depth: int) -> State:
     """smp's ImageNet weights, with the first convolution already reduced to one channel."""
     encoders = smp_library.load().encoders
     from_timm = name.startswith("tu-")
@@ -172,60 +175,41 @@ def _download(name: str, depth: int) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a local file. No code in the file is executed."""
-    if not path.is_file():
-        raise WeightsError(
-            f"encoder weights {path}: no such file; pass imagenet, none or the path of a file"
-        )
-    if path.suffix not in READERS:
-        raise WeightsError(f"encoder weights {path}: the name must end in {' or '.join(READERS)}")
-    try:
-        state = READERS[path.suffix](path)
-    except Exception as error:  # a damaged file raises almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"encoder weights {path} cannot be read as plain tensors: {reason}"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
-        found = (
-            f"a dict with {_listed(map(str, state))}"
-            if isinstance(state, dict)
-            else type(state).__name__
-        )
-        raise WeightsError(
-            f"encoder weights {path}: expected a dict of tensors by name, found {found}"
-        )
-    return dict(state)
-
-
-def _read_pth(path: Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-READERS: dict[str, Callable[[Path], object]] = {".pth": _read_pth, ".safetensors": load_file}
-
-
-def _as_encoder_state(
-    state: dict[str, torch.Tensor], encoder: nn.Module, unused: Sequence[str]
-) -> dict[str, torch.Tensor]:
+def _as_encoder_state(state: State, encoder: nn.Module, unused: Sequence[str]) -> State:
     """The tensors under the encoder's names, for one input channel and without the classifier."""
     wanted = encoder.state_dict()
-    left_out = (*CLASSIFIERS, *unused)
-    state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    # Encoders of timm have all their names behind "model.", which timm's own files lack.
+    bare = {name: re.sub(r"^(model\.)+", "", name) for name in wanted}
+    ours = {flat(bare[name]): name for name in wanted}
+    counted = [theirs for theirs in ours if not theirs.endswith(COUNTER)]
     state = {
-        name: value
-        for name, value in state.items()
-        if name in wanted or not name.startswith(left_out)
+        ours.get(flat(name), name): value
+        for name, value in weights_file.part(state, counted).items()
     }
+    left_out = (*CLASSIFIERS, *unused)
+    extra = {name for name in state.keys() - wanted.keys() if not name.startswith(left_out)}
+    if extra and all(name.startswith("model.") for name in wanted):
+        known = _flat_names_in_timm(str(encoder.name))
+        extra = {name for name in extra if flat(name) not in known}
+    state = {name: value for name, value in state.items() if name in wanted or name in extra}
     for name, value in wanted.items():
-        if name.endswith(COUNTER):
+        if bare[name].startswith(CLASSIFIERS):  # idle, and made for other classes
+            state[name] = value
+        elif name.endswith(COUNTER):
             state.setdefault(name, value)
-        elif name in state and _is_first_convolution(state[name], value):
-            state[name] = state[name].sum(1, keepdim=True)
+        elif name in state and state[name].is_floating_point():
+            given = state[name].to(value.dtype)  # before the sum: 16 bits are too few for it
+            colours = _is_first_convolution(given, value)
+            state[name] = given.sum(1, keepdim=True) if colours else given
     return state
+
+
+def _flat_names_in_timm(name: str) -> set[str]:
+    """All names of timm's network, of which an encoder leaves out the last layers."""
+    import timm
+
+    with torch.device("meta"):  # draws no random numbers
+        return {flat(each) for each in timm.create_model(name).state_dict()}
 
 
 def _is_first_convolution(given: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -237,25 +221,30 @@ def _is_first_convolution(given: torch.Tensor, wanted: torch.Tensor) -> bool:
     )
 
 
-def _check(state: dict[str, torch.Tensor], encoder: nn.Module, weights: str | Path) -> None:
-    wanted = encoder.state_dict()
+def _check(state: State, wanted: State) -> None:
+    """WeightsError that lists what differs."""
     differences = []
-    if missing := sorted(wanted.keys() - state.keys()):
-        differences.append(f"missing: {_listed(missing)}")
-    if unexpected := sorted(state.keys() - wanted.keys()):
-        differences.append(f"unexpected: {_listed(unexpected)}")
+    if missing := [name for name in wanted if name not in state]:
+        differences.append(f"missing: {listed(missing)}")
+    if unexpected := [name for name in state if name not in wanted]:
+        differences.append(f"unexpected: {listed(unexpected)}")
+    both = [name for name in wanted if name in state]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, needs {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
+        for name in both
         if state[name].shape != wanted[name].shape
     ]
     if shapes:
-        differences.append(f"wrong shape: {_listed(shapes)}")
+        differences.append(f"wrong shape: {listed(shapes)}")
+    integers = [
+        name
+        for name in both
+        if wanted[name].is_floating_point() and not state[name].is_floating_point()
+    ]
+    if integers:
+        differences.append(f"integers, perhaps quantised: {listed(integers)}")
     if differences:
-        raise WeightsError("\n  ".join([f"encoder weights {weights} do not fit:", *differences]))
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return ", ".join(names[:MAX_LISTED]) + more
+        counted = [name for name in wanted if not name.endswith(COUNTER)]
+        match = sum(name in state and state[name].shape == wanted[name].shape for name in counted)
+        headline = f"{match} of {len(counted)} tensors match"
+        raise WeightsError("\n  ".join([headline, *differences]))

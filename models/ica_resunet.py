@@ -30,8 +30,8 @@ class IcaResUNet(NetworkWithClassification):
 
     Args:
         encoder: an smp ResNet or ResNeXt, e.g. "resnet18", "resnet34", "resnet50".
-        encoder_weights: "imagenet" (downloaded), "none" or the path of a .pth or
-            .safetensors file.
+        encoder_weights: "imagenet" (downloaded), "none" or the path of a file or folder
+            (encoder_weights.py).
         decoder_channels: channels of the decoder levels, coarse to fine: five, or four for an
             encoder without layer4.
         attention: False gives the plain U-Net, the baseline of the ablation; the next five

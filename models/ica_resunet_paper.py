@@ -42,7 +42,7 @@ class IcaResUNetPaper(NetworkWithClassification):
 
     Args:
         encoder_weights: weights of ResNet-50 for levels 2 to 5: "imagenet" (downloaded), "none"
-            or the path of a .pth or .safetensors file. They only fit width=64.
+            or the path of a file or folder (encoder_weights.py). They only fit width=64.
         width: channels of level 1; levels 2 to 5 have 4, 8, 16 and 32 times as many.
         decoder_channels: channels of the four decoder levels, coarse to fine.
         merge, pooling, residual, reduction: see ImprovedCoordAttention.

@@ -48,8 +48,7 @@ class SmpNetwork(NetworkWithClassification):
         encoder: smp's name, e.g. "resnet34", or "tu-" and timm's name. None takes the
             architecture's default.
         encoder_weights: "imagenet" (downloaded), "none", "package:efficientnet_lite0" (for
-            "timm-tf_efficientnet_lite0"; encoder_weights.py) or the path of a .pth or
-            .safetensors file.
+            "timm-tf_efficientnet_lite0") or the path of a file or folder (encoder_weights.py).
         attention: coordinate attention on the encoder's features at stride 4 and coarser, as
             the decoder and the classification head receive them; the encoder's next stage sees
             plain features. "published" is Hou's block, "improved" that of ICA-ResUNet

@@ -15,6 +15,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from pneumothorax.compute import runtime
+from pneumothorax.errors import BadConfig
+
 ATTENTION = "ImprovedCoordAttention"
 MAX_STRIDE = 64  # coarser outputs are pooled values, not a level of the network
 
@@ -82,6 +85,41 @@ def trace(network: nn.Module, size: int) -> dict[str, Any]:
         "output_from": sorted(position[source] for source in output_sources),
         "attention": next((_attention(call) for call in calls if call.is_attention), None),
     }
+
+
+def require_size(network: nn.Module, size: int, *, stride: int = 32) -> None:
+    """Send one grey image (size, size) through the network.
+
+    Raises BadConfig if it fails, with the nearest multiple of `stride` that succeeds.
+    """
+    error = _failure(network, size)
+    if error is None:
+        return
+    others = sorted(
+        range(stride, 2 * size + 1, stride), key=lambda other: (abs(other - size), -other)
+    )
+    nearest = next((other for other in others if _failure(network, other) is None), None)
+    advice = (
+        "no other size up to twice as large works either"
+        if nearest is None
+        else f"the nearest size that works is {nearest}: --set image_size={nearest}"
+    )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise BadConfig(
+        f"image_size {size}: the network cannot take images of {size} x {size} ({reason}); {advice}"
+    ) from error
+
+
+def _failure(network: nn.Module, size: int) -> Exception | None:
+    """The error of a forward pass, or None. Too little memory is raised."""
+    try:
+        with _undisturbed(network), torch.inference_mode():
+            network(_image(network, size))
+    except Exception as error:  # each architecture has its own
+        if runtime.is_out_of_memory(error):
+            raise
+        return error
+    return None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import pandas as pd
 from pneumothorax.errors import BadInput, bad_list
 
 NEGATIVE = "negative"
+MAX_NAMED = 5  # images of the one patient who has them all
 
 
 def with_patients(train: pd.DataFrame, patients: dict[str, str]) -> pd.DataFrame:
@@ -88,15 +89,12 @@ def assign(train: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
     """Training rows of the manifest -> image_id, patient_id, fold, stratum, in order.
 
     The same rows and seed always give the same folds. Raises BadInput when a fold is
-    empty or has no positive.
+    empty or has no positive, or would be for want of patients.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     stratum, group = strata(train), groups(train)
-    n_groups = len(np.unique(group))
-    if n_groups < n_folds:
-        fewer = f"use --folds {max(2, n_groups)} or fewer"
-        raise BadInput(f"{n_groups} patients cannot fill {n_folds} folds: {fewer}")
+    require_patients(train, group, n_folds=n_folds)
     splitter = StratifiedGroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     fold = np.full(len(train), -1)
     with warnings.catch_warnings():
@@ -108,6 +106,34 @@ def assign(train: pd.DataFrame, *, n_folds: int, seed: int) -> pd.DataFrame:
     return table
 
 
+def require_patients(train: pd.DataFrame, group: np.ndarray, *, n_folds: int) -> None:
+    """Raises BadInput unless there are patients, and patients with a positive, for every fold.
+
+    Args:
+        group: `groups(train)`.
+    """
+    positive = (train["positive"] == 1).to_numpy()
+    if not positive.any():
+        raise BadInput("no training image is positive: folds need positives of several patients")
+    for kind, rows in (("training", np.full(len(train), True)), ("positive", positive)):
+        patients = np.unique(group[rows])
+        if len(patients) == 1:
+            images = train[rows]
+            name = images["patient_id"].iloc[0] or "unknown"
+            raise bad_list(
+                f"all {kind} images ({len(images)}) are of one patient ({name}), and a patient "
+                "is in one fold only: add images of other patients, or pass --patients if this "
+                "PatientID stands for many people; they are",
+                list(images["image_id"]),
+                limit=MAX_NAMED,
+            )
+        if len(patients) < n_folds:
+            raise BadInput(
+                f"the {kind} images are of {len(patients)} patients, who cannot fill {n_folds} "
+                f"folds: use at most --folds {len(patients)}"
+            )
+
+
 def check(table: pd.DataFrame, n_folds: int) -> None:
     """Raises BadInput when a fold is empty or has no positive image."""
     for fold in range(n_folds):
@@ -117,7 +143,9 @@ def check(table: pd.DataFrame, n_folds: int) -> None:
         if (stratum == NEGATIVE).all():
             positives = int((table["stratum"] != NEGATIVE).sum())
             total = f"{positives} in all folds together"
-            raise BadInput(f"fold {fold} has no positive image ({total}): use fewer --folds")
+            raise BadInput(
+                f"fold {fold} has no positive image ({total}): use another --seed or fewer --folds"
+            )
 
 
 def strata(train: pd.DataFrame) -> np.ndarray:

@@ -29,7 +29,7 @@ RENAMED = {
 }
 
 
-class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
+class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """One experiment.
 
     "Paper" is Yao Zhang, Segmentation of Pneumothorax Disease based on Deep Learning,
@@ -49,14 +49,14 @@ class TrainConfig(pydantic.BaseModel, extra="forbid", frozen=True):
     # as few as fit into its free memory, found by trial; else 1.
     accumulation_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     # Adam's, at the start; not in the paper.
-    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(1e-4, gt=0)
     # CosineAnnealingLR's eta_min.
-    final_learning_rate: float = Field(1e-6, ge=0, allow_inf_nan=False)
+    final_learning_rate: float = Field(1e-6, ge=0)
     # Steps in which the learning rate rises from near 0, half of all at most; then the cosine
     # begins.
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    clip_gradient_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    clip_gradient_norm: float | None = Field(None, gt=0)
     # auto: 16 bits where the device has units for them and trains faster with them. fp16 scales
     # the loss.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

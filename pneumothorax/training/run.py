@@ -39,12 +39,13 @@ class TrainingRun:
         self.n_folds = int(self.rows["fold"].max()) + 1
         self._cache_verified = False
 
-    def claim(self, folds: list[int], *, overwrite: bool) -> None:
+    def claim(self, folds: list[int], network: torch.nn.Module, *, overwrite: bool) -> None:
         """Save the settings with the run, or check that it was made with the same ones.
 
-        With `overwrite`, `folds` start from scratch. Raises BadInput for other settings.
+        With `overwrite`, `folds` start from scratch. Raises BadInput for other settings and
+        BadConfig, with nothing written, if the network cannot take images of this size.
         """
-        distributed.on_main(self._claim, folds, overwrite=overwrite)
+        distributed.on_main(self._claim, folds, network, overwrite=overwrite)
         # Processes that torchrun restarts resume their folds instead.
         if overwrite and not distributed.is_restart():
             distributed.on_main(self._clear, folds)
@@ -98,7 +99,7 @@ class TrainingRun:
         facts = {**self._made_from(fold), **facts, "phantoms": self._saw_phantoms(fold)}
         distributed.on_main(records.write, self.output, files.trained, outputs=outputs, **facts)
 
-    def _claim(self, folds: list[int], *, overwrite: bool) -> None:
+    def _claim(self, folds: list[int], network: torch.nn.Module, *, overwrite: bool) -> None:
         folder, path = self.output / self.files.folder, self.output / self.files.config
         with self._lock():
             started = any(folder.glob("fold*/last.pt"))
@@ -106,7 +107,8 @@ class TrainingRun:
                 locks.is_held(self.output, self._lock_name(fold)) for fold in range(self.n_folds)
             )
             # Before the first save no settings are binding.
-            if started or (busy and path.exists()):
+            binding = started or (busy and path.exists())
+            if binding:
                 current = config.as_dict(self.settings)
                 saved = config.saved(path)
                 differences = config.differences(saved, current)
@@ -115,6 +117,8 @@ class TrainingRun:
                         config.save(path, self.settings)
                     return
                 self._refuse(differences, folds, overwrite=overwrite)
+            network_cost.require_size(network, self.settings.image_size)
+            if binding:
                 with ExitStack() as held:  # wait until no process trains any of its folds
                     for fold in range(self.n_folds):
                         held.enter_context(locks.lock(self.output, self._lock_name(fold)))

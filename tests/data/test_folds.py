@@ -139,6 +139,46 @@ def test_the_same_seed_gives_the_same_folds_and_another_seed_others():
     assert (first["fold"] != other["fold"]).mean() > 0.3
 
 
+def test_one_patient_with_all_positives_is_named_with_the_images():
+    # 7 positives, 6 of them of p1; the seventh has the pixels of one of them.
+    patients = [*["p1"] * 6, "p2", *(f"n{number}" for number in range(10))]
+    pixels = ["same", *(f"own {number}" for number in range(5)), "same", *"abcdefghij"]
+    frame = training(patients, [*[100] * 7, *[0] * 10], pixels=pixels)
+    with pytest.raises(BadInput) as caught:
+        folds.assign(frame, n_folds=2, seed=42)
+    headline, *images = str(caught.value).split("\n  ")
+    assert "all positive images (7) are of one patient (p1)" in headline
+    assert "add images of other patients" in headline
+    assert "--folds" not in headline
+    assert images == ["i00000", "i00001", "i00002", "i00003", "i00004", "... and 2 more"]
+
+
+def test_one_patient_with_all_images_is_named_and_no_number_of_folds_advised():
+    frame = training(["ANONYMOUS"] * 8, [10, 0] * 4)
+    with pytest.raises(
+        BadInput, match=r"all training images \(8\).*\(ANONYMOUS\).*pass --patients"
+    ) as caught:
+        folds.assign(frame, n_folds=5, seed=42)
+    assert "--folds" not in str(caught.value)
+
+
+def test_too_few_patients_with_positives_are_counted_and_the_number_of_folds_advised_works():
+    # Four patients, the positives of two of them.
+    frame = training([*"aabbcdef"], [10, 10, 10, 10, 0, 0, 0, 0])
+    with pytest.raises(
+        BadInput, match=r"the positive images are of 2 patients.*5 folds: use at most --folds 2$"
+    ):
+        folds.assign(frame, n_folds=5, seed=42)
+    table = folds.assign(frame, n_folds=2, seed=42)
+    assert set(table.loc[table["stratum"] != "negative", "fold"]) == {0, 1}
+
+
+@pytest.mark.parametrize("patients", ["abcdefgh", ""])
+def test_images_without_any_positive_are_refused_as_such(patients):
+    with pytest.raises(BadInput, match="no training image is positive"):
+        folds.assign(training([*patients], [0] * len(patients)), n_folds=2, seed=42)
+
+
 def test_a_planted_leak_is_found():
     frame = random_training()
     table = folds.assign(frame, n_folds=5, seed=42)
@@ -161,15 +201,18 @@ def test_unknown_patients_are_not_a_leak():
     assert folds.leaks(frame, table)["patients_in_several_folds"] == 0
 
 
-def test_too_few_patients_or_positives_are_bad_input():
-    with pytest.raises(BadInput, match="2 patients cannot fill 3 folds"):
+def test_too_few_patients_are_counted():
+    with pytest.raises(BadInput, match="training images are of 2 patients, who cannot fill 3 fold"):
         folds.assign(training(["a", "a", "b", "b"], [1, 0, 1, 0]), n_folds=3, seed=0)
-    with pytest.raises(BadInput, match=r"no positive image \(1 in all folds together\)"):
-        folds.assign(training(list("abcdefgh"), [9, 0, 0, 0, 0, 0, 0, 0]), n_folds=4, seed=0)
-    with pytest.raises(BadInput, match="no positive image"):
-        folds.assign(training(list("abcdefgh"), [0] * 8), n_folds=2, seed=0)
-    with pytest.raises(BadInput, match="0 patients"):
-        folds.assign(training([], []), n_folds=2, seed=0)
+
+
+def test_a_fold_without_positives_advises_another_seed_or_fewer_folds():
+    table = pd.DataFrame({"fold": [0, 0, 1], "stratum": ["area 1", "negative", "negative"]})
+    with pytest.raises(
+        BadInput,
+        match=r"fold 1 has no positive image \(1 in all folds together\): use another --seed",
+    ):
+        folds.check(table, 2)
 
 
 def test_an_empty_fold_is_bad_input():

@@ -398,7 +398,7 @@ def test_weights_that_do_not_fit_the_papers_network_are_refused_with_the_differe
     torch.save(torchvision_ops.load().models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(WeightsError, match="do not fit") as caught:
         small("ica_resunet_paper", encoder_weights=str(tmp_path / "resnet18.pth"))
-    assert "missing: layer1.0.bn3.bias" in str(caught.value)
+    assert "missing: layer1.0.conv3.weight" in str(caught.value)
     assert "layer1.0.conv1.weight is (64, 64, 3, 3), needs (8, 8, 1, 1)" in str(caught.value)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pneumothorax import rle
+from pneumothorax.compute import network_cost
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked
 from pneumothorax.pipeline import artifacts, locks
 from pneumothorax.prediction import probability_maps
@@ -62,6 +63,28 @@ def test_starting_from_a_missing_run_or_from_another_network_is_refused(copied, 
         run_on(*train, *settings("init_from=runs/tiny", "model_settings.base_channels=4"))
     with pytest.raises(BadConfig, match="cannot start from itself"):
         run_on(*train, *settings("init_from=runs/second"))
+
+
+@pytest.mark.parametrize("flags", [["--run", "second"], ["--run", "tiny", "--overwrite"]])
+def test_a_network_that_cannot_take_the_image_size_is_refused_before_anything_is_written(
+    finished, config, flags
+):
+    _, output = finished
+    before = files_below(output)
+    network = settings("model=smp/PAN", "model_settings={encoder: resnet18, encoder_weights: none}")
+    with pytest.raises(
+        BadConfig, match=r"cannot take images of 64 x 64 .* nearest .* 128: --set image_size=128"
+    ):
+        run_on(output, "02_train.py", "--config", config, *flags, *network)
+    assert files_below(output) == before
+
+
+def test_a_run_that_has_begun_is_not_tried_again_at_its_image_size(copied, config, monkeypatch):
+    made, output = copied
+    tried = []
+    monkeypatch.setattr(network_cost, "require_size", lambda *_: tried.append(1))
+    run_all(made.folder, output, config, stages=[2])
+    assert tried == []
 
 
 def test_a_damaged_best_checkpoint_is_noticed_and_its_fold_trained_again_on_request(copied, config):

@@ -102,6 +102,26 @@ def test_text_that_is_not_settings_is_refused(tmp_path, text, overrides):
     assert refusal(tmp_path, text, *overrides)
 
 
+DECIMAL = [name for name, field in config.TrainConfig.model_fields.items() if "float" in str(field)]
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(f"{name}={{}}" for name in DECIMAL if name not in ("model_settings", "sampling")),
+        "sampling=[[0, {}]]",
+        "sampling=[[0, 1], [{}, 2]]",
+        "model_settings.decoder_dropout={}",
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_for_every_setting(tmp_path, setting, number):
+    assert {"weight_decay", "learning_rate", "clip_gradient_norm", "sampling"} <= set(DECIMAL)
+    message = refusal(tmp_path, "", setting.format(number))
+    assert message.splitlines()[1].strip().startswith(setting.partition("=")[0])
+    assert "finite number" in message
+
+
 def test_settings_are_never_executed(tmp_path):
     code = f"!!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"
     for text, overrides in ((f"model: {code}\n", []), ("", [f"model={code}"])):
