@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.verify:
         verify(args, found, job)
         return
-    with locks.lock(args.output, "00_prepare_data") as holder:
+    with locks.lock(args.output, "00_prepare_data", alone=args.no_lock) as holder:
         locks.check_room(args.output, prepare.bytes_needed(found, job, args.output))
         # Until this run succeeds, no later stage may use the output of an earlier one.
         (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         judge(args, result, prepare.n_sources(found, job.layout))
         write_record(args, result, job, tables)
     print(f"wrote {args.output / artifacts.MANIFEST.path} and {args.output}/cache/{args.size}")
-    print(f"next: python 01_make_folds.py --output {args.output}")
+    print(f"next: python 01_make_folds.py {stage.quoted('--output', args.output)}")
 
 
 def plan(args: argparse.Namespace, found: discovery.Found) -> jobs.Job:

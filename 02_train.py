@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     devices = args.device.split(",")
     with distributed.processes(devices[0]) as device, StopRequest(max_seconds) as stop:
         distributed.say(precisions.first_line(device, settings.precision, training=True))
-        run = TrainingRun(args.output, args.run, settings)
+        run = TrainingRun(args.output, args.run, settings, alone=args.no_lock)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, overwrite=args.overwrite)
         if len(devices) > 1:
@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> None:
                 facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=later)
                 run.seal(fold, facts)
         distributed.say(f"wrote {args.output / run.files.folder}")
-        distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")
+        further = stage.quoted("--run", args.run, "--output", args.output)
+        distributed.say(f"next: python 03_predict.py {further}")
 
 
 def build(settings: "TrainConfig", *, fetch: bool) -> "SegmentationNetwork":

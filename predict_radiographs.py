@@ -27,7 +27,7 @@ NOTICE = "research software, not a medical device: nothing here is a diagnosis"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__, ("--input", "--output", "--overwrite"))
+    parser = stage.parser(__doc__, ("--input", "--output", "--overwrite", "--no-lock"))
     flag = parser.add_argument
     flag(
         "path",
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         build=models.build_untrained,
         device=device,
     )
-    with locks.lock(args.to, "predict_radiographs"), probability_maps.memory_for(args.batch_size):
+    with locks.lock(args.to, "predict_radiographs", alone=args.no_lock), probability_maps.memory_for(args.batch_size):
         if args.overwrite:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)

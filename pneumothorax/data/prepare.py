@@ -94,7 +94,7 @@ def _prepare_with_journal(
 def _prepare_files(
     images: tuple[Path, ...], root: Path, job: Job, *, known: dict[str, Entry], engine: Engine
 ) -> Iterator[tuple[str, Entry]]:
-    """(source, entry) of every file, in any order, with a progress bar."""
+    """(source, entry) of every file, in any order, with the progress shown."""
     sources = [source_name(path, root) for path in images]
     calls = [
         (path, root, job, known.get(source)) for path, source in zip(images, sources, strict=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from pneumothorax import dicom
 from pneumothorax.data import discovery, raster
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, records
+from pneumothorax.pipeline.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def search(path: Path) -> Listed:
 def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     """Add every file at `paths` to the files, the copies or the rejections."""
     by_id: dict[str, list[RadiographFile]] = defaultdict(list)
-    for path in tqdm(paths, unit="file", desc="reading headers"):
+    for path in show_progress(paths, total=len(paths), title="reading headers", unit="file"):
         source = discovery.source_name(path, root)
         try:
             image_id = raster.image_id(path) if discovery.is_raster(path) else _uid(path)
