@@ -57,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     found = discovery.search(args.input, follow_symlinks=args.follow_symlinks, skip=args.output)
+    for note in found.notes():
+        print(note)
     job = plan(args, found)
     print(*choose.described(job.layout, found), sep="\n")
     if args.verify:

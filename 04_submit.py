@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> None:
     args, chosen = parse_args(argv)
     record = artifacts.Submission(args.name).record
     with ExitStack() as held:
-        lock = held.enter_context(locks.lock(args.output, f"04_submit-{args.name}", alone=args.no_lock))
+        lock = held.enter_context(
+            locks.lock(args.output, f"04_submit-{args.name}", alone=args.no_lock)
+        )
         for run in chosen.runs:
             held.enter_context(locks.lock(args.output, f"03_predict-{run}", alone=args.no_lock))
         inputs = hash_inputs(args.output, chosen)

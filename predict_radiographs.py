@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     flag("--to", type=stage.place, metavar="FOLDER", required=True, help="where the results go")
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
+    flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
     flag("--dicom-seg", action="store_true", help="also write DICOM Segmentation objects")
     stage.add_prediction_flags(parser)
     args = parser.parse_args(argv)
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     print(precisions.first_line(device, precision), flush=True)
     results.check_places(args.path, args.to, raw=args.input, output=args.output)
     run = settled.read(args.output, args.run)
-    listed = reading.search(args.path)
+    listed = reading.search(args.path, follow_symlinks=args.follow_symlinks)
+    for note in listed.notes:
+        print(note)
     task = predicting.FolderTask(args.to, run, args.dicom_seg, args.batch_size, device, precision)
     load = functools.partial(
         probability_maps.load_folds,
@@ -74,7 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         build=models.build_untrained,
         device=device,
     )
-    with locks.lock(args.to, "predict_radiographs", alone=args.no_lock), probability_maps.memory_for(args.batch_size):
+    with (
+        locks.lock(args.to, "predict_radiographs", alone=args.no_lock),
+        probability_maps.memory_for(args.batch_size),
+    ):
         if args.overwrite:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)

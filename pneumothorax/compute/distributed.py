@@ -97,9 +97,7 @@ def on_main(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) 
 
 
 @contextmanager
-def lock(
-    output: Path, name: str, *, patience_s: float = 0, alone: bool = False
-) -> Iterator[None]:
+def lock(output: Path, name: str, *, patience_s: float = 0, alone: bool = False) -> Iterator[None]:
     """locks.lock, held by the main process."""
     if not is_main():
         yield

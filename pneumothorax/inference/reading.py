@@ -35,6 +35,7 @@ class Listed:
     files: list[RadiographFile] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)  # artifacts.REJECTED rows
     copies: int = 0  # of `files`
+    notes: list[str] = field(default_factory=list)  # what was left out
     n_files: int = 0
 
     def reject(self, source: str, code: str, message: str) -> None:
@@ -55,20 +56,29 @@ class Listed:
         return bad_list(headline, lines)
 
 
-def search(path: Path) -> Listed:
+def search(path: Path, *, follow_symlinks: bool = False) -> Listed:
     """The file, or all DICOM, PNG and JPEG files of a folder at any depth, sorted by name.
 
     Raises BadInput where there is none.
     """
     if path.is_file():
         return _read([path], path.parent, Listed(n_files=1))
-    found = discovery.search(path, any_name=True)
-    listed = Listed(n_files=len(found.images) + len(found.not_files) + len(found.unreadable))
+    found = discovery.search(path, any_name=True, follow_symlinks=follow_symlinks)
+    masks = discovery.mask_folders(found)
+    left_out = set(found.below(*masks))
+    images = [image for image in found.images if image not in left_out]
+    listed = Listed(n_files=len(images) + len(found.not_files) + len(found.unreadable))
+    listed.notes += found.notes()
+    for folder in masks:
+        listed.notes.append(
+            f"not predicted: {len(found.below(folder))} files in {folder}, which holds masks"
+        )
     for other in found.not_files:
-        listed.reject(discovery.source_name(other, path), "NOT_A_FILE", "not a regular file")
+        reason = discovery.why_not_a_file(other)
+        listed.reject(discovery.source_name(other, path), "NOT_A_FILE", reason)
     for other in found.unreadable:
         listed.reject(discovery.source_name(other, path), "IO", "the folder cannot be listed")
-    return _read(found.images, path, listed)
+    return _read(images, path, listed)
 
 
 def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:

@@ -251,9 +251,7 @@ def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterat
     )
     networks = [one.network for one in group.networks]
     title = group.split if group.fold is None else f"fold {group.fold}"
-    with show_progress(
-        total=len(missing), title=title, visible=distributed.is_main()
-    ) as bar:
+    with show_progress(total=len(missing), title=title, visible=distributed.is_main()) as bar:
         for batch in loader:
             pixels = to_network(batch.image, task.device)
             with precisions.autocast(task.device, task.precision):

@@ -107,7 +107,8 @@ class TrainingRun:
         with self._lock():
             started = any(folder.glob("fold*/last.pt"))
             busy = any(
-                locks.is_held(self.output, self._lock_name(fold), alone=self.alone) for fold in range(self.n_folds)
+                locks.is_held(self.output, self._lock_name(fold), alone=self.alone)
+                for fold in range(self.n_folds)
             )
             # Before the first save no settings are binding.
             if started or (busy and path.exists()):
@@ -121,7 +122,9 @@ class TrainingRun:
                 self._refuse(differences, folds, overwrite=overwrite)
                 with ExitStack() as held:  # wait until no process trains any of its folds
                     for fold in range(self.n_folds):
-                        held.enter_context(locks.lock(self.output, self._lock_name(fold), alone=self.alone))
+                        held.enter_context(
+                            locks.lock(self.output, self._lock_name(fold), alone=self.alone)
+                        )
                     print(f"starting {folder} from scratch: its settings change")
                     shutil.rmtree(folder)
             config.save(path, self.settings)
