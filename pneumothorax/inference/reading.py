@@ -70,8 +70,9 @@ def search(path: Path, *, follow_symlinks: bool = False) -> Listed:
     listed = Listed(n_files=len(images) + len(found.not_files) + len(found.unreadable))
     listed.notes += found.notes()
     for folder in masks:
+        n_masks = len(found.below(folder))
         listed.notes.append(
-            f"not predicted: {len(found.below(folder))} files in {folder}, which holds masks"
+            f"not predicted: the {n_masks} files in {folder}, which look like masks"
         )
     for other in found.not_files:
         reason = discovery.why_not_a_file(other)

@@ -25,7 +25,7 @@ from pneumothorax.masks.calibration import Calibration
 from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
-from tests.helpers.images import noise
+from tests.helpers.images import disc, noise
 from tests.helpers.memory import OUT_OF_MEMORY
 from tests.helpers.stages import TINY, run_stage, tiny_input
 
@@ -395,6 +395,37 @@ def test_a_png_gets_all_results_but_a_segmentation_object(tiny, tmp_path):
     assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
     assert (tmp_path / "to" / results.mask("b")).exists()
     assert [path.name for path in (tmp_path / "to" / "segmentations").iterdir()] == ["a.dcm"]
+
+
+# What is left out
+
+
+def test_the_masks_of_a_data_set_are_left_out_and_mentioned(tiny, tmp_path, capsys):
+    _, output = tiny
+    for name in ("a", "b"):
+        save_png(tmp_path / "in" / "png_images" / f"{name}.png", noise(1))
+        save_png(tmp_path / "in" / "png_masks" / f"{name}.png", 255 * disc(128, 60, 60, 20))
+    predict(output, tmp_path / "in", tmp_path / "to")
+    assert rows_of(tmp_path / "to")["source"].tolist() == [
+        "png_images/a.png",
+        "png_images/b.png",
+    ]
+    folder = tmp_path / "in" / "png_masks"
+    note = f"not predicted: the 2 files in {folder}, which look like masks"
+    assert note in capsys.readouterr().out.splitlines()
+
+
+def test_links_are_mentioned_and_followed_when_asked(tiny, tmp_path, capsys):
+    _, output = tiny
+    radiograph(tmp_path / "in", "a", 1)
+    radiograph(tmp_path / "elsewhere", "b", 2)
+    (tmp_path / "in" / "study").symlink_to(tmp_path / "elsewhere")
+    predict(output, tmp_path / "in", tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a"]
+    note = "1 links are not followed (--follow-symlinks follows them): study"
+    assert note in capsys.readouterr().out.splitlines()
+    predict(output, tmp_path / "in", tmp_path / "to", "--follow-symlinks")
+    assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
 
 
 # Bad files, copies, repeated calls
