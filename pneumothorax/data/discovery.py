@@ -112,7 +112,7 @@ def search(
         raise BadInput(f"--output {skip} is the input folder, which is only read")
     if (folder / artifacts.PREPARED.path).is_file():
         raise BadInput(
-            f"{folder} is the output of 00_prepare_data.py: pass what that was made from"
+            f"{folder} is the output of 00_prepare_data.py: pass the folder that it was made from"
         )
     paths: dict[str, list[Path]] = defaultdict(list)
     for entry in _walk(folder, paths, follow_symlinks=follow_symlinks, skip=skip):

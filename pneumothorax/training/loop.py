@@ -227,6 +227,7 @@ class Training:
             self._epoch(loaders)
         if self.config.average_best > 1:
             self._average(loaders)
+        loaders.close()
 
     def _recover(self, death: DeadWorker, workers: Workers, *, last: bool) -> None:
         """Go back to the last save; raises where the fold cannot be trained further here."""
