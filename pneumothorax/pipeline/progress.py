@@ -6,21 +6,19 @@ The log of a batch system, notebook or container would keep every version of a b
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Generic, Self, TypeVar
+from typing import Any, Self
 
 from tqdm import tqdm
-
-Item = TypeVar("Item")
 
 EVERY_S = 30
 LINE = "{desc}{n_fmt} of {total_fmt} ({percentage:.0f}%), {elapsed} so far, {remaining} left"
 
 
-class Lines(Generic[Item]):
+class Lines:
     """What `show_progress` gives without a terminal: work of less than EVERY_S prints nothing."""
 
     def __init__(
-        self, items: Iterable[Item], *, total: int, title: str, done: int, visible: bool
+        self, items: Iterable[Any], *, total: int, title: str, done: int, visible: bool
     ) -> None:
         self.items, self.total, self.title, self.visible = items, total, title, visible
         self.n = self._earlier = done
@@ -32,7 +30,7 @@ class Lines(Generic[Item]):
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Any]:
         for item in self.items:
             yield item
             self.update()
@@ -55,7 +53,7 @@ class Lines(Generic[Item]):
 
 
 def show_progress(
-    items: Iterable[Item] = (),
+    items: Iterable[Any] = (),
     *,
     total: int,
     title: str,
@@ -63,7 +61,7 @@ def show_progress(
     done: int = 0,
     leave: bool = True,
     visible: bool = True,
-) -> "tqdm[Item] | Lines[Item]":
+) -> "tqdm[Any] | Lines":
     """A loop over `items`, or a context manager with `update(n)` and the count `n`.
 
     Args:
