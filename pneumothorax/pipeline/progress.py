@@ -21,7 +21,8 @@ class Lines:
         self, items: Iterable[Any], *, total: int, title: str, done: int, visible: bool
     ) -> None:
         self.items, self.total, self.title, self.visible = items, total, title, visible
-        self.n = self._earlier = done
+        self.n: float = done  # as tqdm has it
+        self._earlier = done
         self._began = self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -35,7 +36,7 @@ class Lines:
             yield item
             self.update()
 
-    def update(self, n: int = 1) -> None:
+    def update(self, n: float = 1) -> None:
         """Count `n` more items as done. Prints a line if the last one is EVERY_S old."""
         self.n += n
         now = time.monotonic()
