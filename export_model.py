@@ -38,9 +38,8 @@ def main(argv: list[str] | None = None) -> None:
 
     n_folds = lineage.folded(args.output)["settings"]["folds"]
     folds = stage.chosen_folds(args.fold, n_folds)
-    with locks.lock(
-        args.output, f"03_predict-{args.run}", alone=args.no_lock
-    ):  # stage 03 may write the same file
+    # Stage 03 may write the same file.
+    with locks.lock(args.output, f"03_predict-{args.run}", alone=args.no_lock):
         done = onnx_export.update(
             args.output, args.run, folds, build=models.build_untrained, overwrite=args.overwrite
         )

@@ -119,16 +119,18 @@ def search(
         path = Path(entry.path)
         some_file = _leads_to(entry, os.DirEntry.is_file)
         is_file = some_file and (follow_symlinks or not entry.is_symlink())
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            paths["images" if is_file else "not_files"].append(path)
-        elif any_name and some_file and begins_as_dicom(path):
-            paths["images" if is_file else "links"].append(path)
+        by_name = path.suffix.lower() in IMAGE_SUFFIXES
+        if by_name or (any_name and some_file and begins_as_dicom(path)):
+            if is_file:
+                paths["images"].append(path)
+            elif some_file:
+                paths["links"].append(path)
+            if by_name and not is_file:
+                paths["not_files"].append(path)
         elif path.name.removesuffix(".gz").endswith(".csv") and some_file:
             paths["tables"].append(path)
-    if not follow_symlinks:
-        paths["links"] += [path for path in paths["not_files"] if path.is_symlink()]
     names = "images not_files tables unreadable links litter outputs".split()
-    found = Found(folder, **{name: tuple(sorted(set(paths[name]))) for name in names})
+    found = Found(folder, **{name: tuple(sorted(paths[name])) for name in names})
     if not found.images:
         headline = f"{folder} holds no DICOM, PNG or JPEG file at any depth"
         raise BadInput("\n  ".join([headline, *found.notes()]))
@@ -142,7 +144,7 @@ def mask_folders(found: Found) -> list[Path]:
         above = [folder for folder in path.parents if found.root in folder.parents]
         named = [folder for folder in above if MASK_FOLDER.search(folder.name)]
         if named and is_raster(path):
-            files[named[-1]].append(path)
+            files[named[0]].append(path)
     return [folder for folder, paths in files.items() if all(map(_is_like_mask, paths[:3]))]
 
 

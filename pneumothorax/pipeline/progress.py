@@ -11,7 +11,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 EVERY_S = 30
-LINE = "{desc}{n_fmt} of {total_fmt} ({percentage:.0f}%), {elapsed} so far, {remaining} left"
+LINE = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f}%), {elapsed} so far, {remaining} left"
 
 
 class Lines:

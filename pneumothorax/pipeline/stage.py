@@ -249,9 +249,10 @@ def quoted(*words: object) -> str:
 
 
 def _command_to_resume() -> str:
-    """The command that started this process, without --overwrite."""
+    """The command that started this process, without what is meant for one call only."""
     launcher = "torchrun ... --" if os.environ.get("TORCHELASTIC_RUN_ID") else "python"
-    return f"{launcher} {quoted(*(word for word in sys.argv if word != '--overwrite'))}"
+    words = [word for word in sys.argv if word not in ("--overwrite", "--no-lock")]
+    return f"{launcher} {quoted(*words)}"
 
 
 def _terminate(number: int, frame: object) -> None:

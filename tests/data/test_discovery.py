@@ -60,6 +60,14 @@ def test_a_folder_of_nothing_but_links_names_the_flag(linked):
         discovery.search(linked)
 
 
+def test_a_broken_link_is_no_file_and_nothing_to_follow(tmp_path):
+    write_dicom(tmp_path / "a.dcm", noise(1))
+    (tmp_path / "b.dcm").symlink_to(tmp_path / "gone.dcm")
+    found = discovery.search(tmp_path)
+    assert names(found.not_files, tmp_path) == ["b.dcm"]
+    assert found.notes() == []
+
+
 def test_many_links_are_counted_and_the_first_named(tmp_path):
     write_dicom(tmp_path / "a.dcm", noise(1))
     for number in range(7):
@@ -98,7 +106,7 @@ def test_what_systems_and_disk_servers_leave_behind_is_skipped_and_counted(tmp_p
     assert names(found.images, tmp_path) == ["study/a.dcm"]
     assert found.not_files == ()
     assert found.notes() == [
-        "not read, as an operating system or a disk server made them: 3 ._*, 1 .DS_Store, "
+        "not read, as an operating system or a disk server made them: 1 .DS_Store, 3 ._*, "
         "1 @eaDir, 1 Thumbs.db, 1 __MACOSX"
     ]
     assert discovery.images_below(tmp_path / "masks", follow_symlinks=False) == ()
@@ -165,14 +173,21 @@ def test_every_output_folder_has_a_mark_even_without_its_hidden_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("folder", "file"),
-    [("masks", "a.png"), ("png_masks", "a.png"), ("labelsTr", "a.png"), ("Masks/1", "a.jpg")],
+    [
+        ("masks", "a.png"),
+        ("png_masks", "a.png"),
+        ("labelsTr", "a.png"),
+        ("Masks/1", "a.jpg"),
+        ("segmentation data/masks", "a.png"),
+    ],
 )
 def test_folders_of_masks_are_known_by_name_and_content(tmp_path, folder, file):
     png(tmp_path / "images" / "a.png", noise(1))
+    png(tmp_path / "segmentation data" / "images" / "a.png", noise(2))
     mask = disc(64, 30, 30, 12)
     png(tmp_path / folder / file, mask if folder == "labelsTr" else 255 * mask)
     masks = discovery.mask_folders(discovery.search(tmp_path))
-    assert names(masks, tmp_path) == [folder.partition("/")[0]]
+    assert names(masks, tmp_path) == [folder.removesuffix("/1")]
 
 
 def test_radiographs_in_a_folder_named_like_masks_stay_radiographs(tmp_path):

@@ -86,6 +86,14 @@ def test_an_fsync_that_lost_data_is_an_error_that_names_the_file(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_without_a_number_keeps_its_message(tmp_path):
+    def fill(_):
+        raise OSError("8 requested and 4 written")  # as numpy says it
+
+    with pytest.raises(OSError, match="8 requested and 4 written"):
+        atomic.write(tmp_path / "a", fill)
+
+
 def test_sweeping_removes_only_temporary_files(tmp_path):
     for name in (".a.png.123.tmp", "a.png", ".hidden", "b.tmp"):
         (tmp_path / name).write_text("x")

@@ -63,11 +63,11 @@ def test_exit_codes(error, code, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_the_command_to_resume_does_not_overwrite(monkeypatch, capsys):
+def test_the_command_to_resume_does_not_overwrite_or_ignore_a_lock(monkeypatch, capsys):
     def main():
         raise Stopped(0)
 
-    monkeypatch.setattr(sys, "argv", ["02_train.py", "--overwrite", "--run", "a b"])
+    monkeypatch.setattr(sys, "argv", ["02_train.py", "--overwrite", "--no-lock", "--run", "a b"])
     stage.exit_code(main)
     assert "To resume: python 02_train.py --run 'a b'\n" in capsys.readouterr().err
 
