@@ -19,9 +19,7 @@ PATIENCE_S = 300  # a worker that needs longer for one batch hangs
 MOST_WORKERS = 8
 GRACE_S = 60  # a training worker survives SIGTERM for this long
 # What PyTorch says where workers cannot hand over a batch, or die writing one.
-NO_SHARED_MEMORY = re.compile(
-    r"torch_\d+.*(No space left|Success)|out of shared memory|shared memory \(shm\)"
-)
+NO_SHARED_MEMORY = re.compile(r"torch_\d+.*(No space left|Success)|out of shared memory")
 
 
 def workers_per_process(workers: int) -> int:
