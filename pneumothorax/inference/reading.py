@@ -64,15 +64,21 @@ def search(path: Path, *, follow_symlinks: bool = False) -> Listed:
     if path.is_file():
         return _read([path], path.parent, Listed(n_files=1))
     found = discovery.search(path, any_name=True, follow_symlinks=follow_symlinks)
-    masks = discovery.mask_folders(found)
-    left_out = set(found.below(*masks))
+    masks = {
+        folder: [file for file in found.below(folder) if discovery.is_raster(file)]
+        for folder in discovery.mask_folders(found)
+    }
+    left_out = {file for files in masks.values() for file in files}
     images = [image for image in found.images if image not in left_out]
+    if not images:
+        raise BadInput(
+            f"all files below {path} look like masks: to predict them, give {min(masks)}"
+        )
     listed = Listed(n_files=len(images) + len(found.not_files) + len(found.unreadable))
     listed.notes += found.notes()
-    for folder in masks:
-        n_masks = len(found.below(folder))
+    for folder, files in masks.items():
         listed.notes.append(
-            f"not predicted: the {n_masks} files in {folder}, which look like masks"
+            f"not predicted: {len(files)} files in {folder}, as they look like masks"
         )
     for other in found.not_files:
         reason = discovery.why_not_a_file(other)

@@ -411,8 +411,17 @@ def test_the_masks_of_a_data_set_are_left_out_and_mentioned(tiny, tmp_path, caps
         "png_images/b.png",
     ]
     folder = tmp_path / "in" / "png_masks"
-    note = f"not predicted: the 2 files in {folder}, which look like masks"
+    note = f"not predicted: 2 files in {folder}, as they look like masks"
     assert note in capsys.readouterr().out.splitlines()
+
+
+def test_radiographs_beside_masks_are_predicted(tmp_path):
+    path = radiograph(tmp_path / "labelled", "a", 1)
+    save_png(tmp_path / "labelled" / "a_mask.png", 255 * disc(128, 60, 60, 20))
+    assert [file.path for file in reading.search(tmp_path).files] == [path]
+    path.unlink()
+    with pytest.raises(BadInput, match=r"look like masks: to predict them, give .*labelled"):
+        reading.search(tmp_path)
 
 
 def test_links_are_mentioned_and_followed_when_asked(tiny, tmp_path, capsys):
