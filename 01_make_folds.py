@@ -72,8 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     if not tested.empty:
         print(folds.seen_in_words(folds.count_seen(tested), training_images=len(train)))
     print(f"wrote {args.output / artifacts.FOLDS.path}")
-    further = stage.quoted("--config", "configs/ica_resunet.yaml", "--output", args.output)
-    print(f"next: python 02_train.py {further}")
+    print(stage.next_step(args.output, "02_train.py", "--config", "configs/ica_resunet.yaml"))
 
 
 def read_patients(args: argparse.Namespace) -> dict[str, str] | None:

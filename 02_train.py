@@ -95,8 +95,7 @@ def main(argv: list[str] | None = None) -> None:
                 facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=later)
                 run.seal(fold, facts)
         distributed.say(f"wrote {args.output / run.files.folder}")
-        further = stage.quoted("--run", args.run, "--output", args.output)
-        distributed.say(f"next: python 03_predict.py {further}")
+        distributed.say(stage.next_step(args.output, "03_predict.py", "--run", args.run))
 
 
 def build(settings: "TrainConfig", *, fetch: bool) -> "SegmentationNetwork":

@@ -113,8 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.say(f"{len(frame)} maps in {precision}: {counts}")
         path = args.output / artifacts.Run(args.run).predictions.path
         distributed.say(f"wrote {path} and {path.parent}/{{{','.join(images)}}}")
-        further = stage.quoted("--run", args.run, "--output", args.output)
-        distributed.say(f"next: python 04_submit.py {further}")
+        distributed.say(stage.next_step(args.output, "04_submit.py", "--run", args.run))
 
 
 def load_networks(

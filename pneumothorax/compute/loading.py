@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import re
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import queues
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +21,9 @@ PATIENCE_S = 300  # a worker that needs longer for one batch hangs
 MOST_WORKERS = 8
 GRACE_S = 60  # a training worker survives SIGTERM for this long
 # What PyTorch says where workers cannot hand over a batch, or die writing one.
-NO_SHARED_MEMORY = re.compile(r"torch_\d+.*(No space left|Success)|out of shared memory")
+NO_SHARED_MEMORY = re.compile(
+    rf"torch_\d+.*(No space left|Success)|out of shared memory|exit code {errno.ENOSPC}\b"
+)
 
 
 def workers_per_process(workers: int) -> int:
@@ -50,7 +54,7 @@ def worker_deaths() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if NO_SHARED_MEMORY.search(str(error)):
+        if NO_SHARED_MEMORY.search(f"{error} {error.__cause__}"):
             full = os.strerror(errno.ENOSPC)
             raise OSError(errno.ENOSPC, full, str(stage.SHARED_MEMORY)) from error
         if "DataLoader" not in str(error):
@@ -99,6 +103,15 @@ def start_worker(_: int) -> None:
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Else a batch that cannot be sent is dropped, and the main process waits for it.
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    if NO_SHARED_MEMORY.search(str(error)):
+        os._exit(errno.ENOSPC)
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def start_training_worker(number: int) -> None:

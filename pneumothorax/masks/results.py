@@ -169,7 +169,7 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
     if path.exists() and (of_kaggle or record["settings"]["sample_submission"]):
         submitted = stage.quoted("-c", COMPETITION, "-f", path, "-m", name)
         lines.append(f"to submit: kaggle competitions submit {submitted}")
-    return [*lines, f"next: python 05_report.py {stage.quoted('--output', output)}"]
+    return [*lines, stage.next_step(output, "05_report.py")]
 
 
 def _scores(row: str, images: pd.DataFrame) -> dict[str, Any]:

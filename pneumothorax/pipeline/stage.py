@@ -248,6 +248,11 @@ def quoted(*words: object) -> str:
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
+def next_step(output: Path, script: str, *flags: object) -> str:
+    """The line that ends a stage: the command of the stage after it."""
+    return f"next: python {quoted(script, *flags, '--output', output)}"
+
+
 def _command_to_resume() -> str:
     """The command that started this process, without what is meant for one call only."""
     launcher = "torchrun ... --" if os.environ.get("TORCHELASTIC_RUN_ID") else "python"

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from torch.utils.data import DataLoader
 
 from pneumothorax.compute import loading
 
@@ -14,6 +15,35 @@ from pneumothorax.compute import loading
 def test_the_processes_on_a_machine_share_its_workers(workers, processes, each, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert loading.workers_per_process(workers) == each
+
+
+class Unsendable:
+    """A batch for which the shared memory has no room."""
+
+    def __init__(self, _):
+        pass
+
+    def __reduce__(self):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_71_3_0>: "
+            "No space left on device (28)"
+        )
+
+
+def test_a_worker_that_cannot_send_its_batch_says_so_at_once():
+    loader = DataLoader(
+        range(4),
+        collate_fn=Unsendable,
+        num_workers=1,
+        worker_init_fn=loading.start_worker,
+        timeout=60,
+    )
+    with (
+        loading.Workers(),
+        pytest.raises(OSError, match="No space left"),
+        loading.worker_deaths(),
+    ):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize(
