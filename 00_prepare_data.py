@@ -40,8 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--size", type=int, default=512, help=size)
     bad = "how many rejected files to accept (default: %(default)s)"
     flag("--max-bad", default="0", metavar="N|N%", help=bad)
-    missing = "accept labels and test ids without an image"
-    flag("--allow-missing", action="store_true", help=missing)
+    flag("--allow-missing", action="store_true", help="accept labels and test ids without an image")
     salt = "salt of the patient hashes: choose your own if patient ids can be guessed"
     flag("--salt", default="pneumothorax", help=salt)
     flag("--verify", action="store_true", help="check everything, list everything, write nothing")
@@ -57,12 +56,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     found = discovery.search(args.input, follow_symlinks=args.follow_symlinks, skip=args.output)
+    print("".join(f"{note}\n" for note in found.notes()), end="")
     job = plan(args, found)
     print(*choose.described(job.layout, found), sep="\n")
     if args.verify:
         verify(args, found, job)
         return
-    with locks.lock(args.output, "00_prepare_data") as holder:
+    with locks.lock(args.output, "00_prepare_data", alone=args.no_lock) as holder:
         locks.check_room(args.output, prepare.bytes_needed(found, job, args.output))
         # Until this run succeeds, no later stage may use the output of an earlier one.
         (args.output / artifacts.PREPARED.path).unlink(missing_ok=True)
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         judge(args, result, prepare.n_sources(found, job.layout))
         write_record(args, result, job, tables)
     print(f"wrote {args.output / artifacts.MANIFEST.path} and {args.output}/cache/{args.size}")
-    print(f"next: python 01_make_folds.py --output {args.output}")
+    print(stage.next_step(args.output, "01_make_folds.py"))
 
 
 def plan(args: argparse.Namespace, found: discovery.Found) -> jobs.Job:

@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with locks.lock(args.output, "01_make_folds"):
+    with locks.lock(args.output, "01_make_folds", alone=args.no_lock):
         patients = read_patients(args)
         settings, inputs = made_from(args)
         if not args.overwrite and records.is_current(
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     if not tested.empty:
         print(folds.seen_in_words(folds.count_seen(tested), training_images=len(train)))
     print(f"wrote {args.output / artifacts.FOLDS.path}")
-    print(f"next: python 02_train.py --config configs/ica_resunet.yaml --output {args.output}")
+    print(stage.next_step(args.output, "02_train.py", "--config", "configs/ica_resunet.yaml"))
 
 
 def read_patients(args: argparse.Namespace) -> dict[str, str] | None:

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     own = names[0] if len(names) == 1 else "cpu"  # of several, each has a separate process
     with distributed.processes(own) as device, StopRequest(max_seconds) as stop:
         distributed.say(per_device.first_lines(names, device, settings.precision))
-        run = TrainingRun(args.output, args.run, settings)
+        run = TrainingRun(args.output, args.run, settings, alone=args.no_lock)
         folds = stage.chosen_folds(args.fold, run.n_folds)
         run.claim(folds, network, overwrite=args.overwrite)
         if len(names) > 1:
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
                 facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=later)
                 run.seal(fold, facts)
         distributed.say(f"wrote {args.output / run.files.folder}")
-        distributed.say(f"next: python 03_predict.py --run {args.run} --output {args.output}")
+        distributed.say(stage.next_step(args.output, "03_predict.py", "--run", args.run))
 
 
 def build(settings: "TrainConfig", *, fetch: bool) -> "SegmentationNetwork":

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with (
         distributed.processes(args.device) as device,
-        distributed.lock(args.output, f"03_predict-{args.run}"),
+        distributed.lock(args.output, f"03_predict-{args.run}", alone=args.no_lock),
         probability_maps.memory_for(args.batch_size),
     ):
         # Settled by the main process: machines may differ in what they support.
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         distributed.say(f"{len(frame)} maps in {precision}: {counts}")
         path = args.output / artifacts.Run(args.run).predictions.path
         distributed.say(f"wrote {path} and {path.parent}/{{{','.join(images)}}}")
-        distributed.say(f"next: python 04_submit.py --run {args.run} --output {args.output}")
+        distributed.say(stage.next_step(args.output, "04_submit.py", "--run", args.run))
 
 
 def load_networks(

@@ -53,9 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     args, chosen = parse_args(argv)
     record = artifacts.Submission(args.name).record
     with ExitStack() as held:
-        lock = held.enter_context(locks.lock(args.output, f"04_submit-{args.name}"))
+        lock = held.enter_context(
+            locks.lock(args.output, f"04_submit-{args.name}", alone=args.no_lock)
+        )
         for run in chosen.runs:
-            held.enter_context(locks.lock(args.output, f"03_predict-{run}"))
+            held.enter_context(locks.lock(args.output, f"03_predict-{run}", alone=args.no_lock))
         inputs = hash_inputs(args.output, chosen)
         chosen = settings.settled(chosen, args.output)
         if not args.overwrite and records.is_current(

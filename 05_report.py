@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    with locks.lock(args.output, "05_report"):
+    with locks.lock(args.output, "05_report", alone=args.no_lock):
         names = args.names or found_names(args)
         manifest, compared = read(args, names)
         settings = {"names": names, "seed": args.seed}

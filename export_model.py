@@ -18,7 +18,7 @@ from pneumothorax.pipeline import lineage, locks, stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__, ("--output", "--overwrite"))
+    parser = stage.parser(__doc__, ("--output", "--overwrite", "--no-lock"))
     flag = parser.add_argument
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     flag("--fold", default="all", metavar="K|all", help="the folds to export (default: all)")
@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
 
     n_folds = lineage.folded(args.output)["settings"]["folds"]
     folds = stage.chosen_folds(args.fold, n_folds)
-    with locks.lock(args.output, f"03_predict-{args.run}"):  # stage 03 may write the same file
+    # Stage 03 may write the same file.
+    with locks.lock(args.output, f"03_predict-{args.run}", alone=args.no_lock):
         done = onnx_export.update(
             args.output, args.run, folds, build=models.build_untrained, overwrite=args.overwrite
         )

@@ -37,7 +37,7 @@ NOTICE = "research software, not a medical device: nothing here is a diagnosis"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = stage.parser(__doc__, ("--input", "--output", "--overwrite"))
+    parser = stage.parser(__doc__, ("--input", "--output", "--overwrite", "--no-lock"))
     flag = parser.add_argument
     flag(
         "path",
@@ -49,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
     only = "refuse DICOM files whose header shows something else, such as CT slices"
     flag("--only-radiographs", action="store_true", help=only)
+    flag("--follow-symlinks", action="store_true", help="also read links and linked folders")
     flag("--dicom-seg", action="store_true", help="also write DICOM Segmentation objects")
     stage.add_prediction_flags(parser)
     args = parser.parse_args(argv)
@@ -76,9 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     print(precisions.first_line(device, precision), flush=True)
     results.check_places(args.path, args.to, raw=args.input, output=args.output)
     run = settled.read(args.output, args.run)
-    listed = reading.search(args.path)
+    listed = reading.search(args.path, follow_symlinks=args.follow_symlinks)
     if args.only_radiographs:
         listed.reject_others()
+    for note in listed.notes:
+        print(note)
     task = predicting.FolderTask(args.to, run, args.dicom_seg, args.batch_size, device, precision)
     load = functools.partial(
         probability_maps.load_folds,
@@ -88,7 +91,10 @@ def main(argv: list[str] | None = None) -> None:
         build=models.build_untrained,
         device=device,
     )
-    with locks.lock(args.to, "predict_radiographs"), probability_maps.memory_for(args.batch_size):
+    with (
+        locks.lock(args.to, "predict_radiographs", alone=args.no_lock),
+        probability_maps.memory_for(args.batch_size),
+    ):
         if args.overwrite:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)

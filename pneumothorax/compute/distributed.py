@@ -6,7 +6,7 @@ between CPUs and nccl between GPUs. Numbers and objects always travel between CP
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -97,9 +97,12 @@ def on_main(function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) 
 
 
 @contextmanager
-def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[None]:
+def lock(output: Path, name: str, *, patience_s: float = 0, alone: bool = False) -> Iterator[None]:
     """locks.lock, held by the main process."""
-    with locks.lock(output, name, patience_s=patience_s) if is_main() else nullcontext():
+    if not is_main():
+        yield
+        return
+    with locks.lock(output, name, patience_s=patience_s, alone=alone):
         yield
 
 

@@ -1,19 +1,29 @@
 """DataLoader workers: how they start, and what happens when one dies or hangs."""
 
+import errno
 import gc
 import multiprocessing
 import os
+import re
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import queues
 from types import TracebackType
 from typing import Self
 
 import cv2
 
+from pneumothorax.pipeline import stage
+
 PATIENCE_S = 300  # a worker that needs longer for one batch hangs
 MOST_WORKERS = 8
 GRACE_S = 60  # a training worker survives SIGTERM for this long
+# What PyTorch says where workers cannot hand over a batch, or die writing one.
+NO_SHARED_MEMORY = re.compile(
+    rf"torch_\d+.*(No space left|Success)|out of shared memory|exit code {errno.ENOSPC}\b"
+)
 
 
 def workers_per_process(workers: int) -> int:
@@ -39,10 +49,14 @@ def worker_deaths() -> Iterator[None]:
     """Turn PyTorch's RuntimeError for a dead or hung worker into a DeadWorker.
 
     PyTorch raises it from a signal handler, so it can surface at any line of the main process.
+    Raises OSError, as other users of shared memory do, where workers have no room in it.
     """
     try:
         yield
     except RuntimeError as error:
+        if NO_SHARED_MEMORY.search(f"{error} {error.__cause__}"):
+            full = os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, full, str(stage.SHARED_MEMORY)) from error
         if "DataLoader" not in str(error):
             raise
         raise DeadWorker(str(error), hung="timed out" in str(error)) from error
@@ -89,6 +103,15 @@ def start_worker(_: int) -> None:
     """
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Else a batch that cannot be sent is dropped, and the main process waits for it.
+    queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, _: object) -> None:
+    if NO_SHARED_MEMORY.search(str(error)):
+        os._exit(errno.ENOSPC)
+    traceback.print_exception(error)
+    os._exit(1)
 
 
 def start_training_worker(number: int) -> None:

@@ -1,11 +1,14 @@
 """What is below the input folder: images and tables, found in one walk."""
 
 import os
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from pneumothorax import dicom
 from pneumothorax.data import raster
@@ -17,7 +20,18 @@ File = TypeVar("File")
 IMAGE_SUFFIXES = (*dicom.SUFFIXES, *raster.SUFFIXES)  # in any case
 # Of masks: others than PNG and JPEG are rejected rather than overlooked
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".gif", ".webp")
-OUTPUT_MARKS = (artifacts.PREPARED.path, locks.FOLDER)  # in every folder that stage 00 writes to
+# In the output folder of stages and of predict_radiographs.py
+OUTPUT_MARKS = (artifacts.PREPARED.path, locks.FOLDER, artifacts.RADIOGRAPHS_JOURNAL)
+# What is left in folders by macOS, by Windows, by disk servers, by Linux and Jupyter; in any case
+LITTER = {
+    *".ds_store __macosx .appledouble .trashes .spotlight-v100 .fseventsd".split(),
+    *["thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"],
+    *"@eadir #recycle #snapshot @recycle .@__thumb .snapshot".split(),
+    *["lost+found", ".ipynb_checkpoints"],
+}
+LITTER_STARTS = ("._", ".trash-")
+MASK_FOLDER = re.compile("mask|label|segmentation|annotation", re.IGNORECASE)
+N_NAMED = 5  # of what is left out
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
 
 
@@ -30,6 +44,9 @@ class Found:
     not_files: tuple[Path, ...]  # named like images, but not regular files: folders, pipes, links
     tables: tuple[Path, ...]  # *.csv and *.csv.gz, also folders, which reading refuses
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
+    links: tuple[Path, ...] = ()  # to images and folders, not followed
+    litter: tuple[Path, ...] = ()  # see LITTER
+    outputs: tuple[Path, ...] = ()  # folders with one of OUTPUT_MARKS
 
     @property
     def dicoms(self) -> tuple[Path, ...]:
@@ -57,6 +74,26 @@ class Found:
         """The images in these folders, at any depth."""
         return tuple(path for path in self.images if not set(folders).isdisjoint(path.parents))
 
+    def notes(self) -> list[str]:
+        """For the summary: what was left out."""
+        lines = []
+        if self.links:
+            headline = f"{len(self.links)} links are not followed (--follow-symlinks follows them)"
+            lines.append(f"{headline}: {self._named(self.links)}")
+        if self.outputs:
+            headline = f"{len(self.outputs)} folders are output of this software, so not read"
+            lines.append(f"{headline}: {self._named(self.outputs)}")
+        if self.litter:
+            kinds = Counter("._*" if p.name.startswith("._") else p.name for p in self.litter)
+            names = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
+            lines.append(f"not read, as an operating system or a disk server made them: {names}")
+        return lines
+
+    def _named(self, paths: tuple[Path, ...]) -> str:
+        names = [source_name(path, self.root) for path in paths[:N_NAMED]]
+        rest = [f"and {len(paths) - N_NAMED} more"] if len(paths) > N_NAMED else []
+        return ", ".join([*names, *rest])
+
 
 def search(
     folder: Path, *, follow_symlinks: bool = False, skip: Path | None = None, any_name: bool = False
@@ -67,35 +104,62 @@ def search(
         any_name: also take every file that begins like a DICOM file, as clinical
             systems export files without a suffix.
 
-    Raises BadInput when the folder is missing or holds no image.
+    Raises BadInput when the folder is missing, is output, or holds no image.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder: put the data there or pass --input")
     if skip is not None and skip.resolve() == folder.resolve():
         raise BadInput(f"--output {skip} is the input folder, which is only read")
-    images: list[Path] = []
-    not_files: list[Path] = []
-    tables: list[Path] = []
-    unreadable: list[Path] = []
-    for entry in _walk(folder, unreadable, follow_symlinks=follow_symlinks, skip=skip):
+    if (folder / artifacts.PREPARED.path).is_file():
+        raise BadInput(
+            f"{folder} is the output of 00_prepare_data.py: pass the folder that it was made from"
+        )
+    paths: dict[str, list[Path]] = defaultdict(list)
+    for entry in _walk(folder, paths, follow_symlinks=follow_symlinks, skip=skip):
         path = Path(entry.path)
-        is_file = entry.is_file(follow_symlinks=follow_symlinks)
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            (images if is_file else not_files).append(path)
-        elif any_name and is_file and begins_as_dicom(path):
-            images.append(path)
-        elif path.name.removesuffix(".gz").endswith(".csv") and (entry.is_file() or entry.is_dir()):
-            tables.append(path)
-    if not images:
-        raise BadInput(f"{folder} holds no DICOM, PNG or JPEG file at any depth")
-    return Found(
-        root=folder,
-        images=tuple(sorted(images)),
-        not_files=tuple(sorted(not_files)),
-        # Some programs unpack a table into a folder of its name: then the table is what counts.
-        tables=tuple(sorted(set(tables).difference(table.parent for table in tables))),
-        unreadable=tuple(sorted(unreadable)),
-    )
+        some_file = _leads_to(entry, os.DirEntry.is_file)
+        is_file = some_file and (follow_symlinks or not entry.is_symlink())
+        by_name = path.suffix.lower() in IMAGE_SUFFIXES
+        if by_name or (any_name and some_file and begins_as_dicom(path)):
+            if is_file:
+                paths["images"].append(path)
+            elif some_file:
+                paths["links"].append(path)
+            if by_name and not is_file:
+                paths["not_files"].append(path)
+        elif path.name.removesuffix(".gz").endswith(".csv") and (some_file or entry.is_dir()):
+            paths["tables"].append(path)
+    # Some programs unpack a table into a folder of its name: then the table is what counts.
+    unpacked = {table.parent for table in paths["tables"]}
+    paths["tables"] = [table for table in paths["tables"] if table not in unpacked]
+    names = "images not_files tables unreadable links litter outputs".split()
+    found = Found(folder, **{name: tuple(sorted(paths[name])) for name in names})
+    if not found.images:
+        headline = f"{folder} holds no DICOM, PNG or JPEG file at any depth"
+        raise BadInput("\n  ".join([headline, *found.notes()]))
+    return found
+
+
+def mask_folders(found: Found) -> list[Path]:
+    """The folders that hold masks, not radiographs, by their name and first PNG or JPEG files."""
+    files: dict[Path, list[Path]] = defaultdict(list)
+    for path in found.images:
+        above = [folder for folder in path.parents if found.root in folder.parents]
+        named = [folder for folder in above if MASK_FOLDER.search(folder.name)]
+        if named and is_raster(path):
+            files[named[0]].append(path)
+    return [folder for folder, paths in files.items() if all(map(_is_like_mask, paths[:3]))]
+
+
+def _is_like_mask(path: Path) -> bool:
+    """Whether nearly all pixels are black or white, blurred edges aside."""
+    try:
+        values, _ = raster.read_values(path)
+    except dicom.Rejected:
+        return False
+    low, high = int(values.min()), int(values.max())
+    margin = (high - low) // 16
+    return float(np.mean((values <= low + margin) | (values >= high - margin))) > 0.95
 
 
 def images_below(
@@ -107,11 +171,11 @@ def images_below(
     """
     if not folder.exists():
         return ()
-    unreadable: list[Path] = []
-    entries = _walk(folder, unreadable, follow_symlinks=follow_symlinks, skip=None)
+    left_out: dict[str, list[Path]] = defaultdict(list)
+    entries = _walk(folder, left_out, follow_symlinks=follow_symlinks, skip=None)
     paths = [Path(entry.path) for entry in entries if not entry.is_dir(follow_symlinks=False)]
-    if unreadable:
-        raise BadInput(f"{unreadable[0]} cannot be listed")
+    if left_out["unreadable"]:
+        raise BadInput(f"{left_out['unreadable'][0]} cannot be listed")
     return tuple(sorted(path for path in paths if path.suffix.lower() in suffixes))
 
 
@@ -164,10 +228,36 @@ def clashes(
     return found
 
 
+def why_not_a_file(path: Path) -> str:
+    """What to say of one of Found.not_files."""
+    if not path.is_symlink():
+        return "not a regular file"
+    if path.is_file():
+        return "a link: --follow-symlinks follows it"
+    return "a link, and not to a regular file"
+
+
+def _is_litter(name: str) -> bool:
+    name = name.casefold()
+    return name in LITTER or name.startswith(LITTER_STARTS)
+
+
+def _leads_to(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
+    """Whether an entry is a file or folder, or a link to one; False for a link in a circle."""
+    try:
+        return kind(entry)
+    except OSError:
+        return False
+
+
 def _walk(
-    folder: Path, unreadable: list[Path], *, follow_symlinks: bool, skip: Path | None
+    folder: Path,
+    left_out: dict[str, list[Path]],
+    *,
+    follow_symlinks: bool,
+    skip: Path | None,
 ) -> Iterator[os.DirEntry[str]]:
-    """Everything below the folder; folders that cannot be listed go to `unreadable`."""
+    """Everything below the folder, except what goes to `left_out` by the names of Found."""
     pending = [folder]
     seen = {os.path.realpath(folder), *([os.path.realpath(skip)] if skip else [])}
     while pending:
@@ -176,13 +266,21 @@ def _walk(
             with os.scandir(current) as listing:
                 entries = list(listing)
         except OSError:
-            unreadable.append(current)
+            left_out["unreadable"].append(current)
             continue
         if current != folder and any(entry.name in OUTPUT_MARKS for entry in entries):
-            continue  # an output folder: its cache looks like a data set
+            left_out["outputs"].append(current)  # its cache looks like a data set
+            continue
         for entry in entries:
+            if _is_litter(entry.name):
+                left_out["litter"].append(Path(entry.path))
+                continue
             yield entry
-            if entry.is_dir(follow_symlinks=follow_symlinks):
+            if not _leads_to(entry, os.DirEntry.is_dir):
+                continue
+            if entry.is_symlink() and not follow_symlinks:
+                left_out["links"].append(Path(entry.path))
+            else:
                 target = os.path.realpath(entry.path)
                 if target not in seen:  # a link to a parent folder would never end
                     seen.add(target)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pneumothorax.data import one_image
-from pneumothorax.data.discovery import Found, source_name
+from pneumothorax.data.discovery import Found, source_name, why_not_a_file
 from pneumothorax.data.jobs import Job
 from pneumothorax.data.layouts.listed import Layout
 from pneumothorax.data.one_image import Entry
@@ -37,8 +37,7 @@ def prepare_all(
             (job.output / artifacts.Cache(job.size).journal).unlink(missing_ok=True)
         entries = _prepare_with_journal(images, root, job, job.output, engine)
     for path in not_files(found, job.layout):
-        message = "not a regular file (links: --follow-symlinks)"
-        entries[source_name(path, root)] = {"code": "NOT_A_FILE", "message": message}
+        entries[source_name(path, root)] = {"code": "NOT_A_FILE", "message": why_not_a_file(path)}
     for path in found.unreadable:
         entries[source_name(path, root)] = {"code": "IO", "message": "the folder cannot be listed"}
     outcome = account(entries, {source_name(path, root): path for path in images}, job)
@@ -94,7 +93,7 @@ def _prepare_with_journal(
 def _prepare_files(
     images: tuple[Path, ...], root: Path, job: Job, *, known: dict[str, Entry], engine: Engine
 ) -> Iterator[tuple[str, Entry]]:
-    """(source, entry) of every file, in any order, with a progress bar."""
+    """(source, entry) of every file, in any order, with the progress shown."""
     sources = [source_name(path, root) for path in images]
     calls = [
         (path, root, job, known.get(source)) for path, source in zip(images, sources, strict=True)

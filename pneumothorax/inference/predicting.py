@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from pneumothorax import dicom, png, rle
 from pneumothorax.compute import precisions
@@ -29,6 +28,7 @@ from pneumothorax.inference.settled import Settled
 from pneumothorax.masks import calibration, postprocess
 from pneumothorax.pipeline import atomic, records
 from pneumothorax.pipeline.journal import Journal
+from pneumothorax.pipeline.progress import show_progress
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
@@ -81,7 +81,7 @@ def predict(
     rows = []
     with (
         Journal(task.folder / results.JOURNAL) as journal,
-        tqdm(total=len(listed.files), unit="image") as bar,
+        show_progress(total=len(listed.files), title="predicting") as bar,
     ):
         for start in range(0, len(listed.files), task.batch_size):
             batch = listed.files[start : start + task.batch_size]

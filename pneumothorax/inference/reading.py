@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from pneumothorax import dicom
 from pneumothorax.data import discovery, raster
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, records
+from pneumothorax.pipeline.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Listed:
     rejected: list[dict[str, str]] = field(default_factory=list)  # artifacts.REJECTED rows
     copies: int = 0  # of `files`
     narrow: list[str] = field(default_factory=list)  # sources, once they are decoded
+    notes: list[str] = field(default_factory=list)  # what was left out
     n_files: int = 0
 
     def reject(self, source: str, code: str, message: str) -> None:
@@ -78,26 +79,42 @@ class Listed:
         return bad_list(headline, lines)
 
 
-def search(path: Path) -> Listed:
+def search(path: Path, *, follow_symlinks: bool = False) -> Listed:
     """The file, or all DICOM, PNG and JPEG files of a folder at any depth, sorted by name.
 
     Raises BadInput where there is none.
     """
     if path.is_file():
         return _read([path], path.parent, Listed(n_files=1))
-    found = discovery.search(path, any_name=True)
-    listed = Listed(n_files=len(found.images) + len(found.not_files) + len(found.unreadable))
+    found = discovery.search(path, any_name=True, follow_symlinks=follow_symlinks)
+    masks = {
+        folder: [file for file in found.below(folder) if discovery.is_raster(file)]
+        for folder in discovery.mask_folders(found)
+    }
+    left_out = {file for files in masks.values() for file in files}
+    images = [image for image in found.images if image not in left_out]
+    if not images:
+        raise BadInput(
+            f"all files below {path} look like masks: to predict them, give {min(masks)}"
+        )
+    listed = Listed(n_files=len(images) + len(found.not_files) + len(found.unreadable))
+    listed.notes += found.notes()
+    for folder, files in masks.items():
+        listed.notes.append(
+            f"not predicted: {len(files)} files in {folder}, as they look like masks"
+        )
     for other in found.not_files:
-        listed.reject(discovery.source_name(other, path), "NOT_A_FILE", "not a regular file")
+        reason = discovery.why_not_a_file(other)
+        listed.reject(discovery.source_name(other, path), "NOT_A_FILE", reason)
     for other in found.unreadable:
         listed.reject(discovery.source_name(other, path), "IO", "the folder cannot be listed")
-    return _read(found.images, path, listed)
+    return _read(images, path, listed)
 
 
 def _read(paths: Sequence[Path], root: Path, listed: Listed) -> Listed:
     """Add every file at `paths` to the files, the copies or the rejections."""
     by_id: dict[str, list[RadiographFile]] = defaultdict(list)
-    for path in tqdm(paths, unit="file", desc="reading headers"):
+    for path in show_progress(paths, total=len(paths), title="reading headers", unit="file"):
         source = discovery.source_name(path, root)
         try:
             image_id, reason = _identity(path)

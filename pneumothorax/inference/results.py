@@ -22,7 +22,7 @@ PREDICTIONS = artifacts.Table(
     integers=("height", "width", "area_px"),
     numbers=("p_positive", "area_mm2"),
 )
-JOURNAL = "dicom-journal.jsonl"
+JOURNAL = artifacts.RADIOGRAPHS_JOURNAL
 
 
 def overlay(image_id: str) -> str:

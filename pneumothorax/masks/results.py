@@ -14,7 +14,7 @@ from pneumothorax.masks.evaluation import Evaluation
 from pneumothorax.masks.nested import HeldOut, NestedThresholds
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.masks.thresholds import Grid
-from pneumothorax.pipeline import artifacts, lineage, records
+from pneumothorax.pipeline import artifacts, lineage, records, stage
 from pneumothorax.scores import comparison, curves
 
 COMPETITION = "siim-acr-pneumothorax-segmentation"
@@ -167,8 +167,9 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
     lines.append(f"wrote {path.parent}")
     of_kaggle = "sample submission" in lineage.prepared(output)["inputs"]
     if path.exists() and (of_kaggle or record["settings"]["sample_submission"]):
-        lines.append(f"to submit: kaggle competitions submit -c {COMPETITION} -f {path} -m {name}")
-    return [*lines, f"next: python 05_report.py --output {output}"]
+        submitted = stage.quoted("-c", COMPETITION, "-f", path, "-m", name)
+        lines.append(f"to submit: kaggle competitions submit {submitted}")
+    return [*lines, stage.next_step(output, "05_report.py")]
 
 
 def _scores(row: str, images: pd.DataFrame) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pneumothorax.errors import BadInput
 from pneumothorax.phantom.writing import LAYOUTS, write_dataset
+from pneumothorax.pipeline import stage
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,4 +66,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    stage.escape_unprintable()
     sys.exit(main())

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import joblib
 import numpy as np
-from tqdm import tqdm
 
 from pneumothorax import rle
 from pneumothorax.data import discovery
@@ -23,6 +22,7 @@ from pneumothorax.errors import BadInput
 from pneumothorax.phantom import siim_dicom, siim_png
 from pneumothorax.phantom.plan import Plan, Radiograph, plan
 from pneumothorax.phantom.radiograph import draw
+from pneumothorax.pipeline.progress import show_progress
 
 
 class Layout(Protocol):
@@ -135,7 +135,7 @@ def _write_radiographs(
         for radiograph, paths in written.items()
     )
     done = joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)
-    done = tqdm(done, total=len(written), desc="drawing", unit="radiograph", disable=None)
+    done = show_progress(done, total=len(written), title="drawing", unit="radiograph")
     return dict(zip(written, done, strict=True))
 
 

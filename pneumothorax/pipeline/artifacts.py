@@ -63,6 +63,7 @@ class Table:
 
 # Stage 00
 PREPARED = Record("prepare.json", "00_prepare_data.py")
+RADIOGRAPHS_JOURNAL = "dicom-journal.jsonl"  # in the folder of predict_radiographs.py
 # Facts in PREPARED: hashes of all pixels, labels and sizes
 TRAINING_IMAGES, TEST_IMAGES = "training images", "test images"
 MANIFEST = Table(

@@ -5,12 +5,18 @@ A reader never sees half a file. A process killed at any moment leaves at most a
 thousands of files, the stage that owns the folder does so when it starts.
 """
 
+import errno
+import functools
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
+
+# Of fsync: the data did not reach the disk. Any other error says that the disk has no fsync.
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 def write(
@@ -32,13 +38,34 @@ def write(
             fill(file)
             file.flush()
             if sync:
-                os.fsync(file.fileno())
+                _fsync(file)
         if keep is not None and path.exists():
             path.replace(keep)  # if killed here, the previous file is at `keep`
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # writing and fsync do not name their file
         raise
+
+
+def _fsync(file: BinaryIO) -> None:
+    """fsync, where the disk has it: damage by a power cut is noticed by hashes later."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in LOST:
+            raise
+        say_once(
+            f"note: this disk has no fsync ({error.strerror}): after a power cut, the last files "
+            "may have to be made again"
+        )
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line to stderr, if this process has not printed it before."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _create(path: Path) -> BinaryIO:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from tqdm import tqdm
 
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import cluster
 from pneumothorax.pipeline.cluster import Calls, Result, Tasks
+from pneumothorax.pipeline.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Engine:
 def in_order(
     work: Callable[..., Result], calls: Calls, engine: Engine, *, per_task: int, title: str
 ) -> list[Result]:
-    """[work(*arguments) for arguments in calls], with a progress bar."""
+    """[work(*arguments) for arguments in calls], with its progress shown."""
     results = dict(as_finished(work, calls, engine, per_task=per_task, title=title))
     return [results[position] for position in range(len(calls))]
 
@@ -42,7 +42,7 @@ def in_order(
 def as_finished(
     work: Callable[..., Result], calls: Calls, engine: Engine, *, per_task: int, title: str
 ) -> Iterator[tuple[int, Result]]:
-    """(position in calls, work(*arguments)) as each call finishes, with a progress bar.
+    """(position in calls, work(*arguments)) as each call finishes, with its progress shown.
 
     Args:
         per_task: calls that are sent to a worker at a time.
@@ -52,7 +52,7 @@ def as_finished(
         finished = cluster.as_finished(work, tasks, engine.scheduler, engine.shared)
     else:
         finished = _on_this_machine(work, tasks, max(1, engine.workers))
-    with tqdm(total=len(calls), unit="image", desc=title) as bar:
+    with show_progress(total=len(calls), title=title) as bar:
         for start, results in finished:
             bar.update(len(results))
             yield from enumerate(results, start)

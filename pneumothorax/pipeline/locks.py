@@ -12,28 +12,38 @@ from pathlib import Path
 import filelock
 
 from pneumothorax.errors import BadInput, OutputLocked
+from pneumothorax.pipeline.atomic import say_once
 
 FOLDER = ".locks"
+MARKER = ".marker"  # the suffix of a file that is itself a lock, by its existence
+TAKEOVER_S = 1  # filelock removes the marker of a dead process, and takes the lock at its next try
 
 
 @contextmanager
-def lock(output: Path, name: str, *, patience_s: float = 0) -> Iterator[Path]:
+def lock(output: Path, name: str, *, patience_s: float = 0, alone: bool = False) -> Iterator[Path]:
     """Lock the part `name` of the output folder; yields the file that names the holder.
 
+    The operating system drops the lock when its process ends, so a dead holder blocks
+    nobody. On a disk without locks the holder leaves a file behind if it is killed. That
+    file is removed if the process ran on this machine, or if the user says that it is gone.
+
+    Args:
+        alone: no other process works on the output (--no-lock). Without effect on a
+            disk with locks.
+
     Raises OutputLocked, naming the holder, if another process still has it after
-    `patience_s`. The operating system drops the lock when its process ends, so a dead
-    holder blocks nobody.
+    `patience_s`.
     """
     folder = output / FOLDER
     holder = folder / f"{name}.holder.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = filelock.FileLock(folder / f"{name}.lock", timeout=patience_s)
-        held.acquire()
+        held = _acquire(folder / f"{name}.lock", patience_s, alone=alone)
     except filelock.Timeout as error:
-        raise OutputLocked(
-            f"{output} is in use for {name} by {_holder(holder)}: wait for it, or stop it"
-        ) from error
+        message = f"{output} is in use for {name} by {_holder(holder)}: wait for it, or stop it"
+        if error.lock_file.endswith(MARKER):
+            message += ". The disk has no locks: if that process is gone, add --no-lock"
+        raise OutputLocked(message) from error
     except OSError as error:
         raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
     try:
@@ -58,13 +68,38 @@ def check_room(output: Path, needed_bytes: int) -> None:
         )
 
 
-def is_held(output: Path, name: str) -> bool:
+def is_held(output: Path, name: str, *, alone: bool = False) -> bool:
     """Whether another process has locked this part of the output folder."""
     try:
-        with lock(output, name):
+        with lock(output, name, alone=alone):
             return False
     except OutputLocked:
         return True
+
+
+def _acquire(path: Path, patience_s: float, *, alone: bool) -> filelock.BaseFileLock:
+    """The operating system's lock on a file, or a marker where the disk has no locks.
+
+    Raises filelock.Timeout if another process has it; OSError if there can be no file.
+    """
+    held = filelock.FileLock(path, timeout=patience_s, fallback_to_soft=False)
+    try:
+        held.acquire()
+        return held
+    except OSError as error:
+        if isinstance(error, filelock.Timeout) or error.filename is not None:
+            raise
+        say_once(
+            f"note: this disk has no locks ({error.strerror}): files in {path.parent} keep other "
+            "processes out"
+        )
+    marker = filelock.SoftFileLock(
+        path.with_name(path.name + MARKER), timeout=max(patience_s, TAKEOVER_S)
+    )
+    if alone:
+        marker.break_lock()
+    marker.acquire()
+    return marker
 
 
 def _holder(path: Path) -> str:

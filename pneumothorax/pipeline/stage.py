@@ -2,11 +2,14 @@
 
 import argparse
 import errno
+import io
 import math
 import os
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from pneumothorax.pipeline import cluster
 
 KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 
-COMMON_FLAGS = ("--input", "--output", "--workers", "--seed", "--overwrite")
+COMMON_FLAGS = ("--input", "--output", "--workers", "--seed", "--overwrite", "--no-lock")
 
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -30,6 +33,7 @@ DISK_FULL = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file grew too large",
 }
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (Linux: where processes share data)
 
 
 def manual(docstring: str | None) -> argparse.ArgumentParser:
@@ -68,6 +72,10 @@ def parser(docstring: str | None, flags: Sequence[str] = COMMON_FLAGS) -> argpar
         "--overwrite": {
             "action": "store_true",
             "help": "start from scratch instead of resuming or reusing files",
+        },
+        "--no-lock": {
+            "action": "store_true",
+            "help": "on a disk without locks: the process that holds the output is gone",
         },
     }
     for flag in flags:
@@ -170,8 +178,16 @@ def chosen_folds(text: str, n_folds: int) -> list[int]:
 
 def run(main: Callable[[], Any]) -> None:
     """Call a script's main and leave with its exit code."""
+    escape_unprintable()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(exit_code(main))
+
+
+def escape_unprintable() -> None:
+    """From now on, print what the terminal cannot show as `\\xe9`, not as a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def exit_code(main: Callable[[], Any]) -> int:
@@ -194,20 +210,54 @@ def exit_code(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; run the same command again to resume")
     except OSError as error:
-        name = error.filename2 or error.filename
-        if error.errno in (*NOT_ALLOWED, *IN_THE_WAY):
-            return _fail(BAD_INPUT, f"{name or 'a file'}: {error.strerror}")
-        if error.errno in DISK_FULL:
-            reason = f"{DISK_FULL[error.errno]} ({error.filename or 'output'})"
-            return _fail(UNEXPECTED, f"{reason}; files written before are complete")
-        raise
+        return _fail_on_disk(error)
     return DONE
 
 
+def _fail_on_disk(error: OSError) -> int:
+    """Raises the error again where the user can do nothing about it."""
+    name = error.filename2 or error.filename
+    if error.errno in (*NOT_ALLOWED, *IN_THE_WAY):
+        return _fail(BAD_INPUT, f"{name or 'a file'}: {error.strerror}")
+    if error.errno == errno.ENOSPC and _is_of_shared_memory(error):
+        return _fail(
+            UNEXPECTED,
+            f"the shared memory {SHARED_MEMORY} is full, not the output: start the container with "
+            "more of it (docker run --shm-size 2g ...), or use --workers 0",
+        )
+    if error.errno in DISK_FULL:
+        reason = f"{DISK_FULL[error.errno]} ({error.filename or 'output'})"
+        return _fail(UNEXPECTED, f"{reason}; files written before are complete")
+    raise error
+
+
+def _is_of_shared_memory(error: OSError) -> bool:
+    """Whether processes had no room to share data, rather than a disk for files.
+
+    Semaphores and queues do not name their file. joblib's files have its name.
+    """
+    if error.filename is not None:
+        name = os.fsdecode(error.filename)
+        return name == str(SHARED_MEMORY) or name.startswith(f"{SHARED_MEMORY}/joblib")
+    return SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < 2**20
+
+
+def quoted(*words: object) -> str:
+    """Part of a command to print: a shell reads it as these words, spaces included."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def next_step(output: Path, script: str, *flags: object) -> str:
+    """The line that ends a stage: the command of the stage after it."""
+    return f"next: python {quoted(script, *flags, '--output', output)}"
+
+
 def _command_to_resume() -> str:
-    """The command that started this process, without --overwrite."""
+    """The command that started this process, without what is meant for one call only."""
     launcher = "torchrun ... --" if os.environ.get("TORCHELASTIC_RUN_ID") else "python"
-    return f"{launcher} {shlex.join(word for word in sys.argv if word != '--overwrite')}"
+    words = [word for word in sys.argv if word not in ("--overwrite", "--no-lock")]
+    return f"{launcher} {quoted(*words)}"
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from pneumothorax import png
 from pneumothorax.compute import beside, distributed, precisions
-from pneumothorax.compute.loading import start_worker
+from pneumothorax.compute.loading import start_worker, worker_deaths
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, journal, records
 from pneumothorax.pipeline.journal import Journal
+from pneumothorax.pipeline.progress import show_progress
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
@@ -192,12 +192,13 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
     made: Entries = {}
     broken = []
     store = functools.partial(_store, group, task)
-    for image_id, entry in beside.in_order(store, _maps(group, missing, task)):
-        if entry is None:
-            broken.append(image_id)
-            continue
-        own.append(f"{group.split}/{image_id}", entry)
-        made[f"{group.split}/{image_id}"] = entry
+    with worker_deaths():
+        for image_id, entry in beside.in_order(store, _maps(group, missing, task)):
+            if entry is None:
+                broken.append(image_id)
+                continue
+            own.append(f"{group.split}/{image_id}", entry)
+            made[f"{group.split}/{image_id}"] = entry
     for entries, names in distributed.gather((made, broken)):
         known.update(entries)
         broken = sorted({*broken, *names})
@@ -250,9 +251,7 @@ def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterat
     )
     networks = [one.network for one in group.networks]
     title = group.split if group.fold is None else f"fold {group.fold}"
-    with tqdm(
-        total=len(missing), unit="image", desc=title, disable=not distributed.is_main()
-    ) as bar:
+    with show_progress(total=len(missing), title=title, visible=distributed.is_main()) as bar:
         for batch in loader:
             pixels = to_network(batch.image, task.device)
             with precisions.autocast(task.device, task.precision):

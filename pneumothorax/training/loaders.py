@@ -95,6 +95,17 @@ class Loaders:
         for batch in self.training:
             yield to_network(batch.image, self.device)
 
+    def close(self) -> None:
+        """End the worker processes.
+
+        Garbage collection would do it in any order. Queues that were never used (one
+        epoch of fewer batches than workers) would then close a file number twice, which
+        another file may have by then: "Bad file descriptor".
+        """
+        for loader in (self.training, self.validation):
+            if loader._iterator is not None:
+                loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
     def _part(self, part: list[Item], loaded: Iterator[Sample]) -> Part:
         batch = next(loaded)
         counts = [self.batches.real(part, rank) for rank in range(self.batches.size)]

@@ -18,6 +18,7 @@ from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.compute.loading import DeadWorker, Workers, worker_deaths
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts
+from pneumothorax.pipeline.progress import show_progress
 from pneumothorax.training import averaging, history
 from pneumothorax.training import config as configuration
 from pneumothorax.training.averaging import BestWeights
@@ -69,13 +70,13 @@ class EpochSteps:
         progress, optimization = self.state.progress, self.state.optimization
         optimization.start_epoch(progress.epoch)
         batches = loaders.epoch(progress.epoch, done=progress.step)
-        with tqdm(
-            desc=self._title(),
-            initial=progress.step,
+        with show_progress(
             total=progress.step + len(batches),
+            title=self._title(),
             unit="batch",
+            done=progress.step,
             leave=False,
-            disable=not distributed.is_main(),
+            visible=distributed.is_main(),
         ) as bar:
             for batch in batches:
                 optimization.set_learning_rate(self.rates.at(progress.epoch, progress.step))
@@ -226,6 +227,7 @@ class Training:
             self._epoch(loaders)
         if self.config.average_best > 1:
             self._average(loaders)
+        loaders.close()
 
     def _recover(self, death: DeadWorker, workers: Workers, *, last: bool) -> None:
         """Go back to the last save; raises where the fold cannot be trained further here."""

@@ -24,14 +24,16 @@ FOLD_PATIENCE_S = 1  # another process may be checking whether the fold is being
 
 
 class TrainingRun:
-    """The run `name` with these settings, below `output`.
+    """The run `name` with these settings, below `output`; `alone` is that of locks.lock.
 
     Of several processes each has this object and calls every method; the main one writes.
     Raises BadInput unless there are folds and an image cache of sufficient size.
     """
 
-    def __init__(self, output: Path, name: str, settings: TrainConfig) -> None:
-        self.output, self.name, self.settings = output, name, settings
+    def __init__(
+        self, output: Path, name: str, settings: TrainConfig, *, alone: bool = False
+    ) -> None:
+        self.output, self.name, self.settings, self.alone = output, name, settings, alone
         self.files = artifacts.Run(name)
         self.cache_size = cache.size(output, at_least=settings.image_size)
         self.inputs = lineage.train_inputs(output)
@@ -52,7 +54,9 @@ class TrainingRun:
 
     def lock(self, fold: int) -> AbstractContextManager[None]:
         """Hold a fold while it is trained. Raises OutputLocked if another process holds it."""
-        return distributed.lock(self.output, self._lock_name(fold), patience_s=FOLD_PATIENCE_S)
+        return distributed.lock(
+            self.output, self._lock_name(fold), patience_s=FOLD_PATIENCE_S, alone=self.alone
+        )
 
     def is_finished(self, fold: int) -> bool:
         """Whether the fold was trained to its end with these settings and the current inputs."""
@@ -104,7 +108,8 @@ class TrainingRun:
         with self._lock():
             started = any(folder.glob("fold*/last.pt"))
             busy = any(
-                locks.is_held(self.output, self._lock_name(fold)) for fold in range(self.n_folds)
+                locks.is_held(self.output, self._lock_name(fold), alone=self.alone)
+                for fold in range(self.n_folds)
             )
             # Before the first save no settings are binding.
             binding = started or (busy and path.exists())
@@ -121,7 +126,9 @@ class TrainingRun:
             if binding:
                 with ExitStack() as held:  # wait until no process trains any of its folds
                     for fold in range(self.n_folds):
-                        held.enter_context(locks.lock(self.output, self._lock_name(fold)))
+                        held.enter_context(
+                            locks.lock(self.output, self._lock_name(fold), alone=self.alone)
+                        )
                     print(f"starting {folder} from scratch: its settings change")
                     shutil.rmtree(folder)
             config.save(path, self.settings)
@@ -154,7 +161,7 @@ class TrainingRun:
 
     def _clear(self, folds: list[int]) -> None:
         for fold in folds:
-            with locks.lock(self.output, self._lock_name(fold)):
+            with locks.lock(self.output, self._lock_name(fold), alone=self.alone):
                 folder = self.output / self.files.fold(fold).folder
                 if folder.exists():
                     shutil.rmtree(folder)
@@ -200,7 +207,9 @@ class TrainingRun:
 
     def _lock(self) -> AbstractContextManager[Path]:
         """Lock what the folds share: several machines may start them at the same time."""
-        return locks.lock(self.output, f"02_train-{self.name}", patience_s=RUN_PATIENCE_S)
+        return locks.lock(
+            self.output, f"02_train-{self.name}", patience_s=RUN_PATIENCE_S, alone=self.alone
+        )
 
     def _lock_name(self, fold: int) -> str:
         return f"02_train-{self.name}-fold{fold}"

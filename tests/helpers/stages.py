@@ -42,8 +42,8 @@ def settings(*changes):
     return [word for change in changes for word in ("--set", change)]
 
 
-def run_all(folder, output, config, *more, stages=range(6)):
-    """Run stages 00 to 05, or some, with the run "tiny"; `more` goes to stage 02."""
+def run_all(folder, output, config, *more, stages=range(6), flags=()):
+    """Run stages 00 to 05, or some, with the run "tiny"; `more` goes to 02, `flags` to all."""
     commands = {
         0: ("00_prepare_data.py", "--input", folder, "--size", 64),
         1: ("01_make_folds.py", "--folds", 2),
@@ -53,7 +53,7 @@ def run_all(folder, output, config, *more, stages=range(6)):
         5: ("05_report.py",),
     }
     for number in stages:
-        run_on(output, *commands[number])
+        run_on(output, *commands[number], *flags)
 
 
 def train_from_tiny(output, config, *more):

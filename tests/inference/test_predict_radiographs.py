@@ -25,7 +25,7 @@ from pneumothorax.masks.calibration import Calibration
 from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
 from pneumothorax.prediction import probability_maps
 from tests.helpers.dicoms import write_dicom
-from tests.helpers.images import noise
+from tests.helpers.images import disc, noise
 from tests.helpers.memory import OUT_OF_MEMORY
 from tests.helpers.stages import TINY, run_stage, tiny_input
 
@@ -494,6 +494,46 @@ def test_a_radiograph_without_sop_instance_uid_is_predicted_under_the_id_of_its_
         seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("7ecd6f67f649f26c"))
         [image] = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
         assert image.ReferencedSOPInstanceUID == "7ecd6f67f649f26c"
+
+
+# What is left out
+
+
+def test_the_masks_of_a_data_set_are_left_out_and_mentioned(tiny, tmp_path, capsys):
+    _, output = tiny
+    for name in ("a", "b"):
+        save_png(tmp_path / "in" / "png_images" / f"{name}.png", noise(1))
+        save_png(tmp_path / "in" / "png_masks" / f"{name}.png", 255 * disc(128, 60, 60, 20))
+    predict(output, tmp_path / "in", tmp_path / "to")
+    assert rows_of(tmp_path / "to")["source"].tolist() == [
+        "png_images/a.png",
+        "png_images/b.png",
+    ]
+    folder = tmp_path / "in" / "png_masks"
+    note = f"not predicted: 2 files in {folder}, as they look like masks"
+    assert note in capsys.readouterr().out.splitlines()
+
+
+def test_radiographs_beside_masks_are_predicted(tmp_path):
+    path = radiograph(tmp_path / "labelled", "a", 1)
+    save_png(tmp_path / "labelled" / "a_mask.png", 255 * disc(128, 60, 60, 20))
+    assert [file.path for file in reading.search(tmp_path).files] == [path]
+    path.unlink()
+    with pytest.raises(BadInput, match=r"look like masks: to predict them, give .*labelled"):
+        reading.search(tmp_path)
+
+
+def test_links_are_mentioned_and_followed_when_asked(tiny, tmp_path, capsys):
+    _, output = tiny
+    radiograph(tmp_path / "in", "a", 1)
+    radiograph(tmp_path / "elsewhere", "b", 2)
+    (tmp_path / "in" / "study").symlink_to(tmp_path / "elsewhere")
+    predict(output, tmp_path / "in", tmp_path / "to")
+    assert list(rows_of(tmp_path / "to").index) == ["a"]
+    note = "1 links are not followed (--follow-symlinks follows them): study"
+    assert note in capsys.readouterr().out.splitlines()
+    predict(output, tmp_path / "in", tmp_path / "to", "--follow-symlinks")
+    assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
 
 
 # Bad files, copies, repeated calls

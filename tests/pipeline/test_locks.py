@@ -1,7 +1,9 @@
 """Locks: one process at a time on each part of an output folder."""
 
+import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -9,15 +11,22 @@ import textwrap
 import filelock
 import pytest
 
-from pneumothorax.errors import OutputLocked
-from pneumothorax.pipeline import locks
-from tests.helpers.stages import ROOT, tiny_input
+from pneumothorax.errors import BadInput, OutputLocked
+from pneumothorax.pipeline import atomic, locks
+from tests.helpers.stages import ROOT, run_stage, tiny_input
 
 HOLDER = textwrap.dedent(
     """
-    import sys
+    import errno, sys
     from pathlib import Path
     from pneumothorax.pipeline import locks
+
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if "without" in sys.argv:
+        import fcntl
+        fcntl.flock = no_lock
     with locks.lock(Path(sys.argv[1]), "00_prepare_data"):
         print("held", flush=True)
         sys.stdin.read()
@@ -26,21 +35,49 @@ HOLDER = textwrap.dedent(
 
 
 @pytest.fixture
-def holder(tmp_path):
-    """Another process that holds the lock of stage 00 until its input is closed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, tmp_path],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdin.close()
-    process.stdout.close()
+def started():
+    """Starts other processes that hold the lock of stage 00 until they are killed."""
+    processes = []
+
+    def start(folder, *words):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, folder, *words],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+@pytest.fixture
+def holder(started, tmp_path):
+    return started(tmp_path)
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """Makes flock fail with an error number, as disks without locks do."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
+
+    def refuse(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        atomic.say_once.cache_clear()
+
+    return refuse
 
 
 def test_the_second_process_on_an_output_folder_learns_who_holds_it(tmp_path, holder):
@@ -93,3 +130,93 @@ def test_the_lock_is_free_again_after_an_error(tmp_path, monkeypatch):
         with pytest.raises(KeyError), locks.lock(tmp_path, "x"):
             raise KeyError
     assert [lock.is_locked for lock in made] == [False, False]
+
+
+# Disks without locks
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "ENOSYS", "EIO"])
+def test_a_disk_without_locks_is_mentioned_once_and_a_file_is_the_lock(
+    tmp_path, without_locks, capsys, number
+):
+    without_locks(getattr(errno, number))
+    for _ in range(2):
+        with locks.lock(tmp_path, "01_make_folds") as path:
+            assert json.loads(path.read_text("utf-8"))["pid"] == os.getpid()
+            assert locks.is_held(tmp_path, "01_make_folds")
+        assert not path.exists()
+    reason = os.strerror(getattr(errno, number))
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: this disk has no locks ({reason}): files in {tmp_path / '.locks'} keep other "
+        "processes out"
+    ]
+
+
+def test_a_stage_works_on_a_disk_without_locks_and_fsync(
+    tmp_path, without_locks, monkeypatch, capsys
+):
+    without_locks(errno.ENOLCK)
+
+    def fsync(_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    tiny = tiny_input(tmp_path / "input", train=4, test=0)
+    command = ("00_prepare_data.py", "--input", tiny.folder, "--output", tmp_path / "output")
+    run_stage(*command, "--size", 32, "--workers", 0)
+    run_stage(*command, "--size", 32, "--workers", 0)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note.partition(" (")[0] for note in notes] == [
+        "note: this disk has no locks",
+        "note: this disk has no fsync",
+    ]
+
+
+def test_on_a_disk_without_locks_a_live_holder_is_named_and_a_dead_one_blocks_nobody(
+    tmp_path, without_locks, started
+):
+    other = started(tmp_path, "without")
+    without_locks(errno.ENOLCK)
+    with (
+        pytest.raises(OutputLocked, match=rf"process {other.pid} on .*--no-lock"),
+        locks.lock(tmp_path, "00_prepare_data"),
+    ):
+        pass
+    other.kill()
+    other.wait()
+    with locks.lock(tmp_path, "00_prepare_data") as path:
+        assert json.loads(path.read_text("utf-8"))["pid"] == os.getpid()
+
+
+def test_on_a_disk_without_locks_only_the_user_knows_of_processes_elsewhere(
+    tmp_path, without_locks
+):
+    without_locks(errno.ENOLCK)
+    folder = tmp_path / ".locks"
+    folder.mkdir()
+    (folder / "05_report.lock.marker").write_text("1\nelsewhere\n")
+    holder = folder / "05_report.holder.json"
+    holder.write_text('{"pid": 1, "host": "elsewhere", "started": "today"}')
+    with (
+        pytest.raises(OutputLocked, match=r"process 1 on elsewhere.*--no-lock"),
+        locks.lock(tmp_path, "05_report"),
+    ):
+        pass
+    with locks.lock(tmp_path, "05_report", alone=True):
+        assert json.loads(holder.read_text("utf-8"))["host"] == platform.node()
+    with locks.lock(tmp_path, "05_report"):
+        pass
+
+
+def test_no_lock_lets_nobody_in_where_the_disk_has_locks(tmp_path, holder):
+    with (
+        pytest.raises(OutputLocked, match=f"process {holder.pid}"),
+        locks.lock(tmp_path, "00_prepare_data", alone=True),
+    ):
+        pass
+
+
+def test_an_output_that_cannot_be_written_is_not_taken_for_a_disk_without_locks(tmp_path):
+    (tmp_path / ".locks" / "x.lock").mkdir(parents=True)
+    with pytest.raises(BadInput, match="cannot write to"), locks.lock(tmp_path, "x"):
+        pass

@@ -58,6 +58,42 @@ def test_the_new_content_is_on_disk_before_it_takes_the_name(tmp_path, monkeypat
     assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == b"one\ntwo\n"
 
 
+def failing_fsync(monkeypatch, number):
+    def fsync(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic.say_once.cache_clear()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+def test_a_disk_without_fsync_is_mentioned_once_and_used(tmp_path, monkeypatch, capsys, number):
+    failing_fsync(monkeypatch, number)
+    for name in ("a", "b"):
+        atomic.write_text(tmp_path / name, name)
+        assert (tmp_path / name).read_text() == name
+    said = capsys.readouterr().err
+    assert said.startswith(f"note: this disk has no fsync ({os.strerror(number)}): ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_an_fsync_that_lost_data_is_an_error_that_names_the_file(tmp_path, monkeypatch, number):
+    failing_fsync(monkeypatch, number)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        atomic.write_text(tmp_path / "a", "a")
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_without_a_number_keeps_its_message(tmp_path):
+    def fill(_):
+        raise OSError("8 requested and 4 written")  # as numpy says it
+
+    with pytest.raises(OSError, match="8 requested and 4 written"):
+        atomic.write(tmp_path / "a", fill)
+
+
 def test_sweeping_removes_only_temporary_files(tmp_path):
     for name in (".a.png.123.tmp", "a.png", ".hidden", "b.tmp"):
         (tmp_path / name).write_text("x")

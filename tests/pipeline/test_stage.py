@@ -2,15 +2,17 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
 from pneumothorax import errors
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 from pneumothorax.pipeline import stage
-from tests.helpers.stages import ROOT, run_stage
+from tests.helpers.stages import ROOT, run_stage, tiny_input
 
 
 @pytest.mark.parametrize("flag", ["--input", "--output"])
@@ -61,13 +63,69 @@ def test_exit_codes(error, code, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_the_command_to_resume_does_not_overwrite(monkeypatch, capsys):
+def test_the_command_to_resume_does_not_overwrite_or_ignore_a_lock(monkeypatch, capsys):
     def main():
         raise Stopped(0)
 
-    monkeypatch.setattr(sys, "argv", ["02_train.py", "--overwrite", "--run", "a b"])
+    monkeypatch.setattr(sys, "argv", ["02_train.py", "--overwrite", "--no-lock", "--run", "a b"])
     stage.exit_code(main)
     assert "To resume: python 02_train.py --run 'a b'\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("filename", "free_mib", "said"),
+    [
+        ("/dev/shm", 0, "--shm-size"),  # of loader workers
+        ("/dev/shm/joblib_memmapping_folder_1/a.pkl", 0, "--shm-size"),
+        (None, 0, "--shm-size"),  # of semaphores and queues
+        (None, 64, "the disk is full (output)"),
+        ("output/manifest.csv", 0, "the disk is full (output/manifest.csv)"),
+    ],
+)
+@pytest.mark.skipif(not stage.SHARED_MEMORY.is_dir(), reason="Linux only")
+def test_a_full_shared_memory_is_told_apart_from_a_full_output(
+    monkeypatch, capsys, filename, free_mib, said
+):
+    def main():
+        raise OSError(errno.ENOSPC, "No space left on device", filename)
+
+    usage = types.SimpleNamespace(free=free_mib * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert stage.exit_code(main) == 1
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert ("--workers 0" in printed) == ("--shm-size" in printed)
+
+
+def test_what_the_terminal_cannot_show_is_escaped():
+    text = "R\u00f6ntgen \udcff"
+    code = f"from pneumothorax.pipeline import stage; stage.run(lambda: print({text!a}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.split() == [rb"R\xf6ntgen", rb"\udcff"]
+
+
+def test_a_stage_with_odd_paths_prints_a_command_that_a_shell_reads(tmp_path):
+    tiny = tiny_input(tmp_path / "R\u00f6ntgen bilder", train=4, test=0)
+    output = tmp_path / "my output \udcff"
+    flags = ["--input", tiny.folder, "--output", output, "--size", "32", "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, "00_prepare_data.py", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = f"{tmp_path}/my output \\udcff"
+    assert done.stdout.splitlines()[-1] == f"next: python 01_make_folds.py --output '{shown}'"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What stages refuse: damaged or swapped files, NaN, a full disk, a locked folder."""
 
+import errno
 import os
 import shutil
 
@@ -42,6 +43,34 @@ def test_the_second_process_of_any_stage_is_refused_and_changes_nothing(
     ):
         run_all(made.folder, output, config, stages=[number])
     assert files_below(output) == before
+
+
+def test_no_lock_makes_every_stage_replace_the_locks_of_a_process_elsewhere(
+    copied, config, monkeypatch
+):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
+
+    def no_lock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    made, output = copied
+    of_stage = {
+        0: ["00_prepare_data"],
+        1: ["01_make_folds"],
+        2: ["02_train-tiny", "02_train-tiny-fold0", "02_train-tiny-fold1"],
+        3: ["03_predict-tiny"],
+        4: ["03_predict-tiny", "04_submit-tiny"],
+        5: ["05_report"],
+    }
+    names_of_all = {name for names in of_stage.values() for name in names}
+    markers = [output / ".locks" / f"{name}.lock.marker" for name in names_of_all]
+    for number, names in of_stage.items():
+        for marker in markers:
+            marker.write_text("1\nelsewhere\n")
+        run_all(made.folder, output, config, stages=[number], flags=["--no-lock"])
+        gone = {marker.name for marker in markers if not marker.exists()}
+        assert gone == {f"{name}.lock.marker" for name in names}
 
 
 def test_other_settings_under_the_same_run_are_refused_naming_the_difference(finished, config):

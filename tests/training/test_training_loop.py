@@ -1,6 +1,7 @@
 """Training one fold: exact resuming, and what is skipped, averaged, frozen and kept."""
 
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -217,6 +218,25 @@ def test_a_training_killed_within_an_epoch_resumes_from_the_last_saved_step(
 
 def test_the_number_of_workers_changes_nothing(output, undisturbed):
     assert same(trained(output, workers=2), undisturbed)
+
+
+def test_workers_end_by_themselves_and_not_by_garbage_collection(output, monkeypatch):
+    before = set(multiprocessing.active_children())
+    left, alive, kill = [], [], loop.Workers.kill
+
+    def count_and_kill(workers):
+        left.append(set(multiprocessing.active_children()) - before)
+        kill(workers)
+
+    def kept_alive(*args, **how):  # as references in a circle would
+        alive.append(loaders.Loaders(*args, **how))
+        return alive[-1]
+
+    monkeypatch.setattr(loop.Workers, "kill", count_and_kill)
+    monkeypatch.setattr(loop, "Loaders", kept_alive)
+    trained(output, workers=2, epochs=1, batch_size=100)  # one batch: one worker has no work
+    assert len(alive) == 1
+    assert left == [set()]
 
 
 class Bright(SegmentationNetwork):
