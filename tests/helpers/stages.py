@@ -21,7 +21,7 @@ model_settings: {base_channels: 8}
 image_size: 64
 epochs: 2
 batch_size: 4
-learning_rate: 0.01
+learning_rate: 0.03
 precision: fp32
 """
 
