@@ -75,7 +75,7 @@ def test_no_lock_makes_every_stage_replace_the_locks_of_a_process_elsewhere(
 
 def test_other_settings_under_the_same_run_are_refused_naming_the_difference(finished, config):
     made, output = finished
-    with pytest.raises(BadInput, match=r"learning_rate: 0\.01 before, 0\.002 now"):
+    with pytest.raises(BadInput, match=r"learning_rate: 0\.03 before, 0\.002 now"):
         run_all(made.folder, output, config, "--set", "learning_rate=0.002", stages=[2])
     # The other fold would keep its settings.
     one_fold = ["--set", "learning_rate=0.002", "--overwrite", "--fold", 0]
