@@ -49,6 +49,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "learning rate 3e-4": ("learning_rate=3.0e-4",),
     "14 epochs": ("epochs=14", "validate_every=14"),
     "56 epochs": ("epochs=56", "validate_every=56"),
+    "320 x 320 pixels": ("image_size=320",),
+    "384 x 384 pixels": ("image_size=384",),
     "published attention": ("model_settings.attention=published",),
     "improved attention": ("model_settings.attention=improved",),
 }
