@@ -14,6 +14,7 @@ def output(folded, tmp_path):
     return shutil.copytree(folded, tmp_path / "output")
 
 
+@pytest.mark.slow
 def test_a_row_differs_from_the_first_in_its_settings_alone_and_is_compared_with_it(
     output, config, capsys
 ):

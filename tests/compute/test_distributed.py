@@ -123,6 +123,7 @@ def test_two_processes_take_the_steps_of_one(alone, config, tmp_path):
     assert len(re.findall("epoch 3/3", printed)) == 1  # one process writes
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_in_16_bits(alone, config, tmp_path):
     run_on(alone, "02_train.py", *fold_0(alone, config, "half-one"), *HALF)
     run_together(tmp_path, "02_train.py", *fold_0(alone, config, "half-two"), *HALF)

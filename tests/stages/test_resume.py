@@ -91,6 +91,7 @@ def test_several_devices_train_a_fold_each_and_one_command_stops_and_resumes_the
     assert all(line.startswith("device cpu: ") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_fold_that_fails_ends_the_command_with_its_code(finished, config, tmp_path):
     _, whole = finished
     output = tmp_path / "output"
