@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pandas as pd
 
 from pneumothorax.masks.postprocess import Triplet
@@ -24,7 +26,6 @@ from pneumothorax.scores import strata
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = "model_card.md"
-LIBRARIES = ("torch", "numpy", "opencv-python-headless", "segmentation_models_pytorch")
 OUT_OF_FOLD = "out of fold"
 # Scores of the card; `facts` has all of them
 SHOWN = "siim_dice positive_dice auc sensitivity specificity ppv pooled_dice".split()
@@ -47,7 +48,7 @@ def facts(output: Path, name: str) -> dict[str, Any]:
     own = numbers["runs"][name]
     return {
         "name": name,
-        "phantoms": run.phantoms,
+        "phantoms": run.phantoms or about.phantoms,
         "cautions": _cautions(run),
         "data": _data(run, numbers, prepared, folded),
         "networks": _networks(output, run),
@@ -145,8 +146,7 @@ def _out_of_fold(own: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]
         "images": rows["all"]["images"],
         "positives": rows["all"]["positives"],
         "scores": {
-            score: {"value": rows["all"][score], **ends[score]}
-            for score in artifacts.SCORE_COLUMNS
+            score: {"value": rows["all"][score], **ends[score]} for score in artifacts.SCORE_COLUMNS
         },
         "all_empty": {score: rows[ALL_EMPTY][score] for score in artifacts.SCORE_COLUMNS},
         "above_all_empty": _above_all_empty(numbers["differences"]),
@@ -186,8 +186,16 @@ def _above_all_empty(differences: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _software() -> dict[str, str | None]:
     """What the card was written with; the training's own versions are in no record."""
-    found = {"pneumothorax": _version(), "commit": _commit(), "python": platform.python_version()}
-    return found | {library: importlib.metadata.version(library) for library in LIBRARIES}
+    import torch
+
+    return {
+        "pneumothorax": _version(),
+        "commit": _commit(),
+        "Python": platform.python_version(),
+        "PyTorch": str(torch.__version__),
+        "NumPy": np.__version__,
+        "OpenCV": cv2.__version__,
+    }
 
 
 def _version() -> str:
@@ -238,15 +246,22 @@ def as_markdown(facts: Mapping[str, Any]) -> str:
         tested=facts["scores"].get(TEST_ALL),
         unseen=facts["scores"].get(TEST_UNSEEN),
         validated=facts["scores"][OUT_OF_FOLD],
-        kind="phantoms" if facts["data"]["phantoms"] else "radiographs",
+        kind=_kind(facts),
         shown=SHOWN,
         labels=tables.LABELS,
         weakest=_weakest(facts["strata"]),
         positive_if=_positive_if(final),
         levels=[row for row in facts["strata"] if row["stratum"] not in unknown],
         unknown=unknown,
-        all_empty_only=final.is_all_empty,
+        final=final,
     )
+
+
+def _kind(facts: Mapping[str, Any]) -> str:
+    """What the training images are."""
+    if facts["data"]["phantoms"]:
+        return "phantoms"
+    return "images" if facts["phantoms"] else "radiographs"
 
 
 def _interval(score: Mapping[str, Any], name: str = "", *, signed: bool = False) -> str:
@@ -280,5 +295,6 @@ def _positive_if(final: Triplet) -> list[str]:
     if final.min_area:
         pixels = f"{final.min_area:,.0f} pixels"
         found.append(f"at least {pixels} have a probability above {final.top:g}")
-    pixels = f"{final.min_component:,.0f} connected pixels" if final.min_component else "one pixel"
-    return [*found, f"at least {pixels} have one above {final.bottom:g}"]
+    pixels = f"{final.min_component:,.0f} connected pixels have"
+    pixels = pixels if final.min_component else "one pixel has"
+    return [*found, f"at least {pixels} a probability above {final.bottom:g}"]
