@@ -220,7 +220,7 @@ def test_a_run_without_a_classification_head_says_that_pixels_decide(untested):
     assert untested["networks"]["tiny"]["classification_head"] is False
     assert tables_of(text)["How was it trained?"][0][1][-1] == "map"
     condition = "at least 1,500 pixels have a probability above 0.75"
-    assert f"{condition} and at least 250 connected pixels have a probability above 0.3." in text
+    assert f"{condition}, and at least 250 connected pixels have a probability above 0.3." in text
     assert text.count("No image-level probability decides") == 2
 
 
@@ -230,7 +230,7 @@ def test_an_image_threshold_is_the_probability_from_which_an_image_is_positive(u
     with_head["tiny"]["classification_head"] = True
     text = card.as_markdown(changed(untested, thresholds=triplet, networks=with_head))
     condition = "its image-level probability is at least 0.6"
-    assert f"{condition} and at least one pixel has a probability above 0.35." in text
+    assert f"{condition}, and at least one pixel has a probability above 0.35." in text
     assert "No image-level probability decides" not in text
     assert tables_of(text)["How was it trained?"][0][1][-1] == "map and classification head"
 
