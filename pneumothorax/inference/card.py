@@ -102,9 +102,10 @@ def _data(
 
 def _values(frame: pd.DataFrame) -> dict[str, dict[str, int]]:
     """The number of images with each value of "view" and "sex"."""
+    found = {column: frame[column].replace("", strata.UNKNOWN) for column in ("view", "sex")}
     return {
-        column: frame[column].replace("", strata.UNKNOWN).value_counts().to_dict()
-        for column in ("view", "sex")
+        column: {str(value): int(count) for value, count in values.value_counts().items()}
+        for column, values in found.items()
     }
 
 
