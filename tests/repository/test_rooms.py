@@ -22,6 +22,7 @@ GROUND_UP = [
 ]
 BELOW = {room: {*DOOR, *GROUND_UP[:height]} for height, room in enumerate(GROUND_UP)}
 BELOW["report"] = BELOW["scores"] | {"scores"}
+BELOW["inference"] |= {"report"}  # the model card
 BELOW["phantom"] = BELOW["data"] | {"data"}
 BELOW |= {name: set(DOOR) for name in DOOR}
 
