@@ -120,7 +120,9 @@ TEST_PER_IMAGE = Table(
 )
 REPORT_SUMMARY = "report/summary.json"
 REPORT_PAGE = "report/index.html"
+REPORT_PAGE_WITHOUT_IMAGES = "report/without_images.html"
 REPORT_FIGURES = "report/figures"
+REPORT_ZIP = "report.zip"
 
 
 @dataclass(frozen=True)
