@@ -23,7 +23,6 @@ import argparse
 import pandas as pd
 
 from pneumothorax.data import cache
-from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, sharing, stage
 from pneumothorax.report import gallery, illustrations, page, runs, statistics, summary
 
@@ -52,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with locks.lock(args.output, "05_report", alone=args.no_lock):
-        names = args.names or found_names(args)
+        names = args.names or artifacts.submission_names(args.output)
         manifest, compared = read(args, names)
         settings = {"names": names, "seed": args.seed, "pages": list(PAGES)}
         inputs = records.hashes(args.output, runs.sources(compared))
@@ -67,13 +66,6 @@ def main(argv: list[str] | None = None) -> None:
         if args.zip:
             pack(args, manifest)
     print_results(args, compared, up_to_date=up_to_date)
-
-
-def found_names(args: argparse.Namespace) -> list[str]:
-    names = artifacts.submission_names(args.output)
-    if not names:
-        raise BadInput(f"{args.output / 'submissions'} is empty: run 04_submit.py first")
-    return names
 
 
 def read(args: argparse.Namespace, names: list[str]) -> tuple[pd.DataFrame, list[runs.Run]]:
