@@ -9,34 +9,38 @@ Writes  output/report/index.html      the page; opens straight from the folder, 
         output/report/summary.json    every number of the page
         output/report/figures/        the page's figures
         output/report/gallery/, gallery.js    thumbnails, scores and outlines of every image
+        output/report.zip             with --zip: the report for somebody else
 
 Only submissions with the same folds, images and labels are compared; others are refused.
 
     python 05_report.py
     python 05_report.py --names ica_resunet,unet
+    python 05_report.py --zip
 """
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
 
 from pneumothorax.data import cache
-from pneumothorax.errors import BadInput
-from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, stage
+from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, sharing, stage
 from pneumothorax.report import gallery, illustrations, page, runs, statistics, summary
 
 DEFAULT_SEED = 42
+PAGES = {artifacts.REPORT_PAGE: True, artifacts.REPORT_PAGE_WITHOUT_IMAGES: False}  # with images?
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__)
-    parser.add_argument(
-        "--names",
-        metavar="NAME,...",
-        help="submissions to compare, separated by commas (default: all)",
-    )
+    flag = parser.add_argument
+    names_help = "submissions to compare, separated by commas (default: all)"
+    flag("--names", metavar="NAME,...", help=names_help)
+    zip_help = "also pack the report for somebody else, without radiographs of patients"
+    flag("--zip", action="store_true", help=zip_help)
+    images_help = "like --zip, with the radiographs: only if the licence of the data allows it"
+    flag("--zip-images", action="store_true", help=images_help)
     args = parser.parse_args(argv)
+    args.zip = args.zip or args.zip_images
     args.names = list(dict.fromkeys(args.names.split(","))) if args.names else []
     for name in args.names:
         stage.check_name(parser, "--names", name)
@@ -47,9 +51,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with locks.lock(args.output, "05_report", alone=args.no_lock):
-        names = args.names or found_names(args)
+        names = args.names or artifacts.submission_names(args.output)
         manifest, compared = read(args, names)
-        settings = {"names": names, "seed": args.seed}
+        settings = {"names": names, "seed": args.seed, "pages": list(PAGES)}
         inputs = records.hashes(args.output, runs.sources(compared))
         up_to_date = not args.overwrite and records.is_current(
             args.output, artifacts.REPORTED, settings=settings, inputs=inputs
@@ -59,14 +63,9 @@ def main(argv: list[str] | None = None) -> None:
             records.write(
                 args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs
             )
+        if args.zip:
+            pack(args, manifest)
     print_results(args, compared, up_to_date=up_to_date)
-
-
-def found_names(args: argparse.Namespace) -> list[str]:
-    names = artifacts.submission_names(args.output)
-    if not names:
-        raise BadInput(f"{args.output / 'submissions'} is empty: run 04_submit.py first")
-    return names
 
 
 def read(args: argparse.Namespace, names: list[str]) -> tuple[pd.DataFrame, list[runs.Run]]:
@@ -91,7 +90,7 @@ def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataF
     used = manifest[(manifest["split"] == artifacts.TRAIN) | manifest["image_id"].isin(scored)]
     cache.verify(output, cache_size, used, workers=args.workers)
 
-    tables = write_tables(output, compared)
+    tables = summary.write_tables(output, compared)
     numbers = summary.summary(compared, found, about, seed=args.seed)
     atomic.write_json(output / artifacts.REPORT_SUMMARY, numbers)
 
@@ -100,29 +99,27 @@ def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataF
     shown = gallery.write(
         output, folder, images, manifest, cache_size=cache_size, workers=args.workers
     )
-    html = page.render(about, compared, found, figures)
-    atomic.write_text(output / artifacts.REPORT_PAGE, html)
-
-    drawn = [
-        path
-        for group in figures.values()
-        for figure in group
-        for path in (figure.light, figure.dark)
-        if path
-    ]
-    pictures = [f"{folder.name}/{path}" for path in (*drawn, *shown)]
-    return [*tables, artifacts.REPORT_SUMMARY, artifacts.REPORT_PAGE, *pictures]
+    for path, with_images in PAGES.items():
+        html = page.render(about, compared, found, figures, with_images=with_images)
+        atomic.write_text(output / path, html)
+    pictures = [f"{folder.name}/{path}" for path in (*page.files(figures), *shown)]
+    return [*tables, artifacts.REPORT_SUMMARY, *PAGES, *pictures]
 
 
-def write_tables(output: Path, compared: list[runs.Run]) -> list[str]:
-    """Returns the tables' paths; those of an earlier report's test images are removed."""
-    tables = summary.tables(compared)
-    for table in (artifacts.REPORT_TEST_TABLE, artifacts.TEST_PER_IMAGE):
-        if table not in tables:
-            (output / table.path).unlink(missing_ok=True)
-    for table, frame in tables.items():
-        artifacts.write_table(output, table, frame)
-    return [table.path for table in tables]
+def pack(args: argparse.Namespace, manifest: pd.DataFrame) -> None:
+    """Write report.zip. Phantoms are nobody's radiographs: they are always in it."""
+    output, folder = args.output, (args.output / artifacts.REPORT_PAGE).parent
+    ids, phantoms = manifest["image_id"].tolist(), lineage.prepared(output)["phantoms"]
+    public = dict(zip(ids, ids, strict=True)) if phantoms else sharing.public_ids(ids)
+    with_images = args.zip_images or phantoms
+    shown = gallery.shared(folder, public) if with_images else {}
+    its_page = artifacts.REPORT_PAGE if with_images else artifacts.REPORT_PAGE_WITHOUT_IMAGES
+
+    kinds = (".csv", ".json", ".svg", ".png") if with_images else (".csv", ".json", ".svg")
+    written = records.read(output, artifacts.REPORTED)["outputs"]
+    files = sharing.public_files(output, [p for p in written if p.endswith(kinds)], public)
+    files |= {**shown, artifacts.REPORT_PAGE: output / its_page}
+    sharing.write_zip(output / artifacts.REPORT_ZIP, files)
 
 
 def print_results(args: argparse.Namespace, compared: list[runs.Run], *, up_to_date: bool) -> None:
@@ -135,6 +132,8 @@ def print_results(args: argparse.Namespace, compared: list[runs.Run], *, up_to_d
         path = args.output / artifacts.Submission(run.name).csv
         if path.exists():
             print(f"submission: {path}")
+    if args.zip:
+        print(f"to share: {args.output / artifacts.REPORT_ZIP}")
     print(f"report: {args.output / artifacts.REPORT_PAGE}")
 
 

@@ -120,7 +120,9 @@ TEST_PER_IMAGE = Table(
 )
 REPORT_SUMMARY = "report/summary.json"
 REPORT_PAGE = "report/index.html"
+REPORT_PAGE_WITHOUT_IMAGES = "report/without_images.html"
 REPORT_FIGURES = "report/figures"
+REPORT_ZIP = "report.zip"
 
 
 @dataclass(frozen=True)
@@ -343,8 +345,12 @@ class Submission:
 
 
 def submission_names(output: Path) -> list[str]:
-    """The submissions that exist, sorted."""
-    return sorted(path.parent.name for path in (output / "submissions").glob("*/postprocess.json"))
+    """The submissions that exist, sorted. Raises BadInput if none does."""
+    folder = output / "submissions"
+    names = sorted(path.parent.name for path in folder.glob("*/postprocess.json"))
+    if not names:
+        raise BadInput(f"{folder} is empty: run 04_submit.py first")
+    return names
 
 
 def file_name(image_id: str, suffix: str) -> str:

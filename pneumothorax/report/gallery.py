@@ -21,6 +21,7 @@ from pneumothorax.pipeline.engine import Engine, in_order
 from pneumothorax.scores import per_image
 
 THUMBNAILS, DATA = "gallery", "gallery.js"  # below the report's folder
+BEFORE_DATA, AFTER_DATA = "window.GALLERY = ", ";\n"  # around the JSON in DATA
 THUMBNAIL_PX = 256
 JPEG_QUALITY = 85
 IMAGES_PER_TASK = 32
@@ -159,7 +160,7 @@ def data(
 
     Args:
         outlines: per image: of the truth, then of each run.
-        large: the folder of the cached images, as seen from the page.
+        large: the folder of the cached images, as seen from the page; "" without them.
     """
     columns = list(zip(*outlines, strict=True)) or [()] * (len(runs) + 1)
     return {
@@ -196,5 +197,29 @@ def _run_columns(frame: pd.DataFrame, image_ids: pd.Series) -> dict[str, list[An
 
 def write_data(path: Path, columns: dict[str, Any]) -> None:
     """As a script that sets window.GALLERY; ASCII, and the same data give the same bytes."""
-    text = json.dumps(columns, separators=(",", ":"), allow_nan=False)
-    atomic.write_text(path, f"window.GALLERY = {text};\n")
+    atomic.write_text(path, _script(columns))
+
+
+def shared(folder: Path, ids: Mapping[str, str]) -> dict[str, Path | bytes]:
+    """The gallery as it is sent to somebody else: its thumbnails, not the cached images.
+
+    Args:
+        folder: the page's folder, where `write` has written.
+        ids: image id -> the id to show instead.
+
+    Returns {path, beginning with the folder's name: the content, or the file that has it}.
+    """
+    text = (folder / DATA).read_text("utf-8")
+    columns = json.loads(text.removeprefix(BEFORE_DATA).removesuffix(AFTER_DATA))
+    images = columns["images"]
+    files: dict[str, Path | bytes] = {
+        f"{folder.name}/{THUMBNAILS}/{ids[image_id]}.jpg": folder / THUMBNAILS / f"{image_id}.jpg"
+        for image_id in images["id"]
+    }
+    images["id"] = [ids[image_id] for image_id in images["id"]]
+    files[f"{folder.name}/{DATA}"] = _script({**columns, "large": ""}).encode("ascii")
+    return files
+
+
+def _script(columns: dict[str, Any]) -> str:
+    return BEFORE_DATA + json.dumps(columns, separators=(",", ":"), allow_nan=False) + AFTER_DATA

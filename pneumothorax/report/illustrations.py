@@ -77,7 +77,8 @@ class Album:
     ) -> page.Figure:
         """One PNG of radiographs, on black."""
         self._save(figure, f"{name}.png")
-        return page.Figure(title, caption, f"{self.folder.name}/{name}.png", alt)
+        light = f"{self.folder.name}/{name}.png"
+        return page.Figure(title, caption, light, alt, radiographs=True)
 
     def _save(self, figure: Figure, file: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

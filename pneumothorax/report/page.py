@@ -15,7 +15,10 @@ from pneumothorax.report.statistics import Evaluated, Statistics
 
 @dataclass(frozen=True)
 class Figure:
-    """`light` and `dark` are paths as seen from the page; `wide` fills the row."""
+    """`light` and `dark` are paths as seen from the page; `wide` fills the row.
+
+    `radiographs`: it shows some, so it is left out of a page without them.
+    """
 
     title: str
     caption: str
@@ -23,6 +26,7 @@ class Figure:
     alt: str
     dark: str | None = None
     wide: bool = False
+    radiographs: bool = False
 
 
 def render(
@@ -31,13 +35,14 @@ def render(
     statistics: Statistics,
     figures: Mapping[str, Sequence[Figure]],
     *,
-    has_gallery: bool = True,
+    with_images: bool = True,
 ) -> str:
     """The whole page; every text is escaped.
 
     Args:
         figures: by the title of their section, in order.
-        has_gallery: whether gallery.write has written its files next to the page.
+        with_images: False leaves out the gallery and every figure that shows radiographs.
+            Otherwise gallery.write has written its files next to the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pneumothorax.report"),
@@ -46,6 +51,10 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    shown = {
+        title: [figure for figure in group if with_images or not figure.radiographs]
+        for title, group in figures.items()
+    }
     environment.filters |= {"count": wording.count, "anchor": wording.anchor}
     return environment.get_template("report.html").render(
         **tables.all_of(runs, statistics),
@@ -53,8 +62,8 @@ def render(
         test=statistics.test,
         share=wording.percent(evaluated.positives / max(1, evaluated.images), 1),
         paper={name: [f"{score:.2f}" for score in scores] for name, scores in tables.PAPER.items()},
-        figures={title: list(group) for title, group in figures.items() if group},
-        has_gallery=has_gallery,
+        figures={title: group for title, group in shown.items() if group},
+        with_images=with_images,
         data_file=gallery.DATA,
         labels=tables.LABELS,
         thresholds=TRIPLET_COLUMNS,
@@ -67,6 +76,12 @@ def render(
         style=_template_file("report.css"),
         script=_template_file("gallery.js"),
     )
+
+
+def files(figures: Mapping[str, Sequence[Figure]]) -> list[str]:
+    """The paths of all figures, as seen from the page."""
+    shown = [figure for group in figures.values() for figure in group]
+    return [path for figure in shown for path in (figure.light, figure.dark) if path]
 
 
 def _template_file(name: str) -> str:

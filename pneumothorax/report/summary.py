@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,6 +34,17 @@ def tables(runs: list[Run]) -> dict[artifacts.Table, pd.DataFrame]:
         images = _with_baseline([test.per_image for test in tested.values()])
         found[artifacts.TEST_PER_IMAGE] = images
     return found
+
+
+def write_tables(output: Path, runs: list[Run]) -> list[str]:
+    """Returns the tables' paths; those of an earlier report's test images are removed."""
+    written = tables(runs)
+    for table in (artifacts.REPORT_TEST_TABLE, artifacts.TEST_PER_IMAGE):
+        if table not in written:
+            (output / table.path).unlink(missing_ok=True)
+    for table, frame in written.items():
+        artifacts.write_table(output, table, frame)
+    return [table.path for table in written]
 
 
 def _below_each_other(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:

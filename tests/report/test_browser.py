@@ -2,18 +2,23 @@
 
 import json
 import os
+import runpy
 import shutil
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from pneumothorax.pipeline import artifacts, records
 from pneumothorax.report import gallery, page
 from tests.helpers import report_samples
 from tests.helpers.report_samples import EVALUATED, IMAGES, SIZE, dice_of, image_id
+from tests.helpers.stages import ROOT
 
 webdriver = pytest.importorskip(
     "selenium.webdriver", reason="needs selenium (requirements-dev.txt)"
@@ -507,6 +512,61 @@ def test_a_page_without_its_data_file_says_so(browser, report, tmp_path):
     assert all(
         "ERR_FILE_NOT_FOUND" in message for message in messages
     )  # said by the browser itself
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_the_report_of_a_zip_file_opens_on_another_machine_without_a_failed_request(
+    browser, report, tmp_path, with_images
+):
+    output = tmp_path / "output"
+    folder = shutil.copytree(report, output / "report")
+    (folder / "roc.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+    )
+    shutil.copyfile(folder / "light.jpg", folder / "sample.png")
+    figures = {
+        "Curves": [page.Figure("ROC", "", "roc.svg", "a rising line", "roc.svg")],
+        "Samples": [page.Figure("Sample", "", "sample.png", "a chest", radiographs=True)],
+    }
+    starts = {"steady": 0.8, "other": 0.7}
+    runs = [report_samples.run(name, start) for name, start in starts.items()]
+    for name, shown in (("index.html", True), ("without_images.html", False)):
+        statistics = report_samples.statistics(starts)
+        html = page.render(EVALUATED, runs, statistics, figures, with_images=shown)
+        (folder / name).write_text(html, "utf-8")
+
+    unpacked = tmp_path / "elsewhere"
+    with zipfile.ZipFile(packed(output, with_images=with_images)) as archive:
+        archive.extractall(unpacked)
+    shutil.rmtree(output)
+    browser.get_log("performance")
+    open_page(browser, unpacked / "report")
+    if with_images:
+        find(browser, ".card button").click()  # the larger view has only the thumbnail, too
+    script = """
+        const images = [...document.images];
+        images.forEach((image) => (image.loading = "eager"));
+        return images.every((image) => image.complete) && images.map((image) => image.naturalWidth);
+    """
+    widths = WebDriverWait(browser, 30).until(lambda b: b.execute_script(script))
+    assert len(widths) == (2 + 24 + 1 if with_images else 1)  # figures, cards, larger view
+    assert min(widths) > 0
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    assert [each for each in events if each["method"] == "Network.loadingFailed"] == []
+
+
+def packed(output, *, with_images):
+    """The zip file that stage 05 makes of a folder with a report."""
+    prepared = {artifacts.TRAINING_IMAGES: "", artifacts.TEST_IMAGES: "", "phantoms": False}
+    none = {"settings": {}, "inputs": {}}
+    records.write(output, artifacts.PREPARED, **none, outputs=[], **prepared)
+    files = [path for path in (output / "report").rglob("*") if path.is_file()]
+    written = [path.relative_to(output).as_posix() for path in files]
+    records.write(output, artifacts.REPORTED, **none, outputs=written)
+    pack = runpy.run_path(str(ROOT / "05_report.py"), run_name="stage")["pack"]
+    arguments = SimpleNamespace(output=output, zip_images=with_images)
+    pack(arguments, pd.DataFrame({"image_id": [image_id(n) for n in NUMBERS]}))
+    return output / artifacts.REPORT_ZIP
 
 
 def test_names_from_the_data_are_shown_as_text(browser, tmp_path):

@@ -59,12 +59,12 @@ def sample_runs():
     ]
 
 
-def rendered(*, evaluated=EVALUATED, runs=None, statistics=None, figures=None, has_gallery=True):
+def rendered(*, evaluated=EVALUATED, runs=None, statistics=None, figures=None, with_images=True):
     runs = runs or sample_runs()
     statistics = statistics or report_samples.statistics(
         {run.name: STARTS.get(run.name, 0.8) for run in runs}
     )
-    return page.render(evaluated, runs, statistics, figures or {}, has_gallery=has_gallery)
+    return page.render(evaluated, runs, statistics, figures or {}, with_images=with_images)
 
 
 def tables(**changes):
@@ -373,7 +373,7 @@ def test_the_page_loads_nothing_from_outside_its_folder():
 def test_parts_without_data_are_left_out():
     runs = [report_samples.run("ica", 0.8)]
     statistics = report_samples.statistics({"ica": 0.8}, empty=True)
-    text = rendered(runs=runs, statistics=statistics, has_gallery=False)
+    text = rendered(runs=runs, statistics=statistics, with_images=False)
     for part in (
         'id="differences"',
         'id="strata"',
@@ -386,6 +386,22 @@ def test_parts_without_data_are_left_out():
     assert "95 % interval" not in [
         cells[0] for cells in Tables(text).found["Cross-validation of ica"]
     ]
+
+
+def test_a_page_without_images_has_only_figures_without_radiographs_and_says_so():
+    figures = {
+        "Curves": [page.Figure("ROC", "", "figures/roc.svg", "rising", "figures/roc~dark.svg")],
+        "Samples": [page.Figure("Sample", "", "figures/sample.png", "a chest", radiographs=True)],
+    }
+    assert page.files(figures) == ["figures/roc.svg", "figures/roc~dark.svg", "figures/sample.png"]
+    complete, without = (rendered(figures=figures, with_images=flag) for flag in (True, False))
+    note = "This copy shows no radiographs"
+    for part in ("sample.png", "<h2>Samples</h2>", 'id="gallery"', 'href="#gallery"', "gallery.js"):
+        assert part in complete
+        assert part not in without
+    assert "figures/roc.svg" in without
+    assert note in without
+    assert note not in complete
 
 
 @pytest.mark.parametrize(

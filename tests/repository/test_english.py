@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.stages import ROOT
 
-SUFFIXES = (".py", ".md", ".html", ".js", ".css", ".sh", ".yaml", ".toml", ".txt", ".cff")
+SUFFIXES = (".py", ".md", ".html", ".js", ".css", ".sh", ".yaml", ".toml", ".txt", ".cff", ".ipynb")
 # This file quotes them; the changelog names what was renamed.
 EXEMPT = {"tests/repository/test_english.py", "CHANGELOG.md"}
 NOT_OURS = {".venv", "input", "output"}

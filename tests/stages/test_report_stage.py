@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import zipfile
 
 import pandas as pd
 import pytest
@@ -95,6 +96,59 @@ def test_a_report_of_other_runs_keeps_no_figures_of_earlier_runs(copied, monkeyp
     assert (figures / "surface-tiny.svg").is_file()
 
 
+def zipped(output, *flags):
+    """{name: content} of the zip file that stage 05 writes."""
+    run_on(output, "05_report.py", *flags)
+    with zipfile.ZipFile(output / artifacts.REPORT_ZIP) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def private_ids(output):
+    """Of all images and patients: none of them is the competition's."""
+    folds = artifacts.read_table(output, artifacts.FOLDS)
+    ids = [*artifacts.read_table(output, artifacts.MANIFEST)["image_id"], *folds["patient_id"]]
+    assert len(ids) == 15 + 12
+    assert all(ids)
+    return [text.encode() for text in ids]
+
+
+def broken_links(files):
+    page = files["report/index.html"].decode("utf-8")
+    named = re.findall(r'(?:src|srcset)="((?!data:)[^"]+)"', page)
+    assert "figures/roc~dark.svg" in named
+    return [name for name in named if f"report/{name}" not in files]
+
+
+def test_the_zip_file_has_neither_radiographs_nor_private_ids_and_no_broken_link(copied):
+    _, output = copied
+    files = zipped(output, "--zip")
+    tables = {"report/table.csv", "report/per_image.csv", "report/summary.json"}
+    assert {"report/index.html", *tables} <= set(files)
+    assert not [name for name in files if name.endswith((".png", ".jpg", ".js"))]
+    assert not [name for name in files if files[name].startswith((b"\x89PNG", b"\xff\xd8"))]
+    for text in private_ids(output):
+        assert not [name for name in files if text in files[name] or text in name.encode()]
+    assert broken_links(files) == []
+    assert b"This copy shows no radiographs" in files["report/index.html"]
+    before = (output / artifacts.REPORT_ZIP).read_bytes()
+    run_on(output, "05_report.py", "--zip")
+    assert (output / artifacts.REPORT_ZIP).read_bytes() == before
+
+
+def test_with_images_the_zip_file_has_every_radiograph_under_its_public_id(copied):
+    _, output = copied
+    files = zipped(output, "--zip-images")
+    thumbnails = {f"report/gallery/image-{number}.jpg" for number in range(1, 13)}
+    assert {name for name in files if name.endswith(".jpg")} == thumbnails
+    assert {"report/gallery.js", "report/figures/comparison.png"} <= set(files)
+    for text in private_ids(output):
+        assert not [name for name in files if text in files[name] or text in name.encode()]
+    assert broken_links(files) == []
+    first = artifacts.read_table(output, artifacts.MANIFEST).at[0, "image_id"]
+    thumbnail = (output / "report" / "gallery" / f"{first}.jpg").read_bytes()
+    assert files["report/gallery/image-1.jpg"] == thumbnail
+
+
 def test_the_report_says_that_the_demo_data_are_phantoms(
     copied, config, tmp_path, without_pictures
 ):
@@ -103,6 +157,10 @@ def test_the_report_says_that_the_demo_data_are_phantoms(
     (tmp_path / "input" / discovery.PHANTOM_NOTE).touch()
     run_all(tmp_path / "input", output, config)
     assert "phantoms" in (output / artifacts.REPORT_PAGE).read_text("utf-8")
+    files = zipped(output, "--zip")  # phantoms may be shown to anybody
+    ids = artifacts.read_table(output, artifacts.FOLDS)["image_id"]
+    assert {f"report/gallery/{image_id}.jpg" for image_id in ids} <= set(files)
+    assert files["report/index.html"] == (output / artifacts.REPORT_PAGE).read_bytes()
 
 
 def test_runs_trained_on_phantoms_are_named_even_if_the_images_no_longer_say_so(
