@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
                 args.output, artifacts.REPORTED, settings=settings, inputs=inputs, outputs=outputs
             )
         if args.zip:
-            pack(args, manifest)
+            pack(args, manifest, names)
     print_results(args, compared, up_to_date=up_to_date)
 
 
@@ -106,8 +106,10 @@ def write(args: argparse.Namespace, compared: list[runs.Run], manifest: pd.DataF
     return [*tables, artifacts.REPORT_SUMMARY, *PAGES, *pictures]
 
 
-def pack(args: argparse.Namespace, manifest: pd.DataFrame) -> None:
+def pack(args: argparse.Namespace, manifest: pd.DataFrame, names: list[str]) -> None:
     """Write report.zip. Phantoms are nobody's radiographs: they are always in it."""
+    from pneumothorax.inference import card
+
     output, folder = args.output, (args.output / artifacts.REPORT_PAGE).parent
     ids, phantoms = manifest["image_id"].tolist(), lineage.prepared(output)["phantoms"]
     public = dict(zip(ids, ids, strict=True)) if phantoms else sharing.public_ids(ids)
@@ -119,6 +121,9 @@ def pack(args: argparse.Namespace, manifest: pd.DataFrame) -> None:
     written = records.read(output, artifacts.REPORTED)["outputs"]
     files = sharing.public_files(output, [p for p in written if p.endswith(kinds)], public)
     files |= {**shown, artifacts.REPORT_PAGE: output / its_page}
+    for name in names:
+        text = card.as_markdown(card.facts(output, name))
+        files[f"{folder.name}/{name}/MODEL_CARD.md"] = text.encode("utf-8")
     sharing.write_zip(output / artifacts.REPORT_ZIP, files)
 
 

@@ -565,7 +565,7 @@ def packed(output, *, with_images):
     records.write(output, artifacts.REPORTED, **none, outputs=written)
     pack = runpy.run_path(str(ROOT / "05_report.py"), run_name="stage")["pack"]
     arguments = SimpleNamespace(output=output, zip_images=with_images)
-    pack(arguments, pd.DataFrame({"image_id": [image_id(n) for n in NUMBERS]}))
+    pack(arguments, pd.DataFrame({"image_id": [image_id(n) for n in NUMBERS]}), [])
     return output / artifacts.REPORT_ZIP
 
 
