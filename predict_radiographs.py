@@ -101,9 +101,7 @@ def main(argv: list[str] | None = None) -> None:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)
         path = results.write_tables(args.to, frame, listed)
-        opened = page.write(
-            args.to, frame.to_dict("records"), caution=run.warning, notice=NOTICE
-        )
+        opened = page.write(args.to, frame.to_dict("records"), caution=run.warning, notice=NOTICE)
         n_earlier = results.of_earlier_calls(args.to, listed)
 
     print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")

@@ -18,7 +18,7 @@ import numpy as np
 
 from pneumothorax import plotting
 from pneumothorax.inference import overlay, results
-from pneumothorax.pipeline import atomic
+from pneumothorax.pipeline import artifacts, atomic
 
 SHOWN_PX = 1024  # height or width of the copies, whichever is longer
 JPEG_QUALITY = 85
@@ -53,6 +53,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], *, caution: str, noti
             f"{others:,} of {len(rows):,} images are not radiographs by their header: what the "
             "networks find on them means nothing. They are marked."
         )
+    if not rows:
+        cautions.append(f"No image was predicted: {artifacts.REJECTED.path} says why.")
     on_phantoms = any(row["trained_on"] == "phantoms" for row in rows)
     page = Template(_template("predictions.html")).substitute(
         prediction="#" + bytes(plotting.PREDICTION_RGB).hex(),
