@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pneumothorax.pipeline import locks, stage
 
@@ -101,7 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)
         path = results.write_tables(args.to, frame, listed)
-        opened = page.write(args.to, frame.to_dict("records"), caution=run.warning, notice=NOTICE)
+        rows: Any = frame.to_dict("records")
+        opened = page.write(args.to, rows, caution=run.warning, notice=NOTICE)
         n_earlier = results.of_earlier_calls(args.to, listed)
 
     print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")
