@@ -73,9 +73,9 @@ function galleryOfRuns(app, data) {
     const id = images.id[at];
     const file = encodeURIComponent(id);
     const thumbnail = `${data.thumbnails}/${file}.jpg`;
-    const source = large ? `${data.large}/${file}.png` : thumbnail;
+    const source = large && data.large ? `${data.large}/${file}.png` : thumbnail;
     const image = element("img", { src: source, alt: `Radiograph ${id}`, width: 256, height: 256 });
-    if (large) image.addEventListener("error", () => (image.src = thumbnail), { once: true });
+    if (source !== thumbnail) image.addEventListener("error", () => (image.src = thumbnail), { once: true });
     else image.loading = "lazy";
     const overlay = svg("svg", { viewBox: `0 0 ${data.grid} ${data.grid}`, "aria-hidden": "true", class: "overlay" });
     // Outlines run through pixel centres; a stroke one pixel wide covers the outer half of each border pixel.
