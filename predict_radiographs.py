@@ -6,6 +6,8 @@ Reads   PATH                           a DICOM, PNG or JPEG file, or a folder at
 Writes  FOLDER/overlays/<id>.png       the radiograph with the predicted outline
         FOLDER/masks/<id>.png          8-bit grey, 0 and 255, at the radiograph's size
         FOLDER/predictions.csv         image_id, p_positive, area_px, not_a_radiograph, rle, ...
+        FOLDER/index.html              a page with all of these images, for any browser
+        FOLDER/radiographs/<id>.jpg    the radiograph, small, for the page
         FOLDER/rejected.csv            files that were not used, and why
         FOLDER/segmentations/<id>.dcm  with --dicom-seg: DICOM Segmentation objects
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pneumothorax.pipeline import locks, stage
 
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     import models
     from pneumothorax.compute import devices, precisions, runtime
-    from pneumothorax.inference import predicting, reading, results, settled
+    from pneumothorax.inference import page, predicting, reading, results, settled
     from pneumothorax.prediction import probability_maps
 
     runtime.keep_freed_memory()
@@ -99,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             results.forget(args.to)
         frame = predicting.predict(listed, task, load)
         path = results.write_tables(args.to, frame, listed)
+        rows: Any = frame.to_dict("records")
+        opened = page.write(args.to, rows, caution=run.warning, notice=NOTICE)
         n_earlier = results.of_earlier_calls(args.to, listed)
 
     print(f"{len(frame)} images, {int((frame['area_px'] > 0).sum())} with a predicted pneumothorax")
@@ -109,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{args.to} also holds {n_earlier} images of earlier calls, which are not in "
             f"{path.name} (--overwrite removes them)"
         )
-    print(f"wrote {path}, and overlays and masks next to it")
+    print(f"wrote {path}, and overlays and masks next to it; to look at them, open {opened}")
     print(NOTICE, flush=True)
     if listed.rejected:
         raise listed.error()

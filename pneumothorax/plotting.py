@@ -1,4 +1,4 @@
-"""The look of all figures: colours, styles, rendering. The same data give the same bytes.
+"""The look of all figures and pages. The same data give the same bytes.
 
 No function touches pyplot or its settings.
 """
@@ -9,6 +9,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -133,3 +134,8 @@ def rendered(figure: Figure, ending: str, *, dpi: int = 100) -> bytes:
     with LIGHT.settings():  # what saving looks up is the same in all styles
         figure.savefig(buffer, format=ending, dpi=dpi, metadata=metadata[ending])
     return buffer.getvalue()
+
+
+def template(package: str, name: str) -> str:
+    """A file of the package's `templates`; those of "pneumothorax" are inside every page."""
+    return resources.files(package).joinpath("templates", name).read_text(encoding="utf-8")

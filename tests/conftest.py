@@ -1,4 +1,4 @@
-"""States of an output folder that several rooms share, and the folder of real data."""
+"""States of an output folder that several rooms share, the folder of real data, and a browser."""
 
 import os
 
@@ -63,3 +63,24 @@ def without_pictures(monkeypatch):
     """No progress.png and no figures in the report: they take most of a tiny run's time."""
     monkeypatch.setattr("pneumothorax.training.history.write_progress", lambda *_, **__: None)
     monkeypatch.setattr("pneumothorax.report.illustrations.draw", lambda *_, **__: {})
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, for test modules that import tests.helpers.browsing."""
+    from tests.helpers import browsing
+
+    with browsing.chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def screen(browser):
+    """A light screen of 1400 x 900 for a test, which must leave the console empty."""
+    from tests.helpers import browsing
+
+    browsing.set_screen(browser)
+    browser.get("about:blank")
+    browser.get_log("browser")
+    yield
+    assert browser.get_log("browser") == []

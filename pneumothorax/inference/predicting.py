@@ -22,7 +22,7 @@ from pneumothorax.compute import precisions
 from pneumothorax.data import raster
 from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
-from pneumothorax.inference import dicom_seg, overlay, results
+from pneumothorax.inference import dicom_seg, overlay, page, results
 from pneumothorax.inference.reading import Listed, RadiographFile
 from pneumothorax.inference.settled import Settled
 from pneumothorax.masks import calibration, postprocess
@@ -32,7 +32,7 @@ from pneumothorax.pipeline.progress import show_progress
 from pneumothorax.prediction import probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
-VERSION = 4  # raise it when results would change: earlier ones are then made again
+VERSION = 5  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
 
@@ -75,7 +75,7 @@ def predict(
 
     Returns rows of results.PREDICTIONS in the order of the files.
     """
-    for kind in (results.overlay, results.mask, results.segmentation):
+    for kind in (results.overlay, results.mask, results.radiograph, results.segmentation):
         atomic.sweep((task.folder / kind("x")).parent)
     networks = functools.cache(load)
     rows = []
@@ -195,6 +195,7 @@ def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict
     files = {
         results.overlay(image_id): png.encode_small(drawn),
         results.mask(image_id): png.encode_small(mask * np.uint8(255)),
+        results.radiograph(image_id): page.radiograph(image.pixels),
     }
     if not task.with_segmentation:
         return files, ""

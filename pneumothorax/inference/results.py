@@ -23,6 +23,7 @@ PREDICTIONS = artifacts.Table(
     numbers=("p_positive", "area_mm2"),
 )
 JOURNAL = artifacts.RADIOGRAPHS_JOURNAL
+PAGE = "index.html"
 
 
 def overlay(image_id: str) -> str:
@@ -33,6 +34,11 @@ def overlay(image_id: str) -> str:
 def mask(image_id: str) -> str:
     """8-bit grey PNG (H, W) of 0 and 255."""
     return f"masks/{file_name(image_id, '.png')}"
+
+
+def radiograph(image_id: str) -> str:
+    """8-bit grey JPEG, small: what the page shows below the mask."""
+    return f"radiographs/{file_name(image_id, '.jpg')}"
 
 
 def segmentation(image_id: str) -> str:

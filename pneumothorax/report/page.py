@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import jinja2
 
@@ -73,8 +72,8 @@ def render(
         pooled=tables.POOLED,
         truth="#" + bytes(plotting.TRUTH_RGB).hex(),
         prediction="#" + bytes(plotting.PREDICTION_RGB).hex(),
-        style=_template_file("report.css"),
-        script=_template_file("gallery.js"),
+        style=_with_shared("page.css", "report.css"),
+        script=_with_shared("gallery.js", "report.js"),
     )
 
 
@@ -84,7 +83,7 @@ def files(figures: Mapping[str, Sequence[Figure]]) -> list[str]:
     return [path for figure in shown for path in (figure.light, figure.dark) if path]
 
 
-def _template_file(name: str) -> str:
-    """A file next to the page's template that is inserted unchanged."""
-    folder = resources.files("pneumothorax.report").joinpath("templates")
-    return folder.joinpath(name).read_text(encoding="utf-8")
+def _with_shared(shared: str, own: str) -> str:
+    """A template that all pages share, then the report's own."""
+    template = plotting.template
+    return template("pneumothorax", shared) + template("pneumothorax.report", own)

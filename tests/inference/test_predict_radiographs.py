@@ -1,6 +1,7 @@
 """predict_radiographs.py: any radiograph gets the mask that stages 00 to 04 would give it."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -94,6 +95,12 @@ def predict(output, path, folder, *more):
 
 def rows_of(folder):
     return artifacts.read_table(folder, results.PREDICTIONS).set_index("image_id")
+
+
+def ids_of_the_page(folder):
+    text = (folder / results.PAGE).read_text("utf-8")
+    [data] = re.findall(r'<script type="application/json" id="data">(.*)</script>', text)
+    return json.loads(data)["images"]["image_id"]
 
 
 def rejected_of(folder):
@@ -226,6 +233,7 @@ def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, 
             3,
         )
     assert rows["area_px"].iloc[0] > 0
+    assert ids_of_the_page(tmp_path / "to") == made.test_ids
     assert rejected_of(tmp_path / "to") == {}
     printed = capsys.readouterr().out
     assert f"3 images, {(rows['area_px'] > 0).sum()} with a predicted pneumothorax" in printed
@@ -463,6 +471,8 @@ def test_networks_trained_on_phantoms_say_so_everywhere(on_phantoms, tmp_path, c
         expected = overlay.draw(image, mask, caution="TRAINED ON PHANTOMS")
         np.testing.assert_array_equal(drawn, expected)
         assert (drawn != overlay.draw(image, mask)).any()
+    page = (tmp_path / "to" / results.PAGE).read_text("utf-8")
+    assert '<p class="caution">Warning: the networks of run tiny were trained on phantoms' in page
     seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("a"))
     assert seg.SeriesDescription == "Networks trained on phantoms: not for patients"
 
@@ -640,7 +650,7 @@ def test_the_same_command_again_rewrites_no_result_and_needs_no_network(
     predict(*command)
     after = contents(tmp_path / "to")
     rewritten = {name for name in after if after[name] != before.get(name)}
-    assert rewritten == {"predictions.csv", "rejected.csv"}
+    assert rewritten == {"predictions.csv", "rejected.csv", "index.html"}
     assert bytes_of(tmp_path / "to") == {name: data for name, (data, _) in before.items()}
 
 
@@ -755,9 +765,10 @@ def test_overwrite_removes_results_of_earlier_calls_and_no_other_files(tiny, tmp
     (folder / "masks" / "mine.png").write_bytes(b"mine")
     predict(output, second, folder)
     assert "also holds 1 images of earlier calls" in capsys.readouterr().out
-    assert list(rows_of(folder).index) == ["second"]
+    assert list(rows_of(folder).index) == ids_of_the_page(folder) == ["second"]
     assert (folder / results.mask("first")).exists()
     predict(output, second, folder, "--overwrite")
+    assert [path.name for path in (folder / "radiographs").iterdir()] == ["second.jpg"]
     assert {path.name for path in (folder / "masks").iterdir()} == {"second.png", "mine.png"}
 
 

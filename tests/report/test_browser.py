@@ -4,8 +4,6 @@ import json
 import os
 import runpy
 import shutil
-import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,44 +15,33 @@ import pytest
 from pneumothorax.pipeline import artifacts, records
 from pneumothorax.report import gallery, page
 from tests.helpers import report_samples
+from tests.helpers.browsing import (
+    By,
+    Keys,
+    Select,
+    WebDriverWait,
+    choose,
+    contrast,
+    css,
+    find,
+    find_all,
+    luminance,
+    open_page,
+    opening_seconds,
+    pixels,
+    set_screen,
+    shown,
+    slide,
+)
 from tests.helpers.report_samples import EVALUATED, IMAGES, SIZE, dice_of, image_id
 from tests.helpers.stages import ROOT
 
-webdriver = pytest.importorskip(
-    "selenium.webdriver", reason="needs selenium (requirements-dev.txt)"
-)
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+pytestmark = pytest.mark.usefixtures("screen")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
-    pytest.skip("needs Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage"
-).split()
 NUMBERS = range(IMAGES)
 MISSED = [
     image_id(n) for n in NUMBERS if n % 5 == 1
 ]  # by run `steady`: see report_samples.masks_of
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert CHROMIUM and DRIVER, "CI has to test in a browser: install chromium and chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        yield driver
-        driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -78,69 +65,6 @@ def write_page(folder, starts, figures=None, *, test=None):
     statistics = report_samples.statistics(starts, test=test)
     html = page.render(EVALUATED, runs, statistics, figures or {})
     (folder / "index.html").write_text(html, "utf-8")
-
-
-@pytest.fixture(autouse=True)
-def screen(browser):
-    """A light screen of 1400 x 900 for every test, which must leave the console empty."""
-    set_screen(browser)
-    browser.get("about:blank")
-    browser.get_log("browser")
-    yield
-    assert browser.get_log("browser") == []
-
-
-def set_screen(browser, *, width=1400, dark=False):
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-
-
-def open_page(browser, folder, state=""):
-    browser.get("about:blank")  # else only the part after # would change
-    browser.get((folder / "index.html").as_uri() + state)
-
-
-def find(browser, selector):
-    return browser.find_element(By.CSS_SELECTOR, selector)
-
-
-def find_all(browser, selector):
-    return browser.find_elements(By.CSS_SELECTOR, selector)
-
-
-def choose(browser, **values):
-    for name, value in values.items():
-        Select(find(browser, f"select[name={name}]")).select_by_value(value)
-
-
-def shown(browser):
-    """The ids of the cards, in order."""
-    return browser.execute_script(
-        "return [...document.querySelectorAll('.card')].map((card) => card.dataset.id)"
-    )
-
-
-def slide(browser, selector, value):
-    script = """
-        arguments[0].value = arguments[1];
-        arguments[0].dispatchEvent(new Event("input", {bubbles: true}));
-    """
-    browser.execute_script(script, find(browser, selector), value)
-
-
-def css(browser, element, name):
-    return browser.execute_script(
-        "return getComputedStyle(arguments[0])[arguments[1]]", element, name
-    )
-
-
-def pixels(browser, element):
-    """(H, W, 3) uint8 BGR: what the element looks like."""
-    import cv2
-
-    return cv2.imdecode(np.frombuffer(element.screenshot_as_png, np.uint8), cv2.IMREAD_COLOR)
 
 
 def test_the_tables_show_the_numbers_they_were_given(browser, report):
@@ -441,40 +365,12 @@ def test_text_is_readable_on_a_light_and_a_dark_screen(browser, report, dark):
         "button",
     ):
         for element in find_all(browser, selector)[:1]:
-            text, behind = (
-                luminance(css(browser, element, "color")),
-                luminance(behind_of(browser, element)),
-            )
-            contrast = (max(text, behind) + 0.05) / (
-                min(text, behind) + 0.05
-            )  # WCAG 2.2, 1.4.3: at least 4.5
-            assert contrast >= 4.5, selector
+            assert contrast(browser, element) >= 4.5, selector  # WCAG 2.2, 1.4.3
     browser.execute_script("arguments[0].scrollIntoView()", find(browser, "figure img"))
     source = WebDriverWait(browser, 10).until(
         lambda b: find(b, "figure img").get_property("currentSrc")
     )
     assert source.endswith("dark.jpg" if dark else "light.jpg")
-
-
-def behind_of(browser, element):
-    """The nearest background colour that is not transparent."""
-    script = """
-        let element = arguments[0];
-        const colour = () => getComputedStyle(element).backgroundColor;
-        while (element.parentElement && colour() === "rgba(0, 0, 0, 0)")
-            element = element.parentElement;
-        return colour();
-    """
-    return browser.execute_script(script, element)
-
-
-def luminance(colour):
-    """CSS rgb(...) -> relative luminance in [0, 1] (WCAG 2.2)."""
-    channels = [int(part) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
-    linear = [
-        each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels
-    ]
-    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
 def test_on_a_phone_only_the_tables_scroll_sideways_and_their_first_column_stays(browser, report):
@@ -643,23 +539,7 @@ def test_twelve_thousand_images_of_three_runs_open_in_two_seconds(browser, tmp_p
     assert len(find_all(browser, ".card .picture")) == 48
 
 
-def opening_seconds(browser, folder):
-    """Until the page is loaded and its first cards are there, by the browser's own clock."""
-    open_page(browser, folder)
-    script = """
-        const [navigation] = performance.getEntriesByType("navigation");
-        const [cards] = performance.getEntriesByName("gallery-shown");
-        return Math.max(navigation.loadEventEnd, cards.startTime) / 1000;
-    """
-    WebDriverWait(browser, 30).until(
-        lambda b: b.execute_script("return document.readyState") == "complete"
-    )
-    seconds = browser.execute_script(script)
-    print(f"opened in {seconds:.2f} s", file=sys.stderr)
-    return seconds
-
-
 def test_the_template_folder_travels_with_the_package():
-    assert {"report.html", "report.css", "gallery.js"} <= {
+    assert {"report.html", "report.css", "report.js"} <= {
         path.name for path in (Path(page.__file__).parent / "templates").iterdir()
     }

@@ -52,15 +52,17 @@ def test_the_wheel_holds_every_file_of_the_package_and_of_the_networks(site, tmp
         assert {name for name in tracked if not (site / place / name).is_file()} == set()
 
 
-def test_the_report_finds_its_templates(site, tmp_path):
+def test_both_pages_find_their_templates(site, tmp_path):
+    names = {
+        "pneumothorax": ("gallery.js", "page.css"),
+        "pneumothorax.report": ("report.html", "report.css", "report.js"),
+        "pneumothorax.inference": ("predictions.html", "predictions.js"),
+    }
     code = (
-        "from importlib import resources; "
-        "folder = resources.files('pneumothorax.report') / 'templates'; "
-        "print(sorted(path.name for path in folder.iterdir()))"
+        "from pneumothorax import plotting; "
+        f"print([len(plotting.template(p, n)) > 99 for p, names in {names}.items() for n in names])"
     )
-    printed = helper.run_python(code, site=site, folder=tmp_path)
-    for name in ("gallery.js", "report.css", "report.html"):
-        assert name in printed
+    assert helper.run_python(code, site=site, folder=tmp_path).strip() == str([True] * 7)
 
 
 def test_rle_and_metrics_load_no_slow_library(site, tmp_path):
