@@ -426,9 +426,9 @@ def test_the_report_of_a_zip_file_opens_on_another_machine_without_a_failed_requ
     }
     starts = {"steady": 0.8, "other": 0.7}
     runs = [report_samples.run(name, start) for name, start in starts.items()]
-    for name, shown in (("index.html", True), ("without_images.html", False)):
+    for name, complete in (("index.html", True), ("without_images.html", False)):
         statistics = report_samples.statistics(starts)
-        html = page.render(EVALUATED, runs, statistics, figures, with_images=shown)
+        html = page.render(EVALUATED, runs, statistics, figures, with_images=complete)
         (folder / name).write_text(html, "utf-8")
 
     unpacked = tmp_path / "elsewhere"
