@@ -1,29 +1,42 @@
-"""Write a run's networks to one ONNX file, to use without this project.
+"""Write a run's networks to one ONNX file, or a model bundle that predicts without PyTorch.
 
 Reads   output/runs/<run>/fold<k>/best.pt (stage 02), the folds and the cache
+        output/submissions/<run>/ (stage 04), for a bundle
 Writes  output/runs/<run>/network.onnx    grey images in, probability maps out
+        FILE                              with --bundle: networks, thresholds, calibration, card
 
-The file contains normalisation, and the mean logit over an image and its mirror image and
-over the folds. Its metadata describe its input and output. Its probability maps are
+The ONNX file contains normalisation, and the mean logit over an image and its mirror image
+and over the folds. Its metadata describe its input and output. Its probability maps are
 compared with PyTorch's on images of the run; if they differ by more than 1/255, the file
 is not kept.
 
+A bundle is all that predict_radiographs.py --model needs, on machines without PyTorch and
+without this output folder. It holds no radiograph and no image id. It uses the folds that
+stage 03 predicted with; of a blend, give the submission's name.
+
     python export_model.py --run ica_resunet
     python export_model.py --run ica_resunet --fold 0
+    python export_model.py --run ica_resunet --bundle ica_resunet.zip
 """
 
 import argparse
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 
-from pneumothorax.pipeline import lineage, locks, stage
+from pneumothorax.pipeline import artifacts, lineage, locks, records, stage
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = stage.parser(__doc__, ("--output", "--overwrite", "--no-lock"))
     flag = parser.add_argument
-    flag("--run", default="ica_resunet", help="name of the run (default: %(default)s)")
+    name = "name of the run, or with --bundle of a blend's submission (default: %(default)s)"
+    flag("--run", default="ica_resunet", help=name)
     flag("--fold", default="all", metavar="K|all", help="the folds to export (default: all)")
+    flag("--bundle", type=stage.place, metavar="FILE", help="also write a model bundle, a zip file")
     args = parser.parse_args(argv)
     stage.check_name(parser, "--run", args.run)
+    if args.bundle and args.fold != "all":
+        parser.error("a bundle holds the folds that stage 03 predicted with: drop --fold")
     from pneumothorax.prediction import onnx_export
 
     if problem := onnx_export.missing():
@@ -33,17 +46,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.bundle:
+        write_bundle(args)
+        return
+    n_folds = lineage.folded(args.output)["settings"]["folds"]
+    folds = stage.chosen_folds(args.fold, n_folds)
+    with lock(args, args.run):
+        export(args, args.run, folds)
+
+
+def write_bundle(args: argparse.Namespace) -> None:
+    from pneumothorax.inference import bundle, settled
+
+    found = settled.read(args.output, args.run)
+    with ExitStack() as held:
+        graphs = {}
+        for run in found.runs:
+            held.enter_context(lock(args, run.name))
+            export(args, run.name, list(run.folds))
+            graphs[run.name] = (args.output / artifacts.Run(run.name).onnx).read_bytes()
+        bundle.write(args.bundle, found, graphs, facts={}, card=bundle.short_card(found))
+    size = args.bundle.stat().st_size / 2**20
+    if found.warning:
+        print(found.warning)
+    print(f"wrote {args.bundle}: {size:.1f} MiB, SHA-256 {records.sha256(args.bundle)}")
+    command = stage.quoted("predict_radiographs.py", "PATH", "--to", "FOLDER", "--model")
+    print(f"to predict: python {command} {stage.quoted(args.bundle)}")
+
+
+def lock(args: argparse.Namespace, run: str) -> AbstractContextManager[Path]:
+    """Stage 03 may write the same file."""
+    return locks.lock(args.output, f"03_predict-{run}", alone=args.no_lock)
+
+
+def export(args: argparse.Namespace, run: str, folds: list[int]) -> None:
+    """Write the run's ONNX file unless it is up to date."""
     import models
     from pneumothorax.prediction import onnx_export
 
-    n_folds = lineage.folded(args.output)["settings"]["folds"]
-    folds = stage.chosen_folds(args.fold, n_folds)
-    # Stage 03 may write the same file.
-    with locks.lock(args.output, f"03_predict-{args.run}", alone=args.no_lock):
-        done = onnx_export.update(
-            args.output, args.run, folds, build=models.build_untrained, overwrite=args.overwrite
+    print(
+        onnx_export.update(
+            args.output, run, folds, build=models.build_untrained, overwrite=args.overwrite
         )
-    print(done)
+    )
 
 
 if __name__ == "__main__":

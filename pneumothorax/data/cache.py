@@ -1,12 +1,16 @@
 """Check the image cache before hours of work depend on it."""
 
+from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from pneumothorax.errors import BadInput, bad_list
 from pneumothorax.pipeline import artifacts, lineage, records
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def size(output: Path, *, at_least: int = 0) -> int:

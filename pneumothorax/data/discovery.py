@@ -32,6 +32,7 @@ LITTER = {
 LITTER_STARTS = ("._", ".trash-")
 MASK_FOLDER = re.compile("mask|label|segmentation|annotation", re.IGNORECASE)
 N_NAMED = 5  # of what is left out
+N_NARROW = 3  # of narrow_range
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
 
 
@@ -201,6 +202,15 @@ def source_name(path: Path, root: Path) -> str:
 def printable(name: str) -> str:
     """The name of a file; bytes that are not text are escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def narrow_range(sources: Sequence[str]) -> str:
+    """The remark on images that use less than a tenth of the grey range, after their number."""
+    first = ", ".join(sources[:N_NARROW]) + ", ..." * (len(sources) > N_NARROW)
+    return (
+        "images use less than a tenth of the grey range (warning): "
+        f"nearly black, white or grey: {first}"
+    )
 
 
 def holds_phantoms(folder: Path) -> bool:

@@ -5,13 +5,13 @@ from collections import Counter, defaultdict
 from pydicom.pixels import get_decoder
 from pydicom.uid import AllTransferSyntaxes
 
+from pneumothorax.data.discovery import narrow_range
 from pneumothorax.data.one_image import Entry
 from pneumothorax.data.outcome import Outcome
 from pneumothorax.errors import MAX_LISTED, BadInput, bad_list
 from pneumothorax.frames import INSTALL
 from pneumothorax.pipeline import artifacts
 
-MAX_NAMED = 3  # files in a line of the summary
 SHARE_POSITIVE = 2669 / 12047  # in SIIM-ACR, stage_2_train.csv
 
 
@@ -40,15 +40,6 @@ def summary(outcome: Outcome) -> list[str]:
         (twins, "images share their pixels with another: they will share a fold"),
     ]
     return lines + [f"{count} {remark}" for count, remark in remarks if count]
-
-
-def narrow_range(sources: list[str]) -> str:
-    """The remark on images that use less than a tenth of the grey range, after their number."""
-    first = ", ".join(sources[:MAX_NAMED]) + ", ..." * (len(sources) > MAX_NAMED)
-    return (
-        "images use less than a tenth of the grey range (warning): "
-        f"nearly black, white or grey: {first}"
-    )
 
 
 def _test_images(outcome: Outcome) -> str:

@@ -3,38 +3,59 @@
 The networks see each image exactly as stages 00 and 03 would show it to them, and masks
 are made with the thresholds of stage 04. Batches are cut from the list of all files, not
 of the missing ones, so that a killed and resumed call gives the results of an
-undisturbed one.
+undisturbed one. It does not matter here whether PyTorch or a bundle computes the maps.
 """
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import pandas as pd
-import torch
 
 from pneumothorax import dicom, png, rle
-from pneumothorax.compute import precisions
 from pneumothorax.data import raster
-from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
 from pneumothorax.inference import dicom_seg, overlay, page, results
 from pneumothorax.inference.reading import Listed, RadiographFile
 from pneumothorax.inference.settled import Settled
-from pneumothorax.masks import calibration, postprocess
+from pneumothorax.masks import blending, calibration, postprocess
 from pneumothorax.pipeline import atomic, records
 from pneumothorax.pipeline.journal import Journal
 from pneumothorax.pipeline.progress import show_progress
-from pneumothorax.prediction import probability_maps
-from pneumothorax.prediction.probability_maps import Predictor
 
 VERSION = 5  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Networks(Protocol):
+    """The networks of a run: their mean over folds, and over images and mirror images."""
+
+    @property
+    def image_size(self) -> int:
+        """S, the height and width of the images that they take, in pixels."""
+
+    def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(N, S, S) uint8 -> float32 probabilities (N, S, S) of each pixel, and (N,) of each
+        image being positive, or None without a classification head.
+        """
+
+
+class Source(NamedTuple):
+    """Where networks come from: a run or a bundle."""
+
+    settled: Settled
+    computed_in: str  # the precision, and the library unless it is PyTorch
+    load: Callable[[], Sequence[Networks]]  # of each of the runs in `settled`
+    memory: AbstractContextManager[None]  # says what to try where memory is not enough
 
 
 @dataclass(frozen=True)
@@ -45,13 +66,16 @@ class FolderTask:
     settled: Settled
     with_segmentation: bool
     batch_size: int
-    device: torch.device
-    precision: str  # fp32, bf16 or fp16
+    computed_in: str  # as in Source
 
     def key(self, file: RadiographFile) -> str:
         """Everything a file's results are made from."""
-        run, version = self.settled.run, self.settled.version
-        made_by = VERSION, run, version, self.precision, self.with_segmentation
+        how = self.computed_in, self.with_segmentation
+        return hashlib.sha256(repr((self.identity(file), how)).encode()).hexdigest()
+
+    def identity(self, file: RadiographFile) -> str:
+        """What a mask is made from, however the networks are computed."""
+        made_by = VERSION, self.settled.name, self.settled.version
         return hashlib.sha256(repr((made_by, file.source, file.sha256)).encode()).hexdigest()
 
 
@@ -66,46 +90,68 @@ class DecodedFile(NamedTuple):
 
 
 def predict(
-    listed: Listed, task: FolderTask, load: Callable[[], Mapping[int, Predictor]]
-) -> pd.DataFrame:
+    listed: Listed, task: FolderTask, load: Callable[[], Sequence[Networks]]
+) -> list[Entry]:
     """Write the missing results; files that cannot be decoded are added to `listed.rejected`.
 
     Args:
-        load: gives the run's networks by fold; called only where something is missing.
+        load: gives the networks of each run; called only where something is missing.
 
     Returns rows of results.PREDICTIONS in the order of the files.
     """
     for kind in (results.overlay, results.mask, results.radiograph, results.segmentation):
         atomic.sweep((task.folder / kind("x")).parent)
     networks = functools.cache(load)
-    rows = []
+    starts = range(0, len(listed.files), task.batch_size)
+    batches = [listed.files[start : start + task.batch_size] for start in starts]
     with (
         Journal(task.folder / results.JOURNAL) as journal,
         show_progress(total=len(listed.files), title="predicting") as bar,
+        # Files are read and written beside the networks, in one thread: warnings are
+        # switched off for all threads at once.
+        ThreadPoolExecutor(1) as beside,
     ):
-        for start in range(0, len(listed.files), task.batch_size):
-            batch = listed.files[start : start + task.batch_size]
-            if not all(_is_done(journal.entries.get(file.image_id), task, file) for file in batch):
-                _predict_batch(batch, networks, task, listed, journal)
-            for file in batch:
-                entry = journal.entries.get(file.image_id)
-                if entry and entry.get("key") == task.key(file):
-                    rows.append(entry["row"])
-                    listed.narrow += [file.source] if entry["narrow"] else []
-                    if entry["refused"]:
-                        reason = f"no segmentation object: {entry['refused']}"
-                        listed.reject(file.source, "BAD_HEADER", reason)
+        read = functools.partial(_read, task=task, listed=listed, journal=journal)
+        written: Future[None] | None = None
+        for batch, images in zip(batches, _ahead(read, batches, beside), strict=True):
+            if images:
+                found = masks([image.pixels for image in images], networks(), task.settled)
+                if written is not None:
+                    written.result()
+                written = beside.submit(_write, images, found, task, journal)
             bar.update(len(batch))
-    return pd.DataFrame(rows, columns=list(results.PREDICTIONS.columns))
+        if written is not None:
+            written.result()
+        return _rows(listed, task, journal)
+
+
+def _ahead(function: Callable[[T], U], items: Iterable[T], pool: ThreadPoolExecutor) -> Iterator[U]:
+    """function(item) of every item; that of the next one is computed beside the caller's work."""
+    waiting: deque[Future[U]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > 1:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _rows(listed: Listed, task: FolderTask, journal: Journal) -> list[Entry]:
+    """The rows of all files with results; notes what is odd about them in `listed`."""
+    rows = []
+    for file in listed.files:
+        entry = journal.entries.get(file.image_id)
+        if entry and entry.get("key") == task.key(file):
+            rows.append(entry["row"])
+            listed.narrow += [file.source] if entry["narrow"] else []
+            if entry["refused"]:
+                reason = f"no segmentation object: {entry['refused']}"
+                listed.reject(file.source, "BAD_HEADER", reason)
+    return rows
 
 
 def stored_maps(
-    images: Sequence[np.ndarray],
-    networks: Sequence[Predictor],
-    cache_size: int,
-    device: torch.device,
-    *,
-    precision: str,
+    images: Sequence[np.ndarray], networks: Networks, cache_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probability maps (N, S, S) uint8 as stage 03 stores them, and image scores (N,).
 
@@ -114,59 +160,73 @@ def stored_maps(
 
     Raises BadInput where the networks give values that are not finite.
     """
-    size = networks[0].image_size
+    size = networks.image_size
     seen = np.stack([png.downsample(png.downsample(image, cache_size), size) for image in images])
-    batch = to_network(torch.from_numpy(seen).unsqueeze(1), device)
-    with precisions.autocast(device, precision):
-        maps, classification = probability_maps.probabilities(
-            [one.network for one in networks], batch
-        )
-    values = maps[:, 0].cpu().numpy()
+    values, classification = networks.maps(seen)
     if not np.isfinite(values).all():
         raise BadInput(
             "the networks give probability maps that are not finite: "
             "train the run again with 02_train.py --overwrite"
         )
-    of_head = None if classification is None else classification.cpu().numpy()
-    return postprocess.quantise(values), calibration.score(values.max(axis=(1, 2)), of_head)
+    return postprocess.quantise(values), calibration.score(values.max(axis=(1, 2)), classification)
 
 
-def _predict_batch(
-    batch: Sequence[RadiographFile],
-    networks: Callable[[], Mapping[int, Predictor]],
-    task: FolderTask,
-    listed: Listed,
-    journal: Journal,
-) -> None:
-    """Write the results of a batch and their journal entries."""
+def masks(
+    images: Sequence[np.ndarray], runs: Sequence[Networks], settled: Settled
+) -> list[tuple[np.ndarray, float]]:
+    """The mask, (H, W) uint8 of 0 and 1, and the image-level probability of each image.
+
+    Args:
+        images: radiographs (H, W) uint8 at their own sizes.
+        runs: in the order of `settled.runs`.
+    """
+    weights = tuple(run.weight for run in settled.runs)
+    maps, scores = zip(
+        *(stored_maps(images, networks, settled.cache_size) for networks in runs), strict=True
+    )
+    p_positive = settled.calibration(np.stack(scores, axis=1) @ np.array(weights)).tolist()
+    found = []
+    for image, of_runs, p in zip(images, zip(*maps, strict=True), p_positive, strict=True):
+        blended = blending.blend(of_runs, weights)
+        found.append((postprocess.mask(blended, settled.triplet, image.shape, p), p))
+    return found
+
+
+def _read(
+    batch: Sequence[RadiographFile], task: FolderTask, listed: Listed, journal: Journal
+) -> list[DecodedFile]:
+    """The decoded files of a batch; none if the results of all of them exist."""
+
+    def all_done(files: Iterable[RadiographFile]) -> bool:
+        return all(_is_done(journal.entries.get(file.image_id), task, file) for file in files)
+
+    if all_done(batch):
+        return []
     images = []
     for file in batch:
         try:
             images.append(_decode(file))
         except dicom.Rejected as error:
             listed.reject(file.source, error.code, str(error))
-    if all(
-        _is_done(journal.entries.get(image.file.image_id), task, image.file) for image in images
-    ):
-        return  # rejected files are tried at every call: a decoder may have been installed since
-    settled, radiographs = task.settled, [image.pixels for image in images]
-    maps, scores = stored_maps(
-        radiographs,
-        list(networks().values()),
-        settled.cache_size,
-        task.device,
-        precision=task.precision,
-    )
-    for image, stored, p in zip(images, maps, settled.calibration(scores).tolist(), strict=True):
-        mask = postprocess.mask(stored, settled.triplet, image.pixels.shape, p)
+    # Rejected files are tried at every call: a decoder may have been installed since.
+    return [] if all_done(image.file for image in images) else images
+
+
+def _write(
+    images: Sequence[DecodedFile],
+    found: Sequence[tuple[np.ndarray, float]],
+    task: FolderTask,
+    journal: Journal,
+) -> None:
+    """Write the results of a batch and their journal entries."""
+    trained_on = "phantoms" if task.settled.phantoms else "radiographs"
+    for image, (mask, p) in zip(images, found, strict=True):
         files, refused = _files(image, mask, task)
         for name, data in files.items():
             atomic.write_bytes(task.folder / name, data, sync=False)
         entry = {
             "key": task.key(image.file),
-            "row": _row(
-                image, mask, p, trained_on="phantoms" if settled.phantoms else "radiographs"
-            ),
+            "row": _row(image, mask, p, trained_on=trained_on),
             "refused": refused,
             "narrow": image.narrow,
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
@@ -201,14 +261,14 @@ def _files(image: DecodedFile, mask: np.ndarray, task: FolderTask) -> tuple[dict
         return files, ""
     if not image.file.is_dicom:
         return files, "a PNG or JPEG file names no patient and no study to refer to"
-    run, version = task.settled.run, task.settled.version
+    run, version = task.settled.name, task.settled.version
     try:
         files[results.segmentation(image_id)] = dicom_seg.encode(
             image.file.path,
             mask,
             run=run,
             version=version,
-            identity=task.key(image.file),
+            identity=task.identity(image.file),
             phantoms=phantoms,
         )
     except dicom_seg.Refused as error:

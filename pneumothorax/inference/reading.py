@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 from pneumothorax import dicom
 from pneumothorax.data import discovery, raster
 from pneumothorax.errors import BadInput, bad_list
-from pneumothorax.pipeline import artifacts, records
+from pneumothorax.pipeline import records
 from pneumothorax.pipeline.progress import show_progress
 
 
@@ -64,9 +62,8 @@ class Listed:
             bad_list(headline, [f"{file.source}: {file.not_a_radiograph}" for file in others])
         )
 
-    def rejections(self) -> pd.DataFrame:
-        frame = pd.DataFrame(self.rejected, columns=list(artifacts.REJECTED.columns))
-        return frame.sort_values(["code", "source"], ignore_index=True)
+    def rejections(self) -> list[dict[str, str]]:
+        return sorted(self.rejected, key=lambda entry: (entry["code"], entry["source"]))
 
     def error(self) -> BadInput:
         """The list of rejections as an error, to raise once all other files are done."""

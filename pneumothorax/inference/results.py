@@ -1,9 +1,8 @@
 """The results folder of predict_radiographs.py: its files and where it may be."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import Any
 
 from pneumothorax.errors import BadInput
 from pneumothorax.inference.reading import Listed
@@ -69,10 +68,10 @@ def check_places(path: Path, folder: Path, *, raw: Path, output: Path) -> None:
         )
 
 
-def write_tables(folder: Path, frame: pd.DataFrame, listed: Listed) -> Path:
+def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], listed: Listed) -> Path:
     """Write both tables; returns the path of the predictions."""
-    path = artifacts.write_table(folder, PREDICTIONS, frame)
-    artifacts.write_table(folder, artifacts.REJECTED, listed.rejections())
+    path = artifacts.write_rows(folder, PREDICTIONS, rows)
+    artifacts.write_rows(folder, artifacts.REJECTED, listed.rejections())
     return path
 
 

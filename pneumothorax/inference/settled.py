@@ -1,8 +1,9 @@
-"""What stages 00 to 04 settled for a run: its folds, thresholds, calibration and image size."""
+"""What stages 00 to 04 settled: runs and their folds, thresholds, calibration and image size."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pneumothorax.data import cache
 from pneumothorax.errors import BadInput
@@ -11,18 +12,26 @@ from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.pipeline import artifacts, lineage, records
 
 
+class WeightedRun(NamedTuple):
+    """A run that predicts."""
+
+    name: str
+    weight: float  # of its probability maps, above 0; together 1
+    folds: tuple[int, ...]  # whose networks predict
+
+
 @dataclass(frozen=True)
 class Settled:
     """What radiographs outside the data set are predicted with."""
 
-    run: str
-    folds: list[int]  # whose networks predict
+    name: str  # of the run, or of the submission that blends several
+    runs: tuple[WeightedRun, ...]
     triplet: Triplet  # the final thresholds
     calibration: Calibration  # the final one
     cache_size: int  # height and width of the cached images, in pixels
     version: str  # hash of all of that, of the networks' weights and of `phantoms`
-    trained_on: frozenset[str]  # ids of the training images
     phantoms: bool  # a network was trained on phantoms, or started from one that was
+    trained_on: frozenset[str] = frozenset()  # ids of the training images, if they are known
 
     @property
     def warning(self) -> str:
@@ -30,42 +39,61 @@ class Settled:
         if not self.phantoms:
             return ""
         return (
-            f"warning: the networks of run {self.run} were trained on phantoms, the built-in demo "
+            f"warning: the networks of {self.name} were trained on phantoms, the built-in demo "
             "data: what they find on a radiograph means nothing"
         )
 
 
-def read(output: Path, run: str) -> Settled:
-    """Raises BadInput, naming the command to run, if thresholds are missing or stale."""
-    record = artifacts.Submission(run).record
-    command = f"python 04_submit.py --run {run}"
+def read(output: Path, name: str) -> Settled:
+    """What was settled for a run, or for a submission that blends several.
+
+    Raises BadInput, naming the command to run, if thresholds are missing or stale.
+    """
+    record = artifacts.Submission(name).record
     path = output / record.path
     if not path.is_file():
-        raise BadInput(f"run {run} has no thresholds yet ({path} does not exist): run {command}")
-    runs = list(lineage.runs_of(output, run))
-    if len(runs) > 1:
-        raise BadInput(f"{run} is a blend: predict with one of its runs ({', '.join(runs)})")
-    if runs != [run]:
-        raise BadInput(f"{path} holds the thresholds of {', '.join(runs)}: run {command}")
-    body = lineage.submitted(output, run)
+        raise BadInput(
+            f"{name} has no thresholds yet ({path} does not exist): "
+            f"run python 04_submit.py --run {name}"
+        )
+    runs = list(lineage.runs_of(output, name))
+    if len(runs) == 1 and runs != [name]:
+        raise BadInput(
+            f"{path} holds the thresholds of {runs[0]}: run python 04_submit.py --run {name}"
+        )
+    body = lineage.submitted(output, name)
     try:
         triplet, calibration = Triplet(**body["final"]), Calibration(**body["calibration"]["final"])
+        weights = dict(zip(runs, body["weights"]["final"], strict=True))
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged: run {command} --overwrite") from error
-    predicted = records.read(output, artifacts.Run(run).predicted)
-    folds = predicted["settings"]["folds"]
-    weights = [predicted["inputs"][artifacts.Run(run).fold(fold).best_weights] for fold in folds]
-    trained = [records.read(output, artifacts.Run(run).fold(fold).trained) for fold in folds]
-    phantoms = any(record.get("phantoms") for record in trained)
+        raise BadInput(f"{path} is damaged: run {record.made_by} --overwrite") from error
+    weighted = [_weighted(output, run, weight) for run, weight in weights.items() if weight > 0]
+    phantoms = any(
+        records.read(output, artifacts.Run(run.name).fold(fold).trained).get("phantoms")
+        for run in weighted
+        for fold in run.folds
+    )
     cache_size = cache.size(output)
-    made_from = repr((weights, triplet, calibration, cache_size, phantoms))
+    checkpoints = [_checkpoints(output, run) for run in weighted]
+    made_from = repr((weighted, checkpoints, triplet, calibration, cache_size, phantoms))
     return Settled(
-        run,
-        folds,
+        name,
+        tuple(weighted),
         triplet,
         calibration,
         cache_size,
         version=hashlib.sha256(made_from.encode()).hexdigest()[:16],
-        trained_on=frozenset(artifacts.training_rows(output)["image_id"]),
         phantoms=phantoms,
+        trained_on=frozenset(artifacts.training_rows(output)["image_id"]),
     )
+
+
+def _weighted(output: Path, run: str, weight: float) -> WeightedRun:
+    folds = records.read(output, artifacts.Run(run).predicted)["settings"]["folds"]
+    return WeightedRun(run, float(weight), tuple(folds))
+
+
+def _checkpoints(output: Path, run: WeightedRun) -> list[str]:
+    """The hashes of the run's weights."""
+    inputs = records.read(output, artifacts.Run(run.name).predicted)["inputs"]
+    return [inputs[artifacts.Run(run.name).fold(fold).best_weights] for fold in run.folds]

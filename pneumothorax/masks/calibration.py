@@ -24,11 +24,9 @@ def score(highest: np.ndarray, classification: np.ndarray | None) -> np.ndarray:
         highest: (N,) the highest probability of each image's map.
         classification: (N,) the head's probabilities, NaN or None without one.
     """
-    from scipy.special import expit
-
     if classification is None:
         return highest
-    both = expit((_log_odds(highest) + _log_odds(classification)) / 2)
+    both = _probability((_log_odds(highest) + _log_odds(classification)) / 2)
     return np.where(np.isnan(classification), highest, both)
 
 
@@ -41,14 +39,11 @@ class Calibration:
 
     def __call__(self, score: np.ndarray) -> np.ndarray:
         """(N,) scores in [0, 1] -> (N,) probabilities in (0, 1)."""
-        from scipy.special import expit
-
-        return expit(self.slope * _log_odds(score) + self.intercept)
+        return _probability(self.slope * _log_odds(score) + self.intercept)
 
 
 def fit(score: np.ndarray, positive: np.ndarray) -> Calibration:
     """(N,) scores in [0, 1] and (N,) truths of 0 and 1 -> the curve of greatest likelihood."""
-    from scipy.special import logit
     from sklearn.linear_model import LogisticRegression
 
     log_odds, positive = _log_odds(score), np.asarray(positive, dtype=bool)
@@ -63,11 +58,20 @@ def fit(score: np.ndarray, positive: np.ndarray) -> Calibration:
     )
     slope = float(curve.coef_[0, 0]) / spread
     if slope <= 0:  # the score says nothing, or the opposite: every image gets the mean target
-        return Calibration(0.0, float(logit(target.mean())))
+        return Calibration(0.0, float(_log_odds(target.mean())))
     return Calibration(slope, float(curve.intercept_[0]))
 
 
-def _log_odds(score: np.ndarray) -> np.ndarray:
-    from scipy.special import logit
+# The numbers of scipy.special's logit and expit, without SciPy: bundles predict without it.
 
-    return logit(np.clip(np.asarray(score, dtype=float), SMALLEST, 1 - SMALLEST))
+
+def _log_odds(score: np.ndarray) -> np.ndarray:
+    p = np.clip(np.asarray(score, dtype=float), SMALLEST, 1 - SMALLEST)
+    from_half = 2 * (p - 0.5)
+    near_half = np.log1p(from_half) - np.log1p(-from_half)  # more exact there
+    return np.where((p >= 0.3) & (p <= 0.65), near_half, np.log(p / (1 - p)))
+
+
+def _probability(log_odds: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # of exp, whose inverse is then 0
+        return 1 / (1 + np.exp(-log_odds))

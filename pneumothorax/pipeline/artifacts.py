@@ -3,9 +3,12 @@
 Paths are relative to the output folder: `output / Run("unet").fold(0).best_weights`.
 """
 
+import csv
+import io
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pneumothorax import rle
 from pneumothorax.errors import BadInput
@@ -423,4 +426,14 @@ def write_table(output: Path, table: Table, frame: "pd.DataFrame") -> Path:
     path = output / table.path
     text = frame.loc[:, list(table.columns)].to_csv(index=False, lineterminator="\n", na_rep="")
     atomic.write_text(path, text)
+    return path
+
+
+def write_rows(output: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """As `write_table`, of rows by column, without pandas; "" is an empty cell."""
+    path, text = output / table.path, io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(table.columns)
+    lines.writerows([row[column] for column in table.columns] for row in rows)
+    atomic.write_text(path, text.getvalue())
     return path

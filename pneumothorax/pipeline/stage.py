@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
-
 from pneumothorax import rle
 from pneumothorax.errors import BadConfig, BadInput, OutputLocked, Stopped
 from pneumothorax.pipeline import cluster
@@ -61,7 +59,7 @@ def parser(docstring: str | None, flags: Sequence[str] = COMMON_FLAGS) -> argpar
         },
         "--workers": {
             "type": count,
-            "default": joblib.cpu_count(),
+            "default": _cores() if "--workers" in flags else None,
             "metavar": "N",
             "help": "processes to use (default: %(default)s, the cores this process may use)",
         },
@@ -81,6 +79,12 @@ def parser(docstring: str | None, flags: Sequence[str] = COMMON_FLAGS) -> argpar
     for flag in flags:
         made.add_argument(flag, **known[flag])
     return made
+
+
+def _cores() -> int:
+    import joblib
+
+    return int(joblib.cpu_count())
 
 
 def default_output() -> Path:

@@ -14,7 +14,7 @@ from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import INSTALL_EXTRA, BadInput
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, lineage, records
-from pneumothorax.prediction import onnx_graph, onnx_runtime, probability_maps
+from pneumothorax.prediction import exported, onnx_graph, probability_maps
 from pneumothorax.prediction.probability_maps import Predictor
 
 CHECKED_IMAGES = 3
@@ -139,10 +139,10 @@ def largest_difference(graph: bytes, networks: Sequence[Any], images: torch.Tens
     import onnx
 
     onnx.checker.check_model(graph, full_check=True)
-    session = onnx_runtime.session(graph)
+    session = exported.session(graph, threads=torch.get_num_threads())
     largest = 0
     for image in images.split(1):  # one by one: less memory, and a fixed N > 1 would be noticed
-        found = session.run(None, {onnx_graph.IMAGES: image.numpy()})
+        found = session.run(None, {exported.IMAGES: image.numpy()})
         expected = probability_maps.probabilities(networks, to_network(image, image.device))
         for ours, theirs in zip(
             found, (value.numpy() for value in expected if value is not None), strict=True

@@ -14,10 +14,15 @@ from torch import nn
 
 from pneumothorax.data.dataset import to_network
 from pneumothorax.errors import BadInput
+from pneumothorax.prediction.exported import (
+    CLASSIFICATION,
+    CLASSIFICATION_LOGITS,
+    IMAGES,
+    LOGITS,
+    PIXELS,
+    PROBABILITY,
+)
 
-# The graph's input, its outputs, and the inner values at both ends of each fold's network
-IMAGES, PROBABILITY, CLASSIFICATION = "images", "probability", "classification"
-PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits_fold", "classification_logits_fold"
 OPSET = 18  # the exporter's native opset; runtimes since 2023 support it
 LARGEST_BYTES = 2**31 - 2**24  # of weights: protobuf's limit, less room for the nodes
 TRACED_IMAGES = 2  # with 1, PyTorch would fix the batch size

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pneumothorax.prediction.onnx_graph import CLASSIFICATION_LOGITS, LOGITS, PIXELS
+from pneumothorax.prediction import exported
+from pneumothorax.prediction.exported import CLASSIFICATION_LOGITS, LOGITS, PIXELS
 from pneumothorax.prediction.probability_maps import Predictor
 
 
@@ -19,7 +19,7 @@ class OnnxNetwork:
         The first output has the shape of `pixels`; a second one (N,) holds the logits of
         the classification head, if there is one.
         """
-        self.session = session(graph)
+        self.session = exported.session(graph, threads=torch.get_num_threads())
 
     def outputs(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         logits, *classification = (
@@ -43,16 +43,3 @@ def load(path: Path, folds: Sequence[int]) -> dict[int, Predictor]:
         part = whole.extract_model([PIXELS], ends)
         networks[fold] = Predictor(OnnxNetwork(part.SerializeToString()), image_size)
     return networks
-
-
-def session(graph: bytes) -> Any:
-    """An onnxruntime session of an ONNX model, with PyTorch's number of CPU threads."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # There is a session per fold, and processes that read images: a waiting session must
-    # leave the cores to them, and an idle one must not keep memory.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -21,6 +21,7 @@ from pneumothorax.data import discovery
 from pneumothorax.data.dataset import RadiographDataset
 from pneumothorax.errors import BadInput, OutputLocked
 from pneumothorax.inference import overlay, predicting, reading, results, settled
+from pneumothorax.inference.pytorch_run import TorchNetworks
 from pneumothorax.masks import postprocess
 from pneumothorax.masks.calibration import Calibration
 from pneumothorax.pipeline import artifacts, journal, lineage, locks, records
@@ -81,10 +82,11 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def networks(tiny):
-    """By fold."""
+    """Of both folds."""
     _, output = tiny
     build = models.build_untrained
-    return probability_maps.load_folds(output, "tiny", [0, 1], build=build, device=CPU)
+    folds = probability_maps.load_folds(output, "tiny", [0, 1], build=build, device=CPU)
+    return TorchNetworks(list(folds.values()), CPU, PRECISION)
 
 
 def predict(output, path, folder, *more):
@@ -135,9 +137,7 @@ def test_a_prepared_test_image_gets_the_probability_map_that_stage_03_stored(tin
         for image_id in made.test_ids
     ]
     assert images[1].shape == ODD_SHAPE
-    maps, scores = predicting.stored_maps(
-        images, list(networks.values()), 64, CPU, precision=PRECISION
-    )
+    maps, scores = predicting.stored_maps(images, networks, 64)
     table = artifacts.read_table(output, artifacts.Run("tiny").predictions).set_index("image_id")
     for image_id, stored, p in zip(made.test_ids, maps, scores, strict=True):
         path = output / artifacts.Run("tiny").probability_map(artifacts.TEST, image_id)
@@ -159,6 +159,10 @@ class Watching:
         return torch.full_like(images, self.value), classification
 
 
+def watched(network, image_size=64):
+    return TorchNetworks([probability_maps.Predictor(network, image_size)], CPU, "fp32")
+
+
 @pytest.mark.parametrize("image_size", [32, 64])
 def test_the_network_sees_the_image_it_would_get_from_the_cache(tiny, image_size):
     made, output = tiny
@@ -171,8 +175,7 @@ def test_the_network_sees_the_image_it_would_get_from_the_cache(tiny, image_size
     cached = RadiographDataset(output, manifest, cache_size=64, image_size=image_size)
     images = [dicom.read(made.folder / manifest.at[n, "source"]).image for n in range(3)]
     network = Watching()
-    one = probability_maps.Predictor(network, image_size)
-    predicting.stored_maps(images, [one], 64, CPU, precision="fp32")
+    predicting.stored_maps(images, watched(network, image_size), 64)
     shown, mirrored = network.seen
     for number in range(3):
         expected = torch.from_numpy(cached.read(number)[0]) / 255
@@ -184,8 +187,7 @@ def test_the_score_joins_the_map_with_the_classification_head_if_the_network_has
     image = [noise(1, 64)]
     # The map's log odds are 0, those of the head 2: 1 on average.
     for classification, expected in ((2.0, 1 / (1 + np.exp(-1))), (None, 0.5)):
-        one = probability_maps.Predictor(Watching(classification), 64)
-        maps, [p] = predicting.stored_maps(image, [one], 64, CPU, precision="fp32")
+        maps, [p] = predicting.stored_maps(image, watched(Watching(classification)), 64)
         assert p == pytest.approx(expected)
         assert (maps == 128).all()  # 0.5 * 255 = 127.5, rounded to even
 
@@ -202,9 +204,8 @@ def test_out_of_memory_names_a_smaller_batch(tiny, tmp_path, monkeypatch):
 
 
 def test_maps_that_are_not_finite_are_refused():
-    one = probability_maps.Predictor(Watching(value=float("nan")), 64)
     with pytest.raises(BadInput, match="train the run again"):
-        predicting.stored_maps([noise(1, 64)], [one], 64, CPU, precision="fp32")
+        predicting.stored_maps([noise(1, 64)], watched(Watching(value=float("nan"))), 64)
 
 
 def test_the_masks_are_those_of_the_stored_maps_with_the_final_thresholds(tiny, tmp_path, capsys):
@@ -285,6 +286,20 @@ def test_a_large_16_bit_radiograph_gets_a_mask_of_the_same_size(tiny, tmp_path):
     assert row["source"] == "large.dcm"
     seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("large"))
     np.testing.assert_array_equal(seg.pixel_array * 255, mask)
+
+
+def test_tables_are_written_to_the_byte_as_pandas_writes_them(tmp_path):
+    texts = ["plain", "a,b", 'say "x"', "", " space ", "é", "two\nlines", "1.20"]
+    numbers = [0.1 + 0.2, 1e-7, 12.0, 1e16, 0.0, -0.0, 1 / 3, 123456.78]
+    table = artifacts.Table("table.csv", ("text", "number", "maybe", "whole"), "nobody")
+    rows = [
+        {"text": text, "number": number, "maybe": number if whole % 2 else "", "whole": whole}
+        for whole, (text, number) in enumerate(zip(texts, numbers, strict=True))
+    ]
+    for some in (rows, [], rows[:1]):
+        frame = pd.DataFrame(some, columns=list(table.columns))
+        expected = artifacts.write_table(tmp_path / "pandas", table, frame).read_bytes()
+        assert artifacts.write_rows(tmp_path / "ours", table, some).read_bytes() == expected
 
 
 def test_the_area_in_square_millimetres_names_the_tag_of_the_pixel_spacing(tiny, tmp_path):
@@ -463,7 +478,7 @@ def test_networks_trained_on_phantoms_say_so_everywhere(on_phantoms, tmp_path, c
     save_png(tmp_path / "in" / "b.png", noise(2))
     with pytest.raises(BadInput, match=r"b\.png: BAD_HEADER: no segmentation object"):
         predict(on_phantoms, tmp_path / "in", tmp_path / "to", "--dicom-seg")
-    assert "warning: the networks of run tiny were trained on phantoms" in capsys.readouterr().out
+    assert "warning: the networks of tiny were trained on phantoms" in capsys.readouterr().out
     assert rows_of(tmp_path / "to")["trained_on"].to_dict() == {"a": "phantoms", "b": "phantoms"}
     for name, image in (("a", noise(1)), ("b", noise(2))):
         drawn = cv2.imread(str(tmp_path / "to" / results.overlay(name)))
@@ -617,8 +632,8 @@ def test_files_that_vanish_change_or_cannot_be_read_are_listed(
     assert discovery.begins_as_dicom(tmp_path / "in" / "gone")  # only reading it can tell
     replaced = reading.Listed(files=[reading.RadiographFile(path, "b.dcm", "b", "hash")])
     run = settled.read(output, "tiny")
-    task = predicting.FolderTask(tmp_path / "to", run, False, 2, CPU, PRECISION)
-    assert predicting.predict(replaced, task, lambda: networks).empty
+    task = predicting.FolderTask(tmp_path / "to", run, False, 2, PRECISION)
+    assert predicting.predict(replaced, task, lambda: [networks]) == []
     assert replaced.rejected == [
         {"source": "b.dcm", "code": "IO", "message": "the file changed while it was read"}
     ]
@@ -703,13 +718,13 @@ def test_a_killed_call_resumes_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path
 def test_results_are_made_again_when_any_of_their_inputs_changes(tiny, tmp_path, monkeypatch):
     _, output = tiny
     run = settled.read(output, "tiny")
-    task = predicting.FolderTask(tmp_path, run, False, 2, CPU, "fp32")
+    task = predicting.FolderTask(tmp_path, run, False, 2, "fp32")
     file = reading.RadiographFile(tmp_path / "a", "a", "a", "hash")
     keys = {
         task.key(file),
         task.key(replace(file, source="b/a")),
         task.key(replace(file, sha256="other")),
-        replace(task, precision="bf16").key(file),
+        replace(task, computed_in="bf16").key(file),
         replace(task, with_segmentation=True).key(file),
         replace(task, settled=replace(run, version="other")).key(file),
     }

@@ -43,3 +43,12 @@ def test_scores_that_say_the_opposite_give_every_image_the_same_probability():
     found = calibration.fit(np.array([0.1, 0.2, 0.8, 0.9]), np.array([1, 1, 1, 0]))
     # 3 of 4 positive with Platt's targets: (3 x 4/5 + 1/3) / 4
     assert found(np.array([0.1, 0.9])) == pytest.approx([0.6833333, 0.6833333])
+
+
+def test_log_odds_and_probabilities_are_those_of_scipy():
+    score = np.concatenate([np.linspace(1e-6, 1 - 1e-6, 1001), [0.3, 0.5, 0.65, 0, 1]])
+    for slope, intercept in ((1, 0), (0.7, -1.2), (1e6, 3)):
+        log_odds = logit(score.clip(1e-6, 1 - 1e-6))
+        with np.errstate(all="raise", under="ignore"):
+            found = calibration.Calibration(slope, intercept)(score)
+        np.testing.assert_allclose(found, expit(slope * log_odds + intercept), rtol=1e-12)

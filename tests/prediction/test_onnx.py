@@ -258,7 +258,8 @@ def test_maps_that_are_not_finite_differ_by_255(made, monkeypatch):
         def run(self, names, images):
             return [np.full((1, 1, SIZE, SIZE), np.nan, np.float32)]
 
-    monkeypatch.setattr(onnx_runtime, "session", lambda graph: Broken())
+    patched = "pneumothorax.prediction.exported.session"
+    monkeypatch.setattr(patched, lambda graph, threads: Broken())
     assert (
         onnx_export.largest_difference(graph, [one.network for one in networks.values()], grey(1))
         == 255

@@ -20,6 +20,7 @@ EXTRAS = {
     "requirements-small.txt": ["small"],
     "requirements-dev.txt": ["dev"],
 }
+ALONE = "requirements-predict.txt"
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,14 @@ def test_pins_and_pyproject_agree(file):
         assert bounds[name].specifier.contains(version), f"{name}=={version}: {bounds[name]}"
 
 
+def test_bundles_are_predicted_with_the_tested_versions():
+    """requirements-predict.txt stands alone: it is a choice of pins of the other files."""
+    tested = pins("requirements.txt") | pins("requirements-extra.txt")
+    assert pins(ALONE).items() <= tested.items()
+
+
 def test_every_requirements_file_is_checked():
-    assert {path.name for path in ROOT.glob("requirements*.txt")} == EXTRAS.keys()
+    assert {path.name for path in ROOT.glob("requirements*.txt")} == EXTRAS.keys() | {ALONE}
 
 
 def test_the_smallest_python_is_the_same_everywhere():
