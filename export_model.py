@@ -56,16 +56,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_bundle(args: argparse.Namespace) -> None:
-    from pneumothorax.inference import bundle, settled
+    from pneumothorax.inference import bundle, card, settled
 
     found = settled.read(args.output, args.run)
+    facts = card.facts(args.output, args.run)
     with ExitStack() as held:
         graphs = {}
         for run in found.runs:
             held.enter_context(lock(args, run.name))
             export(args, run.name, list(run.folds))
             graphs[run.name] = (args.output / artifacts.Run(run.name).onnx).read_bytes()
-        bundle.write(args.bundle, found, graphs, facts={}, card=bundle.short_card(found))
+        bundle.write(args.bundle, found, graphs, facts=facts, card=card.as_markdown(facts))
     size = args.bundle.stat().st_size / 2**20
     if found.warning:
         print(found.warning)

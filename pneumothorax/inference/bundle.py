@@ -110,18 +110,6 @@ def write(
     atomic.write_bytes(path, data)
 
 
-def short_card(settled: Settled) -> str:
-    """MODEL_CARD.md with what every bundle must say."""
-    lines = [
-        f"# {settled.name}",
-        "Finds and outlines pneumothorax on frontal chest radiographs.",
-        "Research software, not a medical device: nothing it predicts is a diagnosis.",
-        settled.warning,
-        "To use it: `python predict_radiographs.py PATH --to FOLDER --model FILE`",
-    ]
-    return "\n\n".join(filter(None, lines)) + "\n"
-
-
 def source(path: Path) -> Source:
     """The networks of a bundle, to predict with; prints what they are computed with.
 
