@@ -487,7 +487,7 @@ def test_networks_trained_on_phantoms_say_so_everywhere(on_phantoms, tmp_path, c
         np.testing.assert_array_equal(drawn, expected)
         assert (drawn != overlay.draw(image, mask)).any()
     page = (tmp_path / "to" / results.PAGE).read_text("utf-8")
-    assert '<p class="caution">Warning: the networks of run tiny were trained on phantoms' in page
+    assert '<p class="caution">Warning: the networks of tiny were trained on phantoms' in page
     seg = pydicom.dcmread(tmp_path / "to" / results.segmentation("a"))
     assert seg.SeriesDescription == "Networks trained on phantoms: not for patients"
 
