@@ -15,6 +15,9 @@ _UNCOMPRESSED = (
     cv2.IMWRITE_PNG_FILTER,
     cv2.IMWRITE_PNG_FILTER_NONE,
 )
+# OpenCV's default tries five filters per row, which takes 1.6 to 5 times as long for files of
+# nearly the same size.
+_SMALL = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP)
 _BILEVEL = (*_UNCOMPRESSED, cv2.IMWRITE_PNG_BILEVEL, 1)
 
 
@@ -30,7 +33,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 def encode_small(image: np.ndarray) -> bytes:
     """(H, W) or (H, W, 3) uint8 in BGR order -> the bytes of a compressed PNG."""
-    return _encode(image, (cv2.IMWRITE_PNG_COMPRESSION, 1))
+    return _encode(image, _SMALL)
 
 
 def _encode(image: np.ndarray, options: tuple[int, ...]) -> bytes:
