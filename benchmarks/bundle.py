@@ -81,9 +81,8 @@ def main() -> None:
         writing.write_dataset(
             folder / "in", train_images=args.images, test_images=1, unlabelled_images=0
         )
-        paths = sorted((folder / "in").rglob("*.dcm"))[: args.images]
         listed = reading.search(folder / "in")
-        listed.files = listed.files[: len(paths)]
+        listed.files = listed.files[: args.images]
         measure(found, listed, folder, args)
 
 

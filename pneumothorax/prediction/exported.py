@@ -57,8 +57,8 @@ def session(graph: bytes, *, threads: int, keeps_memory: bool = False) -> Any:
     """An onnxruntime session of a serialised ONNX model on the CPU.
 
     Args:
-        keeps_memory: from one image to the next, which takes a third less time
-            (benchmarks/bundle.py). Not for many sessions, most of which are idle.
+        keeps_memory: from one image to the next, which saves time. Not for many sessions,
+            most of which are idle.
     """
     import onnxruntime
 
