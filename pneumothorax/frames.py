@@ -40,8 +40,6 @@ PACKAGES = {
     **dict.fromkeys((JPEG2000, JPEG2000Lossless), "pylibjpeg pylibjpeg-openjpeg"),
     **dict.fromkeys((HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL), "pylibjpeg pylibjpeg-openjpeg"),
 }
-# Unused bits stay: pydicom would cut them off for some decoders only.
-_AS_STORED: dict[str, Any] = {"correct_unused_bits": False}
 LOSSY_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit)
 _END_OF_IMAGE = b"\xff\xd9"  # of JPEG and of JPEG 2000
 _START_OF_SCAN = b"\xff\xda"  # of JPEG
@@ -81,7 +79,7 @@ def stored_words(dataset: pydicom.Dataset) -> Words:
         frame = _single_frame(dataset)
         if syntax != RLELossless:
             bits = _checked(frame, dataset.Rows, dataset.Columns).bits
-        if syntax == JPEGBaseline8Bit and dataset.get("SamplesPerPixel", 1) == 1:
+        if syntax == JPEGBaseline8Bit and _samples(dataset) == 1:
             return Words(_jpeg(frame, dataset.Rows, dataset.Columns), "libjpeg-turbo", 8)
     else:
         _check_length(dataset)
@@ -92,6 +90,22 @@ def stored_words(dataset: pydicom.Dataset) -> Words:
         raise Undecodable("BAD_HEADER", message)
     words = array.astype(array.dtype.newbyteorder("="), copy=False).view(f"u{word_bits // 8}")
     return Words(words, decoder, min(bits or word_bits, word_bits))
+
+
+def whole_number(dataset: pydicom.Dataset, name: str, *, default: int | None = None) -> int:
+    """A tag's value, or the default where it is missing or empty. Raises Undecodable."""
+    value = dataset.get(name)
+    if value is None or value == "":
+        value = default
+    if not isinstance(value, int):
+        found = f"no {name}" if value is None else f"{name} is not a whole number"
+        raise Undecodable("BAD_HEADER", found)
+    return value
+
+
+def _samples(dataset: pydicom.Dataset) -> int:
+    is_grey = str(dataset.PhotometricInterpretation).strip().startswith("MONOCHROME")
+    return whole_number(dataset, "SamplesPerPixel", default=1 if is_grey else 3)
 
 
 def is_whole_jpeg(data: bytes) -> bool:
@@ -155,10 +169,11 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
         message = f"no decoder for {syntax.name} is installed: {_install(syntax)}"
         raise Undecodable("UNSUPPORTED_SYNTAX", message)
     plugins = [name for name in PLUGIN_ORDER if name in decoder.available_plugins]
+    options = _options(dataset)
     errors = []
     for plugin in plugins or [""]:  # uncompressed pixels need no plugin
         try:
-            array, _ = decoder.as_array(dataset, decoding_plugin=plugin, **_AS_STORED)
+            array, _ = decoder.as_array(dataset, decoding_plugin=plugin, **options)
             return array, f"pydicom/{plugin}" if plugin else "pydicom"
         except MemoryError:
             raise
@@ -171,6 +186,22 @@ def _by_pydicom(dataset: pydicom.Dataset) -> tuple[np.ndarray, str]:
         raise Undecodable("TRUNCATED", message) from errors[0]
     advice = f"; another decoder may: {_install(syntax)}" if _has_another(syntax, plugins) else ""
     raise Undecodable("UNSUPPORTED_SYNTAX", message + advice) from errors[0]
+
+
+def _options(dataset: pydicom.Dataset) -> dict[str, Any]:
+    """For pydicom's decoders, which refuse files with tags that are missing or empty."""
+    allocated = whole_number(dataset, "BitsAllocated")
+    stored = whole_number(dataset, "BitsStored", default=allocated)
+    if stored > allocated:
+        raise Undecodable("BAD_HEADER", f"BitsStored is {stored}, BitsAllocated only {allocated}")
+    return {
+        "correct_unused_bits": False,  # pydicom would cut them off for some decoders only
+        "allow_excess_frames": False,  # what follows the image does not matter
+        "bits_stored": stored,
+        "pixel_representation": whole_number(dataset, "PixelRepresentation", default=0),
+        "samples_per_pixel": _samples(dataset),
+        "planar_configuration": whole_number(dataset, "PlanarConfiguration", default=0),
+    }
 
 
 def _install(syntax: pydicom.uid.UID) -> str:
@@ -187,8 +218,8 @@ def _has_another(syntax: pydicom.uid.UID, plugins: list[str]) -> bool:
 
 def _check_length(dataset: pydicom.Dataset) -> None:
     """Refuse uncompressed pixel data (PS3.5 8.1) that is too short."""
-    samples, bits = dataset.get("SamplesPerPixel", 1), dataset.get("BitsAllocated", 8)
-    needed = dataset.Rows * dataset.Columns * samples * bits // 8
+    bits = whole_number(dataset, "BitsAllocated")
+    needed = dataset.Rows * dataset.Columns * _samples(dataset) * bits // 8
     if str(dataset.PhotometricInterpretation) == "YBR_FULL_422":
         needed = needed * 2 // 3  # two pixels share their colour differences
     found = len(dataset.PixelData)

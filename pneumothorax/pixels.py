@@ -6,6 +6,7 @@ count as absent. Plain 8-bit values pass unchanged.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from pneumothorax.greyscale import Bits, Rescale, Table, Window
 
 GREY = ("MONOCHROME2", "MONOCHROME1")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+# As C libraries write them; Windows has "1.#QNAN" and "1.#INF", and newer ones "-nan(ind)"
+NOT_FINITE = re.compile(r"\s*[-+]?(nan|inf|1\.#)", re.IGNORECASE)
 TRANSFORMS = ("RescaleSlope", "ModalityLUTSequence", "WindowCenter", "VOILUTSequence")
 
 
@@ -81,17 +84,17 @@ def _bits(dataset: pydicom.Dataset, words: np.ndarray, word_bits: int) -> Bits:
 
     Args:
         word_bits: the bits of a word that the frame can hold. A frame that holds values
-            alone has no unused bits, whatever HighBit says of the file it was made from.
+            alone has no unused bits, whatever the header says of the file it was made from.
     """
-    stored = _whole_number(dataset, "BitsStored", default=8 * words.itemsize)
+    stored = frames.whole_number(dataset, "BitsStored", default=word_bits)
     if stored < 1:
         raise Undecodable("BAD_HEADER", f"BitsStored is {stored}")
-    stored = min(stored, 8 * words.itemsize)
+    stored = min(stored, word_bits)
     high = stored - 1
     if _is_lossy_jpeg(dataset):
         return Bits(stored, high, signed=False)
     if stored < word_bits:  # a HighBit that cannot be is ignored
-        declared = _whole_number(dataset, "HighBit", default=high)
+        declared = frames.whole_number(dataset, "HighBit", default=high)
         high = declared if high <= declared < word_bits else high
     signed = words.ndim == 2 and dataset.get("PixelRepresentation") == 1
     return Bits(stored, high, signed)
@@ -171,7 +174,7 @@ def _table(descriptor: bytes, data: bytes) -> Table:
         raise Undecodable("BAD_HEADER", "a LUTDescriptor does not hold three numbers")
     length, first, bits = np.frombuffer(descriptor, "<u2").tolist()
     length = length or 0x10000
-    is_packed = len(data) < 2 * length  # one byte per entry
+    is_packed = len(data) < 2 * length and len(data) <= length + 1  # one byte per entry
     entries = np.frombuffer(data, np.uint8 if is_packed else "<u2", len(data) // (2 - is_packed))
     if len(entries) < length:
         raise Undecodable("BAD_HEADER", f"a table of {length} entries has {len(data)} bytes")
@@ -204,19 +207,10 @@ def _numbers(dataset: pydicom.Dataset, name: str) -> list[float | None]:
 def _finite(value: Any, name: str) -> float | None:
     if value is None or value == "":
         return None
-    if "#" in str(value):  # "1.#QNAN" and "1.#INF" are how Windows wrote such numbers
+    if NOT_FINITE.match(str(value)):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):  # the text might name somebody: it is not quoted
         raise Undecodable("BAD_HEADER", f"{name} is not a number") from None
     return number if math.isfinite(number) else None
-
-
-def _whole_number(dataset: pydicom.Dataset, name: str, *, default: int) -> int:
-    value = dataset.get(name)
-    if value is None or value == "":
-        return default
-    if not isinstance(value, int):
-        raise Undecodable("BAD_HEADER", f"{name} is not a whole number")
-    return value

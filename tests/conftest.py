@@ -1,9 +1,10 @@
-"""States of an output folder that several rooms share, the folder of real data, and a browser."""
+"""States of an output folder that rooms share, the folder of real data, odd disks, a browser."""
 
 import os
 
 import pytest
 
+from pneumothorax.pipeline import atomic
 from tests.helpers.stages import REAL_DATA, TINY, run_all, run_stage, tiny_input
 
 # Results are those of a CPU, also in the processes that tests start, and no card of this machine
@@ -24,6 +25,21 @@ def real_data():
     if not (REAL_DATA / "labels").is_dir():
         pytest.skip(f"no real data at {REAL_DATA}; set PNEUMOTHORAX_REAL_DATA to its folder")
     return REAL_DATA
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """Makes flock fail with an error number, as disks without locks do."""
+    fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
+
+    def refuse(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        atomic.say_once.cache_clear()
+
+    return refuse
 
 
 @pytest.fixture(scope="session")

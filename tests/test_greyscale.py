@@ -150,9 +150,10 @@ def test_a_table_of_65536_entries_declares_0(tmp_path, name):
 
 @NAMES
 def test_a_table_without_all_its_entries_is_rejected(tmp_path, name):
-    short = sequence(table(0, 16, np.arange(1000), length=4096))
-    path = write_dicom(tmp_path / "a.dcm", RAMP, **TWELVE, **{name: short})
-    assert code_of(path) == "BAD_HEADER"
+    for entries in (1000, 4095):
+        short = sequence(table(0, 16, np.arange(entries), length=4096))
+        path = write_dicom(tmp_path / "a.dcm", RAMP, **TWELVE, **{name: short})
+        assert code_of(path) == "BAD_HEADER"
 
 
 def test_a_voi_table_follows_a_modality_table(tmp_path):
@@ -201,7 +202,9 @@ def test_what_is_empty_or_out_of_range_counts_as_absent(tmp_path, tags):
     check(tmp_path, RAMP, WINDOWED if has_window else expected, **TWELVE, **tags)
 
 
-@pytest.mark.parametrize("text", ["NaN", "inf", "-Infinity", "1.#QNAN", "-1.#IND", "1.#INF00"])
+@pytest.mark.parametrize(
+    "text", ["NaN", "inf", "-Infinity", "1.#QNAN", "-1.#IND", "1.#INF00", "-nan(ind)"]
+)
 @pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept", *WINDOW])
 def test_a_number_that_is_not_finite_counts_as_absent(tmp_path, name, text):
     numbers = {"RescaleSlope": 1, "RescaleIntercept": 0, **WINDOW, name: 1.2345678}
@@ -361,18 +364,54 @@ def test_encoded_words_lose_their_unused_bits_too(tmp_path, syntax, encode):
             assert np.abs(dicom.read(path).image - expected).max() <= 0.5 + 1e-9, (high, signed)
 
 
-@pytest.mark.parametrize("high", [11, 15])
-def test_an_encoded_frame_of_12_bits_has_no_unused_ones(tmp_path, high):
-    """Some writers encode the values alone and keep the HighBit of the words they came from."""
+@pytest.mark.parametrize(("stored", "high"), [(12, 11), (12, 15), (16, 15)])
+def test_an_encoded_frame_of_12_bits_has_no_unused_ones(tmp_path, stored, high):
+    """Some writers encode the values alone and keep the tags of the words they came from."""
     frame = jpeg_ls_of(RAMP, bits=12)
     path = write_dicom(
         tmp_path / "a.dcm",
         RAMP,
         syntax=JPEGLSLossless,
         pixel_data=encapsulate([frame + b"\0" * (len(frame) % 2)]),
-        **TWELVE,
+        BitsStored=stored,
         HighBit=high,
     )
+    assert np.abs(dicom.read(path).image - PLAIN).max() <= 0.5 + 1e-9
+
+
+# Image Pixel module: PS3.3 C.7.6.3.1
+
+
+@pytest.mark.parametrize("value", ["", None], ids=["empty", "missing"])
+@pytest.mark.parametrize("name", ["PixelRepresentation", "SamplesPerPixel", "HighBit"])
+def test_without_a_sign_a_number_of_samples_or_a_high_bit_values_are_plain(tmp_path, name, value):
+    check(tmp_path, RAMP, PLAIN, **TWELVE, **{name: value})
+    check(tmp_path, RAMP, WINDOWED, **TWELVE, **WINDOW, **{name: value})
+
+
+def test_without_a_number_of_stored_bits_all_of_a_word_are_stored(tmp_path):
+    words = RAMP * 16 + 15  # 15..65535
+    path = write_dicom(tmp_path / "a.dcm", words)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsStored = None
+    dataset.save_as(path)
+    assert np.abs(dicom.read(path).image - words * (255 / 65535)).max() <= 0.5 + 1e-9
+
+
+def test_colours_without_a_planar_configuration_follow_each_other_in_each_pixel(tmp_path):
+    grey = RAMP // 16
+    colour = np.stack([grey] * 3, axis=-1).astype(np.uint8)
+    for value in ("", None):
+        path = write_dicom(
+            tmp_path / "a.dcm", colour, PlanarConfiguration=value, SamplesPerPixel=value
+        )
+        np.testing.assert_array_equal(dicom.read(path).image, grey)
+
+
+@pytest.mark.parametrize("length", [1, 999, 2048, 3 * 2048])  # the image has 2048 bytes
+def test_what_follows_the_pixels_does_not_matter(tmp_path, length):
+    data = RAMP.tobytes() + b"\xff" * length
+    path = write_dicom(tmp_path / "a.dcm", RAMP, pixel_data=data, **TWELVE)
     assert np.abs(dicom.read(path).image - PLAIN).max() <= 0.5 + 1e-9
 
 

@@ -30,7 +30,7 @@ LITTER = {
     *["lost+found", ".ipynb_checkpoints"],
 }
 LITTER_STARTS = ("._", ".trash-")
-MASK_FOLDER = re.compile("mask|label|segmentation|annotation", re.IGNORECASE)
+MASK_NAME = re.compile("mask|label|segmentation|annotation", re.IGNORECASE)
 N_NAMED = 5  # of what is left out
 N_NARROW = 3  # of narrow_range
 PHANTOM_NOTE = "phantoms.txt"  # in the demo data's folder: its scores must not pass for real ones
@@ -43,7 +43,7 @@ class Found:
     root: Path
     images: tuple[Path, ...]  # with one of IMAGE_SUFFIXES, in any case
     not_files: tuple[Path, ...]  # named like images, but not regular files: folders, pipes, links
-    tables: tuple[Path, ...]  # *.csv and *.csv.gz, also folders, which reading refuses
+    tables: tuple[Path, ...]  # *.csv, *.csv.gz; *.csv.zip and folders, which reading refuses
     unreadable: tuple[Path, ...] = ()  # folders that cannot be listed
     links: tuple[Path, ...] = ()  # to images and folders, not followed
     litter: tuple[Path, ...] = ()  # see LITTER
@@ -55,8 +55,13 @@ class Found:
         return tuple(path for path in self.images if not is_raster(path))
 
     def tables_named(self, *names: str) -> list[Path]:
-        """The tables with one of these names, gzipped or not."""
-        return [path for path in self.tables if path.name.removesuffix(".gz") in names]
+        """The tables with one of these names, packed or not. A zip file counts until unpacked."""
+        return [
+            path
+            for path in self.tables
+            if _unpacked_name(path) in names
+            and not (path.suffix == ".zip" and path.with_suffix("") in self.tables)
+        ]
 
     def folders_named(self, *names: str) -> list[Path]:
         """The folders with one of these names, in any case, that hold images, at any depth."""
@@ -128,7 +133,7 @@ def search(
                 paths["links"].append(path)
             if by_name and not is_file:
                 paths["not_files"].append(path)
-        elif path.name.removesuffix(".gz").endswith(".csv") and (some_file or entry.is_dir()):
+        elif _unpacked_name(path).endswith(".csv") and (some_file or entry.is_dir()):
             paths["tables"].append(path)
     # Some programs unpack a table into a folder of its name: then the table is what counts.
     unpacked = {table.parent for table in paths["tables"]}
@@ -141,15 +146,26 @@ def search(
     return found
 
 
-def mask_folders(found: Found) -> list[Path]:
-    """The folders that hold masks, not radiographs, by their name and first PNG or JPEG files."""
-    files: dict[Path, list[Path]] = defaultdict(list)
-    for path in found.images:
+def masks(found: Found) -> dict[Path, list[Path]]:
+    """The PNG and JPEG files that are masks by their names and their pixels, by folder.
+
+    A folder with the name of masks is judged by its first files, any other file by itself.
+    """
+    rasters = [path for path in found.images if is_raster(path)]
+    named: dict[Path, list[Path]] = defaultdict(list)
+    for path in rasters:
         above = [folder for folder in path.parents if found.root in folder.parents]
-        named = [folder for folder in above if MASK_FOLDER.search(folder.name)]
-        if named and is_raster(path):
-            files[named[0]].append(path)
-    return [folder for folder, paths in files.items() if all(map(_is_like_mask, paths[:3]))]
+        for folder in [folder for folder in above if MASK_NAME.search(folder.name)][:1]:
+            named[folder].append(path)
+    left_out: dict[Path, list[Path]] = defaultdict(list)
+    for folder, paths in named.items():
+        if all(map(_is_like_mask, paths[:3])):
+            left_out[folder] = paths
+    known = {path for paths in left_out.values() for path in paths}
+    for path in rasters:
+        if MASK_NAME.search(path.stem) and path not in known and _is_like_mask(path):
+            left_out[path.parent].append(path)
+    return left_out
 
 
 def _is_like_mask(path: Path) -> bool:
@@ -245,6 +261,11 @@ def why_not_a_file(path: Path) -> str:
     if path.is_file():
         return "a link: --follow-symlinks follows it"
     return "a link, and not to a regular file"
+
+
+def _unpacked_name(path: Path) -> str:
+    """The name of a table without .gz or .zip: Kaggle zips the files that it sends."""
+    return path.stem if path.suffix in (".gz", ".zip") else path.name
 
 
 def _is_litter(name: str) -> bool:

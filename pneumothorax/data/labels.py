@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pneumothorax import dicom, rle
 from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.pipeline import stage
 
 SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
 PATIENT_COLUMNS = ("ImageId", "PatientId")
@@ -252,8 +253,11 @@ def _check_start(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(4)
     if start in (b"PK\3\4", b"PK\5\6"):
-        found = "is a zip archive (or a spreadsheet), not a CSV file"
-        raise BadInput(f"{path} {found}: unpack it (or save it as CSV) first")
+        found = f"{path} is a zip archive (or a spreadsheet), not a CSV file"
+        if path.suffix != ".zip":  # unpacked under its own name, it would overwrite itself
+            raise BadInput(f"{found}: rename it to {path.name}.zip (or save it as CSV)")
+        command = stage.quoted("-m", "zipfile", "-e", path, path.parent)
+        raise BadInput(f"{found}: unpack it with python {command}")
     if start.startswith(b"\x1f\x8b") and path.suffix != ".gz":
         raise BadInput(f"{path} is a gzip file, not a CSV file: rename it to {path.name}.gz")
 

@@ -84,15 +84,12 @@ def search(path: Path, *, follow_symlinks: bool = False) -> Listed:
     if path.is_file():
         return _read([path], path.parent, Listed(n_files=1))
     found = discovery.search(path, any_name=True, follow_symlinks=follow_symlinks)
-    masks = {
-        folder: [file for file in found.below(folder) if discovery.is_raster(file)]
-        for folder in discovery.mask_folders(found)
-    }
+    masks = discovery.masks(found)
     left_out = {file for files in masks.values() for file in files}
     images = [image for image in found.images if image not in left_out]
     if not images:
         raise BadInput(
-            f"all files below {path} look like masks: to predict them, give {min(masks)}"
+            f"all files below {path} look like masks: to predict one of them, give {min(left_out)}"
         )
     listed = Listed(n_files=len(images) + len(found.not_files) + len(found.unreadable))
     listed.notes += found.notes()

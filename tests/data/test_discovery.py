@@ -181,7 +181,7 @@ def test_folders_of_masks_are_known_by_name_and_content(tmp_path, folder, file):
     png(tmp_path / "segmentation data" / "images" / "a.png", noise(2))
     mask = disc(64, 30, 30, 12)
     png(tmp_path / folder / file, mask if folder == "labelsTr" else 255 * mask)
-    masks = discovery.mask_folders(discovery.search(tmp_path))
+    masks = discovery.masks(discovery.search(tmp_path))
     assert names(masks, tmp_path) == [folder.removesuffix("/1")]
 
 
@@ -190,9 +190,22 @@ def test_radiographs_in_a_folder_named_like_masks_stay_radiographs(tmp_path):
     png(tmp_path / "unmasked" / "b.png", np.clip(noise(2), 20, 235))
     png(tmp_path / "labelled" / "c.png", np.zeros((64, 64), np.uint8))
     png(tmp_path / "labelled" / "d.png", noise(3))
-    assert discovery.mask_folders(discovery.search(tmp_path)) == []
+    assert discovery.masks(discovery.search(tmp_path)) == {}
 
 
 def test_the_folder_that_is_given_is_no_folder_of_masks(tmp_path):
     png(tmp_path / "masks" / "a.png", 255 * disc(64, 30, 30, 12))
-    assert discovery.mask_folders(discovery.search(tmp_path / "masks")) == []
+    assert discovery.masks(discovery.search(tmp_path / "masks")) == {}
+
+
+@pytest.mark.parametrize("folder", ["in", "in/labelled"])
+def test_masks_beside_their_radiographs_are_known_by_name_and_content(tmp_path, folder):
+    folder = tmp_path / folder
+    mask = 255 * disc(64, 30, 30, 12)
+    for name in ("a_mask.png", "LABEL_b.png"):
+        png(folder / name, mask)
+    for name in ("a.png", "masked.png"):
+        png(folder / name, noise(1))
+    png(folder / "c.png", mask)  # nothing in its name says so
+    found = discovery.masks(discovery.search(tmp_path / "in"))
+    assert found == {folder: [folder / "LABEL_b.png", folder / "a_mask.png"]}

@@ -2,6 +2,9 @@
 
 import gzip
 import os
+import shlex
+import subprocess
+import sys
 import tracemalloc
 import zipfile
 
@@ -191,15 +194,30 @@ def test_an_empty_or_missing_or_damaged_file_is_refused(tmp_path):
             labels.read(written(tmp_path, data, f"{name}.csv.gz"))
 
 
+def zipped(path, text=KAGGLE):
+    with zipfile.ZipFile(path, "w") as archive:
+        if text:
+            archive.writestr("train-rle.csv", text)
+    return path
+
+
 @pytest.mark.parametrize("name", ["train-rle.csv", "train-rle.csv.gz"])
-@pytest.mark.parametrize("members", [{"train-rle.csv": KAGGLE}, {}])
-def test_a_zip_file_under_the_name_of_a_table_is_named(tmp_path, name, members):
-    with zipfile.ZipFile(tmp_path / name, "w") as archive:
-        for member, text in members.items():
-            archive.writestr(member, text)
-    found = rf"{name} is a zip archive \(or a spreadsheet\), not a CSV file: unpack it"
+@pytest.mark.parametrize("text", [KAGGLE, ""])
+def test_a_zip_file_under_the_name_of_a_table_is_named(tmp_path, name, text):
+    found = (
+        rf"{name} is a zip archive \(or a spreadsheet\), not a CSV file: rename it to {name}.zip"
+    )
     with pytest.raises(BadInput, match=found):
-        labels.read(tmp_path / name)
+        labels.read(zipped(tmp_path / name, text))
+
+
+def test_the_command_for_a_zip_file_unpacks_the_table(tmp_path):
+    path = zipped(tmp_path / "train-rle.csv.zip")
+    with pytest.raises(BadInput, match="unpack it with python -m zipfile -e ") as caught:
+        labels.read(path)
+    _, _, arguments = str(caught.value).partition("unpack it with python ")
+    subprocess.run([sys.executable, *shlex.split(arguments)], check=True)
+    assert labels.read(tmp_path / "train-rle.csv").rows == SAME
 
 
 def test_a_gzip_file_under_the_name_of_a_table_is_named(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+import zipfile
 
 import cv2
 import numpy as np
@@ -651,6 +652,20 @@ def test_a_folder_with_the_name_of_a_table_is_not_overlooked(tmp_path, name):
     (folder / name).mkdir()
     message = refused(folder, tmp_path / "out")
     assert f"{name} is a folder, not a CSV file" in message
+
+
+@pytest.mark.parametrize("name", ["train-rle.csv", "stage_2_sample_submission.csv"])
+def test_a_table_as_kaggle_sends_it_is_not_overlooked_until_it_is_unpacked(tmp_path, name):
+    folder = dicoms_with_labels(tmp_path / "in")
+    table = folder / "train-rle.csv"
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        archive.write(table, name)
+    if name == table.name:
+        prepared(folder, tmp_path / "out")
+        assert_holds(tmp_path / "out", training="abcd")
+        table.unlink()
+    message = refused(folder, tmp_path / "out")
+    assert f"{name}.zip is a zip archive (or a spreadsheet), not a CSV file: unpack it" in message
 
 
 def test_a_table_unpacked_into_a_folder_of_its_name_is_read(tmp_path):

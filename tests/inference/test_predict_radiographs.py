@@ -1,5 +1,6 @@
 """predict_radiographs.py: any radiograph gets the mask that stages 00 to 04 would give it."""
 
+import errno
 import json
 import re
 import shutil
@@ -544,7 +545,7 @@ def test_radiographs_beside_masks_are_predicted(tmp_path):
     save_png(tmp_path / "labelled" / "a_mask.png", 255 * disc(128, 60, 60, 20))
     assert [file.path for file in reading.search(tmp_path).files] == [path]
     path.unlink()
-    with pytest.raises(BadInput, match=r"look like masks: to predict them, give .*labelled"):
+    with pytest.raises(BadInput, match=r"look like masks: to predict one .* give .*a_mask\.png"):
         reading.search(tmp_path)
 
 
@@ -836,6 +837,22 @@ def test_a_folder_in_use_is_refused(tiny, tmp_path):
     path = radiograph(tmp_path / "in", "a")
     with locks.lock(tmp_path / "to", "predict_radiographs"), pytest.raises(OutputLocked):
         predict(output, path, tmp_path / "to")
+
+
+def test_on_a_disk_without_locks_no_lock_replaces_that_of_a_process_elsewhere(
+    tiny, tmp_path, without_locks
+):
+    without_locks(errno.ENOLCK)
+    _, output = tiny
+    path = radiograph(tmp_path / "in", "a")
+    marker = tmp_path / "to" / ".locks" / "predict_radiographs.lock.marker"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("1\nelsewhere\n")
+    with pytest.raises(OutputLocked, match="add --no-lock"):
+        predict(output, path, tmp_path / "to")
+    predict(output, path, tmp_path / "to", "--no-lock")
+    assert list(rows_of(tmp_path / "to").index) == ["a"]
+    assert not marker.exists()
 
 
 # Usage errors and bad input

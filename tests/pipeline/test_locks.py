@@ -12,7 +12,7 @@ import filelock
 import pytest
 
 from pneumothorax.errors import BadInput, OutputLocked
-from pneumothorax.pipeline import atomic, locks
+from pneumothorax.pipeline import locks
 from tests.helpers.stages import ROOT, run_stage, tiny_input
 
 HOLDER = textwrap.dedent(
@@ -63,21 +63,6 @@ def started():
 @pytest.fixture
 def holder(started, tmp_path):
     return started(tmp_path)
-
-
-@pytest.fixture
-def without_locks(monkeypatch):
-    """Makes flock fail with an error number, as disks without locks do."""
-    fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
-
-    def refuse(number):
-        def flock(*_):
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(fcntl, "flock", flock)
-        atomic.say_once.cache_clear()
-
-    return refuse
 
 
 def test_the_second_process_on_an_output_folder_learns_who_holds_it(tmp_path, holder):

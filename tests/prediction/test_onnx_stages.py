@@ -1,5 +1,6 @@
 """export_model.py writes a run's ONNX file, and stage 03 predicts with it."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -171,6 +172,18 @@ def test_overwrite_writes_the_same_file_again(trained, tmp_path, capsys):
 def test_no_file_is_exported_while_stage_03_predicts_the_run(trained):
     with locks.lock(trained, "03_predict-tiny"), pytest.raises(OutputLocked):
         export(trained)
+
+
+def test_on_a_disk_without_locks_no_lock_replaces_that_of_a_process_elsewhere(
+    trained, without_locks
+):
+    without_locks(errno.ENOLCK)
+    marker = trained / ".locks" / "03_predict-tiny.lock.marker"
+    marker.write_text("1\nelsewhere\n")
+    with pytest.raises(OutputLocked, match="add --no-lock"):
+        export(trained)
+    export(trained, "--no-lock")
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize(

@@ -46,14 +46,9 @@ def test_the_second_process_of_any_stage_is_refused_and_changes_nothing(
 
 
 def test_no_lock_makes_every_stage_replace_the_locks_of_a_process_elsewhere(
-    copied, config, monkeypatch
+    copied, config, without_locks
 ):
-    fcntl = pytest.importorskip("fcntl", reason="Windows has other locks")
-
-    def no_lock(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", no_lock)
+    without_locks(errno.ENOLCK)
     made, output = copied
     of_stage = {
         0: ["00_prepare_data"],
