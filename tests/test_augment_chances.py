@@ -17,7 +17,7 @@ from pneumothorax import augment, png
 from pneumothorax.phantom import radiograph
 from pneumothorax.training.config import TrainConfig
 
-SIZE, RADIOGRAPHS, COPIES = 128, 20, 1000
+SIZE, RADIOGRAPHS, COPIES = 128, 40, 1600
 NO_MASK = np.zeros((SIZE, SIZE), np.uint8)
 
 
