@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             test_leaks=folds.count_seen(tested),
             counts={str(fold): row for fold, row in folds.summary(table).to_dict("index").items()},
         )
-    report(args, train, table, leaks)
+    report(train, table, leaks, doubtful=doubtful)
     if not tested.empty:
         print(folds.seen_in_words(folds.count_seen(tested), training_images=len(train)))
     print(f"wrote {args.output / artifacts.FOLDS.path}")
@@ -126,7 +126,7 @@ def write_tables(output: Path, table: pd.DataFrame, tested: pd.DataFrame) -> lis
 
 
 def report(
-    args: argparse.Namespace, train: pd.DataFrame, table: pd.DataFrame, leaks: dict[str, int]
+    train: pd.DataFrame, table: pd.DataFrame, leaks: dict[str, int], *, doubtful: bool
 ) -> None:
     """Print the numbers to check."""
     print(folds.summary(table).to_string())
@@ -134,7 +134,7 @@ def report(
     n_groups, unknown = len(set(folds.groups(train))), int((table["patient_id"] == "").sum())
     spread, twins = leaks["patients_in_several_folds"], leaks["identical_images_in_several_folds"]
     print(f"patients in more than one fold: {spread} of {n_groups}; identical images: {twins}")
-    if not args.patients and folds.are_doubtful(train):
+    if doubtful:
         print(
             f"warning: {n_groups} patients for {len(table)} images, {unknown} of them without a "
             "PatientID: if it is missing or anonymised, pass --patients, or the scores come out "

@@ -256,7 +256,7 @@ def check(ramp, folder):
 quickly = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=500, **quickly)
+@settings(max_examples=200, **quickly)
 @given(ramps())
 def test_a_ramp_with_any_legal_header_is_what_the_standard_says_or_has_a_code(tmp_path, ramp):
     check(ramp, tmp_path)

@@ -137,7 +137,7 @@ def test_a_frame_that_no_installed_plugin_reads_names_them_and_what_to_install(
     assert "install" not in str(rejection(path))  # nothing else could help
 
 
-def test_12_bit_jpegs_decode_with_the_plugin_and_name_it_without(tmp_path):
+def test_12_bit_jpegs_decode_with_the_plugin_and_name_it_without():
     if "pylibjpeg" in get_decoder(JPEGExtended12Bit).available_plugins:
         read, dataset = dicom.read(TWELVE_BITS), pydicom.dcmread(TWELVE_BITS)
         np.testing.assert_allclose(read.image, dataset.pixel_array * (255 / 4095), atol=0.5 + 1e-9)

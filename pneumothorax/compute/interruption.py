@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import NoReturn, Self
 
 from pneumothorax.errors import Stopped
@@ -28,12 +28,7 @@ class StopRequest:
         self.before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

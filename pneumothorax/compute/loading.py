@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import queues
-from types import TracebackType
 from typing import Self
 
 import cv2
@@ -72,12 +71,7 @@ class Workers:
         self._others = multiprocessing.active_children()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
         # Loaders without workers end here. Left to a later collection, they would end at exit,
         # or in a worker of the next fold, with a traceback.

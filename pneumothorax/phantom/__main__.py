@@ -5,11 +5,9 @@ python -m pneumothorax.phantom --to demo-png --layout siim-png
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pneumothorax.errors import BadInput
 from pneumothorax.phantom.writing import LAYOUTS, write_dataset
 from pneumothorax.pipeline import stage
 
@@ -41,30 +39,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    try:
-        written = write_dataset(
-            args.to,
-            layout=args.layout,
-            train_images=args.train,
-            test_images=args.test,
-            unlabelled_images=args.unlabelled,
-            seed=args.seed,
-            size=args.size,
-            workers=args.workers,
-        )
-    except BadInput as error:
-        print(error, file=sys.stderr)
-        return 3
+    written = write_dataset(
+        args.to,
+        layout=args.layout,
+        train_images=args.train,
+        test_images=args.test,
+        unlabelled_images=args.unlabelled,
+        seed=args.seed,
+        size=args.size,
+        workers=args.workers,
+    )
     print(
         f"wrote {written.folder}: {written.train_images} training images of "
         f"{written.patients} patients ({written.positive_images} with pneumothorax), "
         f"{written.test_images} test images, {written.unlabelled_images} images without a label"
     )
-    return 0
 
 
 if __name__ == "__main__":
-    stage.escape_unprintable()
-    sys.exit(main())
+    stage.run(main)

@@ -8,7 +8,6 @@ item is made again.
 import json
 import zlib
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pneumothorax.pipeline import atomic
@@ -38,12 +37,7 @@ class Journal:
         self._file.write(_line(name, entry))
         self._file.flush()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 

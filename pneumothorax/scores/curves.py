@@ -1,7 +1,6 @@
 """How good the image-level probability is: its ranking (ROC curve) and its calibration.
 
-The probability is that of the classification head, else the highest value of the probability
-map (stage 03), calibrated on the other folds (stage 04).
+The probability is the image's score, calibrated on the other folds (masks/calibration.py).
 """
 
 from typing import Literal

@@ -6,10 +6,27 @@
 //   pictures(at)       the elements of a card's button
 //   facts(at)          the elements below them
 //   zoom(at, dialog)   fills the larger view, all but its title
-// Texts enter the page as text, never as HTML.
+// The page's HTML has the form, and in .more what the larger view shows below the pictures. Texts of the data enter the
+// page as text, never as HTML.
+
+const BELOW_THE_FORM = `
+<div class="bar">
+<p class="count" role="status"></p>
+<div class="pager"><button class="plain" type="button" data-turn="-1">Previous</button><span class="number"></span><button class="plain" type="button" data-turn="1">Next</button></div>
+</div>
+<ol class="cards"></ol>
+<dialog aria-labelledby="zoomed-title">
+<div class="bar">
+<div><h3 id="zoomed-title"></h3><div class="about"></div></div>
+<div class="pager"><button class="plain" type="button" data-step="-1">Previous</button><button class="plain" type="button" data-step="1">Next</button><button class="plain" type="button" data-close>Close</button></div>
+</div>
+<label class="slider"><span>Opacity <output></output></span><input type="range" min="0" max="100"></label>
+<div class="large"></div>
+</dialog>`;
 
 function startGallery(app, { ids, choose, pictures, facts, zoom }) {
   const form = app.querySelector("form");
+  form.insertAdjacentHTML("afterend", BELOW_THE_FORM);
   const field = form.elements;
   const inputs = [...field].filter((input) => input.name);
   const boxes = inputs.filter((input) => input.type === "checkbox");
@@ -17,6 +34,7 @@ function startGallery(app, { ids, choose, pictures, facts, zoom }) {
   const count = app.querySelector(".count");
   const pager = app.querySelector(".pager");
   const dialog = app.querySelector("dialog");
+  dialog.append(app.querySelector(".more"));
 
   let order = []; // positions of the images that pass the filters, sorted
   let page = 0;

@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import cv2
@@ -85,12 +84,7 @@ class Log:
             self.tensorboard.overlays(images, masks, maps, epoch=rows[-1]["epoch"])
         tqdm.write(line)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if distributed.is_main():
             self.tensorboard.close()
             if self.undrawn:

@@ -57,7 +57,7 @@ def files(draw):
 
 ANY_TEXT = st.one_of(files(), st.text(max_size=60))
 often = settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

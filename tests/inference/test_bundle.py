@@ -92,7 +92,7 @@ def test_maps_differ_from_those_of_pytorch_by_at_most_one_step(two_runs, bundles
     assert spread > 20
 
 
-def test_a_blend_of_runs_gives_the_masks_of_its_submission(two_runs, tmp_path, capsys):
+def test_a_blend_of_runs_gives_the_masks_of_its_submission(two_runs, tmp_path):
     made, output = two_runs
     predict(made.folder / "stage_2_images", tmp_path, "--run", "blend", "--output", output)
     rows = (output / artifacts.Submission("blend").csv).read_text("utf-8").splitlines()[1:]
@@ -169,9 +169,7 @@ def in_small_environment(code, folder, *arguments):
     return done.stdout
 
 
-def test_a_bundle_needs_no_package_but_those_of_requirements_predict(
-    two_runs, bundles, tmp_path, monkeypatch
-):
+def test_a_bundle_needs_no_package_but_those_of_requirements_predict(two_runs, bundles, tmp_path):
     made, _ = two_runs
     radiographs = made.folder / "stage_2_images"
     flags = ["--model", bundles["blend"], "--dicom-seg"]

@@ -173,7 +173,7 @@ def test_the_images_are_counted(facts):
     assert (data["folds"], set(data["leaks"].values())) == (2, {0})
 
 
-def test_every_table_is_on_the_card(output, facts):
+def test_every_table_is_on_the_card(facts):
     text = card.as_markdown(facts)
     found = tables_of(text)
     assert {heading: [table[0][0] for table in tables] for heading, tables in found.items()} == {

@@ -648,18 +648,17 @@ def test_files_that_vanish_change_or_cannot_be_read_are_listed(
     assert listed.files == []
 
 
+def two_batches(tiny, tmp_path):
+    """Arguments of `predict` for three images, two at a time."""
+    made, output = tiny
+    flags = ("--dicom-seg", "--batch-size", 2)
+    return output, made.folder / "stage_2_images", tmp_path / "to", *flags
+
+
 def test_the_same_command_again_rewrites_no_result_and_needs_no_network(
     tiny, tmp_path, monkeypatch
 ):
-    made, output = tiny
-    command = (
-        output,
-        made.folder / "stage_2_images",
-        tmp_path / "to",
-        "--dicom-seg",
-        "--batch-size",
-        2,
-    )
+    command = two_batches(tiny, tmp_path)
     predict(*command)
     before = contents(tmp_path / "to")
     monkeypatch.setattr(probability_maps, "probabilities", None)
@@ -690,15 +689,8 @@ def test_networks_predict_again_only_when_a_rejected_radiograph_can_be_decoded(
 
 
 def test_a_killed_call_resumes_to_the_bytes_of_an_undisturbed_one(tiny, tmp_path):
-    made, output = tiny
-    command = (
-        output,
-        made.folder / "stage_2_images",
-        tmp_path / "to",
-        "--dicom-seg",
-        "--batch-size",
-        2,
-    )
+    made, _ = tiny
+    command = two_batches(tiny, tmp_path)
     predict(*command)
     undisturbed = bytes_of(tmp_path / "to")
     predict(*command, "--overwrite")  # from scratch, segmentation objects included

@@ -60,6 +60,15 @@ def search_of(maps, truths, grid=GRID):
     return thresholds.Search(profiles_of(maps, truths, grid), grid)
 
 
+@pytest.fixture(scope="module")
+def experiments():
+    """(50 searches over 40 images each, one over 2,000 others that stand for the truth)."""
+    grid = thresholds.Grid()
+    profiles = profiles_of(*simulated(2000, seed=101), grid)
+    small = [thresholds.Search(profiles[start : start + 40], grid) for start in range(0, 2000, 40)]
+    return small, search_of(*simulated(2000, seed=100), grid)
+
+
 def fitted(search, folds, p=None):
     """Nested thresholds where all fits share one blend and one calibration."""
     p = np.ones(len(folds)) if p is None else p
@@ -173,17 +182,11 @@ def test_every_image_stays_empty_where_masks_gain_nothing():
     assert np.isfinite(found.surface).any()
 
 
-def test_chosen_thresholds_promise_less_than_the_best_and_keep_most_of_it():
-    """Of 40 images each, 50 times; the truth is the Dice on 2,000 others.
-
-    These maps suit the lowest thresholds of the grid, the worst case for a middle.
-    """
-    grid = thresholds.Grid()
-    unseen = search_of(*simulated(2000, seed=100), grid)
-    profiles = profiles_of(*simulated(2000, seed=101), grid)
+def test_chosen_thresholds_promise_less_than_the_best_and_keep_most_of_it(experiments):
+    """These maps suit the lowest thresholds of the grid, the worst case for a middle."""
+    searches, unseen = experiments
     found = []
-    for start in range(0, 2000, 40):
-        search = thresholds.Search(profiles[start : start + 40], grid)
+    for search in searches:
         scores = search.scores(np.ones(40, dtype=bool))
         for each in (scores.best(), scores.choose()):
             found.append((each.siim_dice, unseen.image_dice(each.triplet).mean()))
@@ -251,14 +254,11 @@ def test_a_fold_is_scored_with_maps_that_were_blended_without_it():
     assert (found.final, found.naive) == searches[None].scores(everyone).choose()
 
 
-def test_nested_scores_are_unbiased_and_naive_scores_are_optimistic():
-    """50 small experiments of 40 images; the truth is each fit's Dice on 4,000 unseen images."""
-    grid = thresholds.Grid()
-    unseen = search_of(*simulated(4000, seed=100), grid)
-    profiles = profiles_of(*simulated(2000, seed=101), grid)
+def test_nested_scores_are_unbiased_and_naive_scores_are_optimistic(experiments):
+    searches, unseen = experiments
     errors, optimism = [], []
-    for start in range(0, 2000, 40):
-        found = fitted(thresholds.Search(profiles[start : start + 40], grid), np.arange(40) % 5)
+    for search in searches:
+        found = fitted(search, np.arange(40) % 5)
         truth = np.mean([unseen.image_dice(triplet).mean() for triplet in found.by_fold.values()])
         errors.append(found.steps["triplet"].nested - truth)
         optimism.append(found.naive - unseen.image_dice(found.final).mean())

@@ -5,7 +5,6 @@ import os
 import runpy
 import shutil
 import zipfile
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -537,9 +536,3 @@ def test_twelve_thousand_images_of_three_runs_open_in_two_seconds(browser, tmp_p
     assert best < 2
     choose(browser, b="b", sort="difference")
     assert len(find_all(browser, ".card .picture")) == 48
-
-
-def test_the_template_folder_travels_with_the_package():
-    assert {"report.html", "report.css", "report.js"} <= {
-        path.name for path in (Path(page.__file__).parent / "templates").iterdir()
-    }

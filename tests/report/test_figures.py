@@ -338,10 +338,9 @@ def test_the_sampling_switch_is_marked_at_its_epoch_when_all_runs_share_it():
 
 
 @pytest.mark.parametrize("make", CURVES)
-@pytest.mark.parametrize("style", [LIGHT, DARK])
-def test_drawing_twice_gives_the_same_svg_bytes(make, style, tmp_path):
+def test_drawing_twice_gives_the_same_svg_bytes(make, tmp_path):
     for name in ("first.svg", "second.svg"):
-        save(make(style), tmp_path / name)
+        save(make(DARK), tmp_path / name)
     first, second = ((tmp_path / name).read_bytes() for name in ("first.svg", "second.svg"))
     assert first == second
     assert b"<dc:date>" not in first and b"<dc:creator>" not in first
@@ -371,7 +370,7 @@ def test_figures_do_not_depend_on_the_users_matplotlib_settings(tmp_path):
 
 def test_drawing_imports_neither_pyplot_nor_torch():
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import sys\n"
         "from pneumothorax import plotting\n"
         "from pneumothorax.report import figures, network_diagram, paper_figures\n"
         "import pandas as pd\n"

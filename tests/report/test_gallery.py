@@ -109,7 +109,7 @@ def test_every_image_has_a_thumbnail_that_looks_like_it(sample, written):
         assert np.abs(upsampled - shown).mean() < 2  # JPEG at 85
 
 
-def test_the_data_have_the_tables_numbers_and_each_runs_outcome(sample, written):
+def test_the_data_have_the_tables_numbers_and_each_runs_outcome(written):
     columns = read(written[1])
     ids = [image_id(n) for n in range(report_samples.IMAGES)]
     assert columns["images"]["id"] == ids

@@ -28,15 +28,6 @@ def site(tmp_path_factory):
     return helper.installed(tmp_path_factory)
 
 
-def test_the_networks_are_in_pneumothorax_models(site, tmp_path):
-    code = (
-        "from pneumothorax.models import build; import torch; "
-        "print(build('ica_resunet', encoder_weights='none')(torch.rand(1, 1, 64, 64)).shape)"
-    )
-    printed = helper.run_python(code, site=site, folder=tmp_path)
-    assert printed.strip() == "torch.Size([1, 1, 64, 64])"
-
-
 def test_a_models_package_of_the_user_is_not_shadowed(site):
     assert [path.name for path in site.iterdir() if path.suffix != ".dist-info"] == ["pneumothorax"]
 

@@ -53,9 +53,9 @@ def test_every_training_image_is_predicted_out_of_fold_by_the_network_of_its_own
 
 
 def test_no_network_is_trained_on_an_image_or_patient_of_the_fold_that_scores_it(
-    finished, config, tmp_path, monkeypatch
+    copied, config, monkeypatch, without_pictures
 ):
-    made, _ = finished
+    made, output = copied
     seen = []
 
     class Watched(loop.Training):
@@ -64,7 +64,8 @@ def test_no_network_is_trained_on_an_image_or_patient_of_the_fold_that_scores_it
             super().__init__(network, data, *args, **kwargs)
 
     monkeypatch.setattr(loop, "Training", Watched)
-    run_all(made.folder, tmp_path / "output", config, "--set", "epochs=1", stages=range(3))
+    changes = settings("epochs=1")
+    run_on(output, "02_train.py", "--config", config, "--run", "watched", *changes)
     assert len(seen) == 2
     for data in seen:
         for column in ("image_id", "patient_id"):
@@ -206,7 +207,7 @@ def test_a_run_can_start_from_the_weights_of_another_at_another_resolution(
         assert record["inputs"][path] == records.sha256(output / path)
 
 
-def test_the_default_network_goes_through_the_stages(copied, config):
+def test_the_default_network_goes_through_the_stages(copied, config, without_pictures):
     """ICA-ResUNet, in its smallest form; all other tests here train a U-Net."""
     _, output = copied
     smallest = ["model=ica_resunet", f"model_settings={json.dumps(SMALL['ica_resunet'])}"]

@@ -3,23 +3,24 @@
 import subprocess
 import sys
 
-import pytest
-
 from tests.helpers.stages import ROOT
 
+RUN = """
+import runpy, sys
 
-@pytest.mark.parametrize("script", ["00_prepare_data.py", "01_make_folds.py", "04_submit.py"])
-def test_stages_that_need_no_network_import_no_torch(finished, script):
-    made, output = finished
-    flags = {
-        "00_prepare_data.py": ["--input", made.folder, "--size", "64"],
-        "01_make_folds.py": ["--folds", "2"],
-        "04_submit.py": ["--run", "tiny"],
-    }
-    code = (
-        "import runpy, sys\n"
-        f"runpy.run_path({script!r}, run_name='stage')['main'](sys.argv[1:])\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    command = [sys.executable, "-c", code, *flags[script], "--output", output]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+made, output = sys.argv[1:]
+for script, *flags in (
+    ["00_prepare_data.py", "--input", made, "--size", "64"],
+    ["01_make_folds.py", "--folds", "2"],
+    ["04_submit.py", "--run", "tiny"],
+):
+    main = runpy.run_path(script, run_name="stage")["main"]
+    main([*flags, "--output", output, "--workers", "1", "--overwrite"])
+    loaded = {"torch", "albumentations", "matplotlib"} & set(sys.modules)
+    assert not loaded, f"{script} imports {loaded}"
+"""
+
+
+def test_stages_that_need_no_network_import_no_library_for_networks_and_figures(copied):
+    made, output = copied
+    subprocess.run([sys.executable, "-c", RUN, made.folder, output], cwd=ROOT, check=True)

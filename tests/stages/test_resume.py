@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pneumothorax.compute import per_device
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadInput, Stopped
 from pneumothorax.pipeline import artifacts, records
@@ -65,30 +66,41 @@ def test_a_killed_training_resumes_after_the_last_finished_epoch_and_ends_in_the
 
 
 def test_several_devices_train_a_fold_each_and_one_command_stops_and_resumes_them(
-    finished, config, tmp_path
+    finished, config, tmp_path, monkeypatch, capsys
 ):
     """Two CPUs in place of two GPUs."""
     _, whole = finished
     output = tmp_path / "output"
     shutil.copytree(whole, output, ignore=shutil.ignore_patterns("runs", "submissions", "report"))
     flags = ["--run", "tiny", "--workers", "0", "--device", "cpu,cpu", "--save-minutes", "1e-4"]
-    command = training(output, config, *flags)
+    command = [str(word) for word in training(output, config, *flags)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for fold in (0, 1):
         wait_until_it_exists(output / RUN.fold(fold).last, process)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    # What each of them computes with comes first.
+    assert sum(line.startswith("device cpu: ") for line in printed.splitlines()) == 2
+
+    # The same command twice more, here: only the folds are trained in processes.
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", command[1:])
+    monkeypatch.setattr(per_device, "first_lines", lambda *_: "devices")
+
+    def again():
+        with pytest.raises(SystemExit) as ended:
+            run_stage(*command[1:])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    resumed = again()
     for fold in (0, 1):
         assert f"fold {fold} on cpu" in printed
-        assert f"fold {fold}: best SIIM Dice" in printed + again.stdout
-    assert "\r" not in again.stdout
+        assert f"fold {fold}: best SIIM Dice" in printed + resumed
+    assert "\r" not in resumed
     assert same_weights(output, whole)
-    nothing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    lines = nothing.stdout.splitlines()
-    assert len(lines) == 2  # what each of them computes with
-    assert all(line.startswith("device cpu: ") for line in lines)
+    assert again() == "devices\n"
 
 
 @pytest.mark.slow

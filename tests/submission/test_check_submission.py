@@ -353,7 +353,7 @@ def test_four_images_say_nothing_about_the_share_of_positives(tmp_path, check, r
     assert "warning" not in printed
 
 
-def test_many_faults_of_one_kind_crowd_out_no_other_kind(check, right, masks):
+def test_many_faults_of_one_kind_crowd_out_no_other_kind(check, masks):
     lines = every(masks, absolute)
     code, _, errors = check([*lines[:8], "t99,-1", *lines[10:], "t1,1 2 3"])
     assert code == 3
@@ -396,9 +396,7 @@ def test_run_lengths_are_judged_at_the_images_own_size(tmp_path, check):
     )
 
 
-def test_a_given_sample_wins_and_images_outside_the_manifest_are_1024_by_1024(
-    tmp_path, check, right
-):
+def test_a_given_sample_wins_and_images_outside_the_manifest_are_1024_by_1024(tmp_path, check):
     sample = write_lines(tmp_path / "sample.csv", ["ImageId, EncodedPixels", "x, -1", "y, -1"])
     code, _, errors = check(
         ["ImageId, EncodedPixels", "x,1048570 6", "y,1048570 7"], "--sample-submission", sample

@@ -350,7 +350,7 @@ def test_frozen_batch_norms_stay_frozen_in_the_mean(output):
     assert best["first.1.running_mean"].abs().sum() == 0
 
 
-def test_a_worker_that_dies_during_averaging_is_replaced(output, tmp_path, monkeypatch):
+def test_a_worker_that_dies_during_averaging_is_replaced(output, monkeypatch):
     alone = trained(Path(shutil.copytree(output, output.with_name("alone"))), average_best=2)
     estimate = averaging.estimate_batch_norms
 

@@ -23,9 +23,9 @@ function galleryOfPredictions({ paths, caution, images }) {
     return inMillimetres === null ? `${number(inPixels)}\u00a0px` : `${number(inMillimetres)}\u00a0mm²`;
   }
 
-  function mark(at) {
+  function marks(at) {
     const reason = images.not_a_radiograph[at];
-    return reason && `Not a radiograph: ${reason}`;
+    return reason ? [element("div", { class: "mark" }, `Not a radiograph: ${reason}`)] : [];
   }
 
   function picture(at) {
@@ -37,13 +37,10 @@ function galleryOfPredictions({ paths, caution, images }) {
     return element("span", caution ? { class: "picture", "data-caution": caution } : { class: "picture" }, ...layers);
   }
 
-  function facts(at) {
-    const shown = [
-      element("div", { class: "facts" }, element("b", {}, probability(at)), element("span", {}, area(at))),
-    ];
-    if (mark(at)) shown.push(element("div", { class: "mark" }, mark(at)));
-    return shown;
-  }
+  const facts = (at) => [
+    element("div", { class: "facts" }, element("b", {}, probability(at)), element("span", {}, area(at))),
+    ...marks(at),
+  ];
 
   function zoom(at, dialog) {
     const about = [
@@ -52,8 +49,7 @@ function galleryOfPredictions({ paths, caution, images }) {
       `${images.width[at]} × ${images.height[at]} pixels`,
       images.source[at],
     ];
-    dialog.querySelector(".about").textContent = about.join(" · ");
-    dialog.querySelector(".mark").textContent = mark(at);
+    dialog.querySelector(".about").replaceChildren(about.join(" · "), ...marks(at));
     dialog.querySelector(".large").replaceChildren(element("figure", {}, picture(at)));
     dialog.querySelector("a").href = path("overlay", at);
   }
