@@ -806,6 +806,16 @@ def test_a_state_of_a_version_without_a_setting_is_refused_with_the_setting(outp
         fold_training(output, epochs=1).resume()
 
 
+def test_a_run_named_like_a_fold_of_another_can_start_while_that_fold_is_trained(
+    output, monkeypatch
+):
+    monkeypatch.setattr(run, "RUN_PATIENCE_S", 0)
+    other, own = (run.TrainingRun(output, name, TrainConfig(**SMALL)) for name in ("a", "a-fold0"))
+    with other.lock(0):
+        own.claim([0], Small(), overwrite=False)
+    assert (output / own.files.config).is_file()
+
+
 def test_a_training_set_without_positives_is_refused(output):
     rows = artifacts.training_rows(output)
     (output / "folds.csv").write_text(
