@@ -216,24 +216,11 @@ def test_without_attention_ica_resunet_is_the_unet_of_smp():
         torch.testing.assert_close(network(images()), unet((images() - 0.449) / 0.226))
 
 
-def test_skip_and_next_stage_see_the_attended_features():
-    network = small("ica_resunet").eval()
-    seen = {}
-    network.attention[0].register_forward_hook(
-        lambda module, inputs, output: seen.update(attended=output)
-    )
-    network.encoder.layer2.register_forward_pre_hook(
-        lambda module, inputs: seen.update(stage=inputs[0])
-    )
-    with torch.inference_mode():
-        features = network.encode(network.prepare(images()))
-    assert seen["stage"] is seen["attended"]
-    assert features[2] is seen["attended"]
-    assert [f.shape[2] for f in features] == [64, 32, 16, 8, 4, 2]
-
-
-def test_with_attention_on_the_skips_the_next_stage_sees_plain_features():
-    network = small("ica_resunet", placement="skips").eval()
+@pytest.mark.parametrize(("placement", "next_stage"), [("stages", "attended"), ("skips", "plain")])
+def test_the_skip_is_attended_and_the_next_stage_is_unless_attention_is_on_the_skips_alone(
+    placement, next_stage
+):
+    network = small("ica_resunet", placement=placement).eval()
     seen = {}
     network.encoder.layer1.register_forward_hook(
         lambda module, inputs, output: seen.update(plain=output)
@@ -246,8 +233,9 @@ def test_with_attention_on_the_skips_the_next_stage_sees_plain_features():
     )
     with torch.inference_mode():
         features = network.encode(network.prepare(images()))
-    assert seen["stage"] is seen["plain"]
+    assert seen["stage"] is seen[next_stage]
     assert features[2] is seen["attended"]
+    assert [f.shape[2] for f in features] == [64, 32, 16, 8, 4, 2]
 
 
 def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_spares_the_encoder():
@@ -281,7 +269,6 @@ def test_four_decoder_levels_leave_out_the_encoders_last_layer(placement):
     "name, settings, message",
     [
         ("ica_resunet", {"encoder": "vgg16"}, "resnet34"),
-        ("ica_resunet", {"placement": "head"}, "stages, skips, decoder"),
         ("ica_resunet", {"decoder_channels": (16, 8)}, "four or five"),
         ("ica_resunet", {"merge": "product"}, "concat, sum, shared"),
         ("ica_resunet", {"pooling": "median"}, "avg, max, avg"),
