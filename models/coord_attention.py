@@ -5,6 +5,10 @@ arXiv:2103.02907, section 3.2; equation numbers below are theirs.
 Improved: Zhang: Segmentation of Pneumothorax Disease based on Deep Learning, section 2.2, adds
 profiles by maximum and a residual path around the gates. It leaves open how mean and maximum
 are combined; `merge` offers three ways.
+
+Measured on 1,167 radiographs at 128 x 128 and on 502 at 256 x 256, no form of the block, the
+published one included, made a network better by more than the interval of the difference
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

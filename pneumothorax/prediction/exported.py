@@ -39,10 +39,11 @@ class ExportedNetworks:
         names = [one.name for one in (*taken, *given)]
         if names not in ([IMAGES, PROBABILITY], [IMAGES, PROBABILITY, CLASSIFICATION]):
             raise ValueError(f"its networks take and give {', '.join(names)}")
-        size = taken[0].shape[-1]
-        if taken[0].shape[1:] != [1, size, size] or taken[0].type != "tensor(uint8)":
+        shape = taken[0].shape  # with a text in place of a size that is left open
+        square = len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]
+        if not square or not isinstance(shape[3], int) or taken[0].type != "tensor(uint8)":
             raise ValueError("its networks do not take square grey images of 8 bits")
-        self.image_size = int(size)
+        self.image_size = shape[3]
 
     def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """One image at a time, which takes less memory and no more time on a CPU."""

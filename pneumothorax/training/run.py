@@ -212,7 +212,8 @@ class TrainingRun:
         )
 
     def _lock_name(self, fold: int) -> str:
-        return f"02_train-{self.name}-fold{fold}"
+        """With a space, which no name of a run holds: "a-fold0" is another run than "a"."""
+        return f"02_train-{self.name} fold{fold}"
 
 
 def finish(training: Training) -> dict[str, Any]:

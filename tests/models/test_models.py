@@ -39,7 +39,7 @@ def n_parameters(network):
 
 # H/32 and W/32 even, odd and unequal.
 @pytest.mark.parametrize(
-    "batch, height, width", [(2, 64, 64), (2, 64, 96), (3, 160, 64), (1, 320, 224), (1, 512, 512)]
+    "batch, height, width", [(2, 64, 64), (2, 64, 96), (3, 160, 64), (1, 96, 224), (1, 256, 256)]
 )
 def test_logits_have_the_size_of_the_images(network, batch, height, width):
     with torch.inference_mode():
@@ -216,24 +216,11 @@ def test_without_attention_ica_resunet_is_the_unet_of_smp():
         torch.testing.assert_close(network(images()), unet((images() - 0.449) / 0.226))
 
 
-def test_skip_and_next_stage_see_the_attended_features():
-    network = small("ica_resunet").eval()
-    seen = {}
-    network.attention[0].register_forward_hook(
-        lambda module, inputs, output: seen.update(attended=output)
-    )
-    network.encoder.layer2.register_forward_pre_hook(
-        lambda module, inputs: seen.update(stage=inputs[0])
-    )
-    with torch.inference_mode():
-        features = network.encode(network.prepare(images()))
-    assert seen["stage"] is seen["attended"]
-    assert features[2] is seen["attended"]
-    assert [f.shape[2] for f in features] == [64, 32, 16, 8, 4, 2]
-
-
-def test_with_attention_on_the_skips_the_next_stage_sees_plain_features():
-    network = small("ica_resunet", placement="skips").eval()
+@pytest.mark.parametrize(("placement", "next_stage"), [("stages", "attended"), ("skips", "plain")])
+def test_the_skip_is_attended_and_the_next_stage_is_unless_attention_is_on_the_skips_alone(
+    placement, next_stage
+):
+    network = small("ica_resunet", placement=placement).eval()
     seen = {}
     network.encoder.layer1.register_forward_hook(
         lambda module, inputs, output: seen.update(plain=output)
@@ -246,8 +233,9 @@ def test_with_attention_on_the_skips_the_next_stage_sees_plain_features():
     )
     with torch.inference_mode():
         features = network.encode(network.prepare(images()))
-    assert seen["stage"] is seen["plain"]
+    assert seen["stage"] is seen[next_stage]
     assert features[2] is seen["attended"]
+    assert [f.shape[2] for f in features] == [64, 32, 16, 8, 4, 2]
 
 
 def test_attention_in_the_decoder_follows_its_four_coarse_levels_and_spares_the_encoder():
@@ -281,7 +269,6 @@ def test_four_decoder_levels_leave_out_the_encoders_last_layer(placement):
     "name, settings, message",
     [
         ("ica_resunet", {"encoder": "vgg16"}, "resnet34"),
-        ("ica_resunet", {"placement": "head"}, "stages, skips, decoder"),
         ("ica_resunet", {"decoder_channels": (16, 8)}, "four or five"),
         ("ica_resunet", {"merge": "product"}, "concat, sum, shared"),
         ("ica_resunet", {"pooling": "median"}, "avg, max, avg"),
@@ -519,13 +506,15 @@ def test_attention_only_adds_names_to_those_of_smp():
     assert {name.split(".")[1] for name in with_attention - plain} == {"attention"}
 
 
-def test_fpn_on_se_resnext_is_that_of_smp():
-    network = models.build("smp/FPN", encoder="se_resnext50_32x4d", encoder_weights="none").eval()
-    fpn = smp_library.load().FPN("se_resnext50_32x4d", encoder_weights=None, in_channels=1).eval()
-    fpn.load_state_dict(network.network.state_dict())
+def test_without_attention_a_network_of_smp_is_the_librarys():
+    network = small("smp/Unet", attention="none").eval()
+    unet = smp_library.load().Unet(
+        "resnet18", encoder_weights=None, in_channels=1, decoder_channels=(16, 16, 8, 8, 8)
+    )
+    unet.eval().load_state_dict(network.network.state_dict())
     with torch.inference_mode():
         # 0.449, 0.226: the grey ImageNet mean and deviation.
-        expected = fpn((images(height=64, width=96) - 0.449) / 0.226)
+        expected = unet((images(height=64, width=96) - 0.449) / 0.226)
         torch.testing.assert_close(network(images(height=64, width=96)), expected)
 
 

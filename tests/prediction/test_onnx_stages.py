@@ -17,8 +17,10 @@ from pneumothorax.prediction import onnx_export, onnx_graph
 from tests.helpers.stages import ROOT, run_on, run_stage
 
 TINY = """
-model: albunet
-model_settings: {encoder: resnet18, encoder_weights: none, filters: 4, classification_weight: 0.5}
+model: ica_resunet
+model_settings:
+  {encoder: resnet18, encoder_weights: none, decoder_channels: [8, 8, 8, 8], attention: false,
+   classification_weight: 0.5}
 image_size: 64
 epochs: 1
 batch_size: 4

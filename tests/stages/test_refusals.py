@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
     [
         (0, "00_prepare_data"),
         (1, "01_make_folds"),
-        (2, "02_train-tiny-fold0"),
+        (2, "02_train-tiny fold0"),
         (3, "03_predict-tiny"),
         (4, "04_submit-tiny"),
         (4, "03_predict-tiny"),  # whose maps it reads
@@ -53,7 +53,7 @@ def test_no_lock_makes_every_stage_replace_the_locks_of_a_process_elsewhere(
     of_stage = {
         0: ["00_prepare_data"],
         1: ["01_make_folds"],
-        2: ["02_train-tiny", "02_train-tiny-fold0", "02_train-tiny-fold1"],
+        2: ["02_train-tiny", "02_train-tiny fold0", "02_train-tiny fold1"],
         3: ["03_predict-tiny"],
         4: ["03_predict-tiny", "04_submit-tiny"],
         5: ["05_report"],

@@ -87,7 +87,7 @@ def test_unknown_keys_and_impossible_values_are_refused_and_the_known_keys_liste
         ("[]\n", []),
         ("false\n", []),
         ("a: [\n", []),
-        pytest.param("a: " + "[" * 3000, [], id="deep"),
+        pytest.param("a: " + "[" * 1000, [], id="deep"),
         ("\0\n", []),
         ("!!python/object/apply:os.system ['true']\n", []),
         ("", ["epochs"]),

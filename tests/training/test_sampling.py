@@ -42,24 +42,20 @@ def test_the_papers_schedule_is_two_to_one_at_first_and_one_to_one_from_a_third_
 
 
 @pytest.mark.parametrize(
-    ("schedule", "counts"),
+    ("schedule", "ratios", "counts"),
     [
-        ([(0, 1)], [30] * 4),
-        ([(0, 0.5), (0.5, 3)], [60, 60, 10, 10]),
-        ([(0, 0.25)], [120] * 4),  # more than exist: some are repeated
-        (
-            [(0, 4), (0.25, 2), (0.5, 1), (0.75, 0.5)],
-            [8, 15, 30, 60],
-        ),  # 30 / 4 = 7.5, to the even 8
+        ([(0, 1)], [1] * 4, [30] * 4),
+        ([(0, 0.5), (0.5, 3)], [0.5, 0.5, 3, 3], [60, 60, 10, 10]),
+        ([(0, 0.25)], [0.25] * 4, [120] * 4),  # more than exist: some are repeated
+        # 30 / 4 = 7.5, to the even 8
+        ([(0, 4), (0.25, 2), (0.5, 1), (0.75, 0.5)], [4, 2, 1, 0.5], [8, 15, 30, 60]),
     ],
 )
-def test_every_epoch_has_the_ratio_of_the_schedule(schedule, counts):
+def test_every_epoch_has_the_ratio_of_the_schedule(schedule, ratios, counts):
     drawn = sampling(schedule, epochs=4)
     assert [len(split(drawn.items(epoch))[1]) for epoch in range(4)] == counts
     assert [drawn.n_negatives(epoch) for epoch in range(4)] == counts
-    assert [drawn.ratio(epoch) for epoch in range(4)] == [
-        [ratio for share, ratio in schedule if share <= epoch / 4][-1] for epoch in range(4)
-    ]
+    assert [drawn.ratio(epoch) for epoch in range(4)] == ratios
 
 
 def test_every_positive_is_used_once_per_epoch():
@@ -106,11 +102,7 @@ def test_without_negatives_or_positives_an_epoch_holds_the_others():
     ("positives", "size", "sizes"),
     [
         (10, 4, [4, 4, 2]),
-        (
-            9,
-            4,
-            [4, 4],
-        ),  # the last batch would hold one image: batch normalisation has no statistics of it
+        (9, 4, [4, 4]),  # of a last batch of one image, batch norm has no statistics
         (8, 4, [4, 4]),
         (3, 4, [3]),
         (1, 4, [1]),  # nothing else to train on

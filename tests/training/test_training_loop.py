@@ -247,14 +247,14 @@ class Bright(SegmentationNetwork):
 
 
 def test_an_epoch_is_scored_with_its_best_thresholds(output):
-    loop = fold_training(output)
+    training = fold_training(output)
     found = validation.validate(
         Bright(),
-        loop.loaders().validation,
-        loop.data.validation,
-        loop.data.labels,
-        autocast=loop.optimization.autocast,
-        device=loop.device,
+        training.loaders().validation,
+        training.data.validation,
+        training.data.labels,
+        autocast=training.optimization.autocast,
+        device=training.device,
         stop=StopAfter(),
     )
     scores, examples = found
@@ -272,81 +272,85 @@ def test_an_image_probability_that_is_not_finite_spoils_the_scores_as_a_pixel_do
         def outputs(self, images):
             return self(images), torch.full((len(images),), math.nan)
 
-    loop = fold_training(output)
-    how = {"autocast": loop.optimization.autocast, "device": loop.device, "stop": StopAfter()}
+    training = fold_training(output)
+    how = {
+        "autocast": training.optimization.autocast,
+        "device": training.device,
+        "stop": StopAfter(),
+    }
     found = validation.validate(
-        Wild(), loop.loaders().validation, loop.data.validation, loop.data.labels, **how
+        Wild(), training.loaders().validation, training.data.validation, training.data.labels, **how
     )
     assert math.isnan(found[0].siim_dice)
 
 
-def epoch_with(loop, score):
-    loop.state.progress.add_step(0.5, Outcome.TAKEN, n_images=4)
-    loop.finish_epoch(Scores(score, 0.1, 0.5), 1.0)
-    loop.checkpoints.queue.wait()
+def epoch_with(training, score):
+    training.state.progress.add_step(0.5, Outcome.TAKEN, n_images=4)
+    training.finish_epoch(Scores(score, 0.1, 0.5), 1.0)
+    training.checkpoints.queue.wait()
 
 
 def test_of_equally_good_epochs_the_last_one_is_kept(output):
-    loop = fold_training(output, epochs=5)
+    training = fold_training(output, epochs=5)
     kept = []
     for score in (0.5, 0.5, 0.4, math.nan, 0.6):
-        epoch_with(loop, score)
-        kept.append(torch.load(loop.checkpoints.best, weights_only=True)["epoch"])
+        epoch_with(training, score)
+        kept.append(torch.load(training.checkpoints.best, weights_only=True)["epoch"])
     assert kept == [1, 2, 2, 2, 5]
 
 
 def test_kept_epochs_are_deleted_once_neither_saved_state_names_them(
     output,
 ):
-    loop = fold_training(output, epochs=6, average_best=2)
+    training = fold_training(output, epochs=6, average_best=2)
     found = []
     for score in (0.1, 0.3, 0.2, 0.4, 0.1, 0.1):
-        epoch_with(loop, score)
+        epoch_with(training, score)
         found.append(
-            sorted(int(path.stem[-4:]) for path in loop.checkpoints.kept(0).parent.iterdir())
+            sorted(int(path.stem[-4:]) for path in training.checkpoints.kept(0).parent.iterdir())
         )
     # The state before the last one is the fallback: what it names stays for one more epoch.
     assert found == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 4], [2, 4]]
-    assert [epoch for _, epoch in loop.state.progress.kept] == [4, 2]
+    assert [epoch for _, epoch in training.state.progress.kept] == [4, 2]
 
 
 def test_an_epoch_without_a_score_is_never_among_the_best(output):
-    loop = fold_training(output, epochs=6, average_best=2)
+    training = fold_training(output, epochs=6, average_best=2)
     for score in (0.1, math.nan, 0.3):
-        epoch_with(loop, score)
-    assert loop.state.progress.kept == [(0.3, 3), (0.1, 1)]
+        epoch_with(training, score)
+    assert training.state.progress.kept == [(0.3, 3), (0.1, 1)]
 
 
 def test_best_weights_are_the_mean_of_the_best_epochs_with_newly_estimated_statistics(output):
-    loop = trained(output, average_best=2, epochs=4)
-    best = torch.load(loop.checkpoints.best, weights_only=True)
+    training = trained(output, average_best=2, epochs=4)
+    best = torch.load(training.checkpoints.best, weights_only=True)
     states = [
-        torch.load(loop.checkpoints.kept(epoch), weights_only=True)["network"]
+        torch.load(training.checkpoints.kept(epoch), weights_only=True)["network"]
         for epoch in best["averaged"]
     ]
     assert len(states) == 2
-    assert best["averaged"] == sorted(epoch for _, epoch in loop.state.progress.kept)
+    assert best["averaged"] == sorted(epoch for _, epoch in training.state.progress.kept)
     for name in ("first.0.weight", "last.bias"):
         torch.testing.assert_close(best["network"][name], (states[0][name] + states[1][name]) / 2)
     mean_of_statistics = (states[0]["first.1.running_mean"] + states[1]["first.1.running_mean"]) / 2
     assert not torch.allclose(
         best["network"]["first.1.running_mean"], mean_of_statistics, rtol=1e-3
     )
-    assert best["score"] == loop.state.progress.best_score
+    assert best["score"] == training.state.progress.best_score
 
 
 def test_a_damaged_kept_epoch_is_left_out_of_the_mean(output, capsys):
-    loop = trained(output, average_best=2, epochs=4)
-    first, second = (epoch for _, epoch in loop.state.progress.kept)
-    loop.checkpoints.kept(first).write_bytes(b"damaged")
+    training = trained(output, average_best=2, epochs=4)
+    first, second = (epoch for _, epoch in training.state.progress.kept)
+    training.checkpoints.kept(first).write_bytes(b"damaged")
     again = trained(output, average_best=2, epochs=4)
     assert torch.load(again.checkpoints.best, weights_only=True)["averaged"] == [second]
     assert f"epoch{first:04d}.pt" in capsys.readouterr().out
 
 
 def test_frozen_batch_norms_stay_frozen_in_the_mean(output):
-    loop = trained(output, average_best=2, batch_norm="frozen")
-    best = torch.load(loop.checkpoints.best, weights_only=True)["network"]
+    training = trained(output, average_best=2, batch_norm="frozen")
+    best = torch.load(training.checkpoints.best, weights_only=True)["network"]
     assert best["first.1.running_mean"].abs().sum() == 0
 
 
@@ -359,9 +363,9 @@ def test_a_worker_that_dies_during_averaging_is_replaced(output, monkeypatch):
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
     monkeypatch.setattr(averaging, "estimate_batch_norms", with_a_death)
-    loop = trained(output, average_best=2)
+    training = trained(output, average_best=2)
     ours, theirs = (
-        torch.load(one.checkpoints.best, weights_only=True)["network"] for one in (loop, alone)
+        torch.load(one.checkpoints.best, weights_only=True)["network"] for one in (training, alone)
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -388,9 +392,9 @@ def test_the_moving_average_by_hand():
 
 
 def test_the_moving_average_is_what_is_validated_and_kept(output):
-    loop = trained(output, ema_decay=0.99, validate_every=3)  # the third epoch alone
-    best = torch.load(loop.checkpoints.best, weights_only=True)["network"]
-    last = torch.load(loop.checkpoints.last, weights_only=True)
+    training = trained(output, ema_decay=0.99, validate_every=3)  # the third epoch alone
+    best = torch.load(training.checkpoints.best, weights_only=True)["network"]
+    last = torch.load(training.checkpoints.last, weights_only=True)
     average = last["optimization"]["average"]["network"]
     assert all(torch.equal(best[name], average[name]) for name in best)
     assert not torch.equal(last["network"]["last.weight"], average["last.weight"])
@@ -464,20 +468,20 @@ def test_every_step_has_the_rate_of_its_place_also_after_skipped_ones(output, mo
 
 def test_a_frozen_encoder_keeps_its_weights_and_learns_afterwards(output):
     start = Small().first[0].weight.detach().clone()
-    loop = fold_training(output, frozen_encoder_epochs=1, stop=StopAfter(4))
+    training = fold_training(output, frozen_encoder_epochs=1, stop=StopAfter(4))
     with pytest.raises(Stopped):
-        loop.run()
-    assert torch.equal(loop.network.first[0].weight, start)
-    assert not torch.equal(loop.network.last.weight, Small().last.weight)
-    loop = fold_training(output, frozen_encoder_epochs=1)
-    loop.resume()
-    loop.run()
-    assert not torch.equal(loop.network.first[0].weight, start)
+        training.run()
+    assert torch.equal(training.network.first[0].weight, start)
+    assert not torch.equal(training.network.last.weight, Small().last.weight)
+    training = fold_training(output, frozen_encoder_epochs=1)
+    training.resume()
+    training.run()
+    assert not torch.equal(training.network.first[0].weight, start)
 
 
 def test_frozen_batch_norms_keep_their_statistics(output):
-    loop = trained(output, batch_norm="frozen")
-    assert loop.network.first[1].running_mean.abs().sum() == 0
+    training = trained(output, batch_norm="frozen")
+    assert training.network.first[1].running_mean.abs().sum() == 0
     assert trained(output, fold=1).network.first[1].running_mean.abs().sum() > 0
 
 
@@ -511,12 +515,14 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(output):
 
 def test_clipping_limits_the_step(output):
     """Seen in Adam's first moment, which is 0.1 x the gradient after one step."""
-    loop = fold_training(output, network=WithoutNorm(), clip_gradient_norm=1e-3, stop=StopAfter(0))
+    training = fold_training(
+        output, network=WithoutNorm(), clip_gradient_norm=1e-3, stop=StopAfter(0)
+    )
     with pytest.raises(Stopped):
-        loop.run()
+        training.run()
     moments = [
-        loop.optimization.optimizer.state[parameter]["exp_avg"]
-        for parameter in loop.network.parameters()
+        training.optimization.optimizer.state[parameter]["exp_avg"]
+        for parameter in training.network.parameters()
     ]
     assert torch.cat([moment.flatten() for moment in moments]).norm().item() == pytest.approx(
         1e-4, rel=1e-3
@@ -543,11 +549,13 @@ class Broken(Small):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_steps_with_a_loss_that_is_not_finite_are_skipped_and_counted(output, value):
-    loop = trained(output, network=Broken({1, 3, 4}, value), epochs=2)
-    steps = [row["skipped_steps"] for row in loop.state.progress.history]
+    training = trained(output, network=Broken({1, 3, 4}, value), epochs=2)
+    steps = [row["skipped_steps"] for row in training.state.progress.history]
     assert sum(steps) == 3
-    assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
-    assert all(math.isfinite(row["train_loss"]) for row in loop.state.progress.history)
+    assert all(
+        bool(torch.isfinite(value).all()) for value in training.network.state_dict().values()
+    )
+    assert all(math.isfinite(row["train_loss"]) for row in training.state.progress.history)
 
 
 class Overflowing(Small):
@@ -565,27 +573,29 @@ class Overflowing(Small):
 
 
 def test_a_skipped_step_leaves_no_trace_in_batch_norm_statistics(output):
-    loop = trained(output, network=Overflowing())
-    assert sum(row["skipped_steps"] for row in loop.state.progress.history) == 1
-    assert all(bool(torch.isfinite(value).all()) for value in loop.network.state_dict().values())
-    assert all(math.isfinite(row["siim_dice"]) for row in loop.state.progress.history)
+    training = trained(output, network=Overflowing())
+    assert sum(row["skipped_steps"] for row in training.state.progress.history) == 1
+    assert all(
+        bool(torch.isfinite(value).all()) for value in training.network.state_dict().values()
+    )
+    assert all(math.isfinite(row["siim_dice"]) for row in training.state.progress.history)
 
 
 def test_with_loss_scaling_a_broken_step_is_skipped_and_training_continues(output):
-    loop = trained(output, network=Broken({1}), precision="fp16")
-    assert loop.optimization.scaler.is_enabled()
-    assert sum(row["skipped_steps"] for row in loop.state.progress.history) >= 1
-    assert len(loop.state.progress.history) == 3
+    training = trained(output, network=Broken({1}), precision="fp16")
+    assert training.optimization.scaler.is_enabled()
+    assert sum(row["skipped_steps"] for row in training.state.progress.history) >= 1
+    assert len(training.state.progress.history) == 3
 
 
 def test_steps_that_scale_the_loss_down_are_normal_and_not_reported(output, capsys):
-    loop = fold_training(output, precision="fp16")
+    training = fold_training(output, precision="fp16")
     scale = 2.0**24  # gradients in 16 bits overflow beyond 65,504
-    loop.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    loop.run()
-    assert loop.optimization.scaler.get_scale() < scale
-    assert all(row["skipped_steps"] == 0 for row in loop.state.progress.history)
-    assert math.isfinite(loop.state.progress.history[-1]["train_loss"])
+    training.optimization.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    training.run()
+    assert training.optimization.scaler.get_scale() < scale
+    assert all(row["skipped_steps"] == 0 for row in training.state.progress.history)
+    assert math.isfinite(training.state.progress.history[-1]["train_loss"])
     assert "not finite" not in "".join(capsys.readouterr())
 
 
@@ -603,18 +613,18 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_the_host_reads_from_the_device_once_per_step(output, precision, monkeypatch):
-    loop = fold_training(
+    training = fold_training(
         output,
         precision=precision,
         accumulation_steps=2,
         ema_decay=0.9,
         clip_gradient_norm=1.0,
     )
-    batch = loop.loaders().epoch(0, done=0)[0]
+    batch = training.loaders().epoch(0, done=0)[0]
     lists, to_list = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or to_list(tensor))
     with HostReads() as reads:
-        loop.optimization.step(batch.parts, batch.n_parts, batch.n_images)
+        training.optimization.step(batch.parts, batch.n_parts, batch.n_images)
     assert (reads.n, len(lists)) == (0, 1)
 
 
@@ -630,12 +640,12 @@ class BrokenGradients(Small):
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 20), ("fp32", 10)])
 def test_gradients_that_are_never_finite_stop_the_run(output, precision, limit):
-    loop = fold_training(
+    training = fold_training(
         output, network=BrokenGradients(), precision=precision, epochs=20, ema_decay=0.9
     )
     with pytest.raises(BadInput, match=f"^{limit} steps in a row are not finite"):
-        loop.run()
-    assert loop.optimization.average.steps == 0
+        training.run()
+    assert training.optimization.average.steps == 0
 
 
 @pytest.fixture
@@ -654,11 +664,11 @@ def timed(training, monkeypatch, *, ratio):
 def test_a_run_begun_without_loss_scaling_resumes_with_it_and_back(output, monkeypatch):
     for precision, stop in (("bf16", 3), ("fp16", 5), ("bf16", math.inf)):
         monkeypatch.setattr(precisions, "of_training", lambda *_, precision=precision: precision)
-        loop = fold_training(output, stop=StopAfter(stop))
-        loop.resume()
+        training = fold_training(output, stop=StopAfter(stop))
+        training.resume()
         with pytest.raises(Stopped) if stop < math.inf else nullcontext():
-            loop.run()
-    assert len(loop.state.progress.history) == 3
+            training.run()
+    assert len(training.state.progress.history) == 3
 
 
 def test_auto_takes_the_precision_in_which_a_step_is_faster(
@@ -713,39 +723,39 @@ def test_networks_are_trained_and_used_in_the_memory_format_of_the_device(output
 
 def test_a_cpu_without_units_for_bf16_trains_in_fp32_without_timing(output, monkeypatch):
     monkeypatch.setattr(precisions, "cpu_has_bf16", lambda: False)
-    optimization = fold_training(output).optimization
-    assert optimization.precision == "fp32"
-    assert not optimization.needs_timing
+    training = fold_training(output)
+    assert training.optimization.precision == "fp32"
+    assert not training.optimization.needs_timing
 
 
 def test_weights_that_diverged_are_not_saved_over_those_that_did_not(output):
-    loop = fold_training(output)
-    loop.state.save()
-    loop.network.last.weight.data.fill_(math.nan)
-    loop.state.save()
-    loop.checkpoints.queue.wait()
+    training = fold_training(output)
+    training.state.save()
+    training.network.last.weight.data.fill_(math.nan)
+    training.state.save()
+    training.checkpoints.queue.wait()
     assert torch.isfinite(
-        torch.load(loop.checkpoints.last, weights_only=True)["network"]["last.weight"]
+        torch.load(training.checkpoints.last, weights_only=True)["network"]["last.weight"]
     ).all()
 
 
 def test_ten_broken_steps_in_a_row_stop_the_run(output):
-    loop = fold_training(output, network=Broken(set(range(100))), epochs=10)
+    training = fold_training(output, network=Broken(set(range(100))), epochs=10)
     with pytest.raises(BadInput, match="10 steps in a row are not finite: lower learning_rate"):
-        loop.run()
+        training.run()
 
 
 def test_broken_steps_with_good_ones_in_between_do_not_stop_the_run(output):
-    loop = trained(output, network=Broken(set(range(0, 100, 2))), epochs=8, validate_every=8)
-    assert sum(row["skipped_steps"] for row in loop.state.progress.history) > MAX_BAD_STEPS
+    training = trained(output, network=Broken(set(range(0, 100, 2))), epochs=8, validate_every=8)
+    assert sum(row["skipped_steps"] for row in training.state.progress.history) > MAX_BAD_STEPS
 
 
 def test_best_weights_are_always_finite(output):
-    loop = fold_training(output)
-    epoch_with(loop, 0.5)
-    loop.network.last.weight.data.fill_(math.nan)
-    epoch_with(loop, 0.9)
-    best = torch.load(loop.checkpoints.best, weights_only=True)
+    training = fold_training(output)
+    epoch_with(training, 0.5)
+    training.network.last.weight.data.fill_(math.nan)
+    epoch_with(training, 0.9)
+    best = torch.load(training.checkpoints.best, weights_only=True)
     assert best["epoch"] == 1
     assert torch.isfinite(best["network"]["last.weight"]).all()
 
@@ -755,10 +765,14 @@ def test_probability_maps_that_are_not_finite_give_no_score(output):
         def forward(self, images):
             return images * math.nan
 
-    loop = fold_training(output)
-    how = {"autocast": loop.optimization.autocast, "device": loop.device, "stop": StopAfter()}
+    training = fold_training(output)
+    how = {
+        "autocast": training.optimization.autocast,
+        "device": training.device,
+        "stop": StopAfter(),
+    }
     found = validation.validate(
-        Wild(), loop.loaders().validation, loop.data.validation, loop.data.labels, **how
+        Wild(), training.loaders().validation, training.data.validation, training.data.labels, **how
     )
     assert found is not None
     assert math.isnan(found[0].siim_dice)
@@ -766,10 +780,10 @@ def test_probability_maps_that_are_not_finite_give_no_score(output):
 
 
 def test_training_resumes_from_the_state_before_one_that_is_not_finite(output, capsys):
-    loop = trained(output, epochs=2)
-    state = torch.load(loop.checkpoints.last, weights_only=True)
+    training = trained(output, epochs=2)
+    state = torch.load(training.checkpoints.last, weights_only=True)
     state["network"]["last.weight"].fill_(math.nan)
-    torch.save(state, loop.checkpoints.last)
+    torch.save(state, training.checkpoints.last)
     again = fold_training(output, epochs=2)
     again.resume()
     assert again.state.progress.epoch == 1
@@ -806,6 +820,16 @@ def test_a_state_of_a_version_without_a_setting_is_refused_with_the_setting(outp
         fold_training(output, epochs=1).resume()
 
 
+def test_a_run_named_like_a_fold_of_another_can_start_while_that_fold_is_trained(
+    output, monkeypatch
+):
+    monkeypatch.setattr(run, "RUN_PATIENCE_S", 0)
+    other, own = (run.TrainingRun(output, name, TrainConfig(**SMALL)) for name in ("a", "a-fold0"))
+    with other.lock(0):
+        own.claim([0], Small(), overwrite=False)
+    assert (output / own.files.config).is_file()
+
+
 def test_a_training_set_without_positives_is_refused(output):
     rows = artifacts.training_rows(output)
     (output / "folds.csv").write_text(
@@ -831,12 +855,12 @@ def test_training_ends_early_when_the_score_stops_rising():
 
 
 def test_a_fold_that_stopped_early_is_finished(output):
-    loop = trained(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
-    assert len(loop.state.progress.history) < 30
+    training = trained(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
+    assert len(training.state.progress.history) < 30
     again = fold_training(output, network=WithoutNorm(), epochs=30, patience=2, learning_rate=1e-7)
     again.resume()
     again.run()
-    assert len(again.state.progress.history) == len(loop.state.progress.history)
+    assert len(again.state.progress.history) == len(training.state.progress.history)
 
 
 def let_workers_die(monkeypatch, marker, *, times):
@@ -1046,14 +1070,14 @@ def test_parts_are_one_without_a_gpu_whose_memory_could_be_asked(output):
 
 def test_auto_leaves_room_for_adams_moments_and_shares_parts_among_processes(output, monkeypatch):
     """Of 10,000 bytes 9,000 may be used: 16 images take 16,000 and 8 take 8,000."""
-    trained = fold_training(output, accumulation_steps="auto", batch_size=16).optimization
-    moments = 2 * sum(parameter.nbytes for parameter in trained.network.parameters())
-    monkeypatch.setattr(trained, "device", torch.device("cuda:0"))
-    monkeypatch.setattr(trained, "_peak_bytes", lambda n_images: 1000 * n_images)
+    found = fold_training(output, accumulation_steps="auto", batch_size=16).optimization
+    moments = 2 * sum(parameter.nbytes for parameter in found.network.parameters())
+    monkeypatch.setattr(found, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(found, "_peak_bytes", lambda n_images: 1000 * n_images)
     monkeypatch.setattr(runtime, "free_bytes", lambda device: moments + 10_000)
-    assert trained.parts() == 2
+    assert found.parts() == 2
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    assert trained.parts() == 1
+    assert found.parts() == 1
 
 
 @pytest.mark.parametrize("error", [None, OUT_OF_MEMORY[0]])
