@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # From radiographs to a submission and a report, in one command. Safe to interrupt: run it again to resume.
+# The demo ends with a model bundle (OUTPUT/ica_resunet.zip) that predicts the test images (OUTPUT-findings/).
 #
 #   ./demo.sh       on built-in demo data, about five minutes on two CPU cores
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
@@ -16,7 +17,7 @@ set -euo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 . ./environment.sh
-make_environment requirements.txt
+make_environment requirements-extra.txt
 
 from_here() { case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac; }  # relative to the caller's folder
 output=output
@@ -55,3 +56,8 @@ for config in $configs; do
     names=${names:+$names,}$run
 done
 python 05_report.py --names "$names" --output "$output"
+
+if [ -z "${CONFIGS:-}" ] && [ -f "$input/phantoms.txt" ] && [ -d "$input/stage_2_images" ]; then
+    python export_model.py --run "$run" --output "$output" --bundle "$output/$run.zip"
+    python predict_radiographs.py "$input/stage_2_images" --model "$output/$run.zip" --to "$output-findings"
+fi

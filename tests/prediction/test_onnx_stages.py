@@ -185,6 +185,8 @@ def test_no_file_is_exported_while_stage_03_predicts_the_run(trained):
         ("03_predict.py", ["--run", "../tiny"], "--run must be"),
         ("export_model.py", ["--run", "../tiny"], "--run must be"),
         ("export_model.py", ["--split", "oof"], "unrecognized arguments: --split"),
+        ("export_model.py", ["--weights", "int8"], "add --bundle"),
+        ("export_model.py", ["--weights", "fp16", "--bundle", "x.zip"], "invalid choice"),
     ],
 )
 def test_wrong_flags_are_usage_errors(script, flags, message, capsys):
