@@ -59,5 +59,5 @@ python 05_report.py --names "$names" --output "$output"
 
 if [ -z "${CONFIGS:-}" ] && [ -f "$input/phantoms.txt" ] && [ -d "$input/stage_2_images" ]; then
     python export_model.py --run "$run" --output "$output" --bundle "$output/$run.zip"
-    python predict_radiographs.py "$input/stage_2_images" --model "$output/$run.zip" --to "$output-findings"
+    python predict_radiographs.py "$input/stage_2_images" --model "$output/$run.zip" --to "${output%/}-findings"
 fi

@@ -234,7 +234,7 @@ def test_weights_of_8_bits_make_a_smaller_bundle_that_says_what_they_change(
     flags = ["--run", "blend", "--output", output, "--weights", "int8", "--bundle", path]
     run_stage("export_model.py", *flags)
     whole, small = bundle.read(bundles["blend"]), bundle.read(path)
-    assert path.stat().st_size < bundles["blend"].stat().st_size / 2
+    assert path.stat().st_size < 0.8 * bundles["blend"].stat().st_size
     assert small.settled.version != whole.settled.version  # one's results are not the other's
     card = changed.members_of(path.read_bytes())["MODEL_CARD.md"].decode()
     printed = capsys.readouterr().out

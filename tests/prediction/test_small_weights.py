@@ -25,15 +25,15 @@ networks (uint8[N,1,32,32] images) => (float[N,1,32,32] probability) {
 
 @pytest.fixture(scope="module")
 def graph():
-    """Convolutions with 144, 2304 and 16 weights."""
+    """Convolutions with 864, 82944 and 96 weights."""
     model = onnx.parser.parse_model(GRAPH)
     rng = np.random.default_rng(0)
     for name, shape in (
-        ("first", (16, 1, 3, 3)),
-        ("second", (16, 16, 3, 3)),
-        ("third", (1, 16, 1, 1)),
+        ("first", (96, 1, 3, 3)),
+        ("second", (96, 96, 3, 3)),
+        ("third", (1, 96, 1, 1)),
     ):
-        weights = rng.normal(0, 0.05, shape).astype(np.float32)
+        weights = rng.normal(0, 0.02, shape).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(weights, name))
     return model.SerializeToString()
 
