@@ -1,4 +1,4 @@
-"""The weights of an exported ONNX graph as 8-bit integers: about a third of the bytes.
+"""The weights of an exported ONNX graph as 8-bit integers: a quarter to a half of the bytes.
 
 Weight-only quantisation: the weights of a large convolution become int8 with one scale for
 each output channel, and ONNX's DequantizeLinear turns them back into float32. Everything

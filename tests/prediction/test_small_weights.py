@@ -84,7 +84,7 @@ def test_the_difference_is_that_of_the_stored_maps(graph, images):
     assert (found.images, found.largest) == (3, steps.max())
     assert found.mean == pytest.approx(steps.mean())
     assert 0 < found.mean < found.largest
-    assert np.ptp(maps[0]) > 0.5
+    assert np.ptp(maps[0]) > 0.3
 
 
 def test_weights_become_float32_when_the_graph_is_loaded_not_for_each_image(
