@@ -76,7 +76,7 @@ def write_bundle(args: argparse.Namespace) -> None:
             graphs[run.name] = (args.output / artifacts.Run(run.name).onnx).read_bytes()
         if args.weights == "int8":
             found = found.of_int8_weights()
-            shrink(args.output, graphs, facts)
+            store_as_int8(args.output, graphs, facts)
         bundle.write(args.bundle, found, graphs, facts=facts, card=card.as_markdown(facts))
     size = args.bundle.stat().st_size / 2**20
     if found.warning:
@@ -86,7 +86,7 @@ def write_bundle(args: argparse.Namespace) -> None:
     print(f"to predict: python {command} {stage.quoted(args.bundle)}")
 
 
-def shrink(output: Path, graphs: dict[str, bytes], facts: dict[str, Any]) -> None:
+def store_as_int8(output: Path, graphs: dict[str, bytes], facts: dict[str, Any]) -> None:
     """Store the weights of each run as int8; what that changes goes to the card."""
     from pneumothorax.prediction import onnx_export, small_weights
 
