@@ -2,7 +2,7 @@
 # From radiographs to a submission and a report, in one command. Safe to interrupt: run it again to resume.
 # The demo ends with a model bundle (OUTPUT/ica_resunet.zip) that predicts the test images (OUTPUT-findings/).
 #
-#   ./demo.sh       on built-in demo data, about five minutes on two CPU cores
+#   ./demo.sh       on built-in demo data, about six minutes on two CPU cores
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
 #
 # One run per config, all compared in one report. Also read from the environment:
