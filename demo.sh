@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From radiographs to a submission and a report, in one command. Safe to interrupt: run it again to resume.
+# The demo ends with a model bundle (OUTPUT/ica_resunet.zip) that predicts the test images (OUTPUT-findings/).
 #
-#   ./demo.sh       on built-in demo data, about five minutes on two CPU cores
+#   ./demo.sh       on built-in demo data, about six minutes on two CPU cores
 #   INPUT=siim OUTPUT=results PATIENTS=patients.csv CONFIGS='configs/ica_resunet.yaml' ./demo.sh    on your data
 #
 # One run per config, all compared in one report. Also read from the environment:
@@ -60,3 +61,9 @@ if [ -n "${BLEND:-}" ]; then
     names=$names,$BLEND
 fi
 python 05_report.py --names "$names" --output "$output"
+
+if [ -z "${CONFIGS:-}" ] && [ -f "$input/phantoms.txt" ] && [ -d "$input/stage_2_images" ]; then
+    make_environment requirements-extra.txt  # ONNX
+    python export_model.py --run "$run" --output "$output" --bundle "$output/$run.zip"
+    python predict_radiographs.py "$input/stage_2_images" --model "$output/$run.zip" --to "${output%/}-findings"
+fi

@@ -13,6 +13,8 @@ import zipfile
 from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
+from pneumothorax.pipeline import sharing
+
 MOST_BYTES = 2**30
 MOST_MEMBERS = 16
 MOST_DIRECTORY_BYTES = 2**12
@@ -34,10 +36,7 @@ def pack(members: Mapping[str, bytes]) -> bytes:
     """The file with these members, in their order. Equal members give equal bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, data in members.items():
-            info = zipfile.ZipInfo(name)  # of 1980, whenever it is written
-            info.create_system, info.external_attr = 3, 0o644 << 16  # Unix, on every platform
-            archive.writestr(info, data)
+        sharing.add(archive, members)
         archive.comment = bytes(SEAL_BYTES)
     content = file.getbuffer()[:-SEAL_BYTES]
     return b"".join([content, hashlib.sha256(content).hexdigest().encode()])

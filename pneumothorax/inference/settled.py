@@ -1,7 +1,7 @@
 """What stages 00 to 04 settled: runs and their folds, thresholds, calibration and image size."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,11 @@ class Settled:
             f"warning: the networks of {self.name} were trained on phantoms, the built-in demo "
             "data: what they find on a radiograph means nothing"
         )
+
+    def of_int8_weights(self) -> "Settled":
+        """The same for networks with weights of 8 bits, which may give other masks."""
+        version = hashlib.sha256(f"{self.version} int8".encode()).hexdigest()[:16]
+        return replace(self, version=version)
 
 
 def read(output: Path, name: str) -> Settled:

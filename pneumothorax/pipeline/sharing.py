@@ -14,8 +14,6 @@ from pneumothorax.pipeline import atomic
 PUBLISHED_ID = re.compile(
     r"1\.2\.276\.0\.7230010\.3\.1\.4\.8323329\.\d+\.151787\d+\.\d+|ID_[0-9a-f]{9}", re.ASCII
 )
-DATE = (1980, 1, 1, 0, 0, 0)  # of every file: the earliest that a zip file can hold
-UNIX = 3  # the system that made the file, also on Windows
 
 
 def public_ids(image_ids: Iterable[str]) -> dict[str, str]:
@@ -68,19 +66,23 @@ def _table(path: Path, images: Mapping[str, str], patients: dict[str, str]) -> b
 
 
 def write_zip(path: Path, files: Mapping[str, Path | bytes]) -> None:
-    """Write a zip file; equal content gives equal bytes.
+    """Write a compressed zip file, sorted by name; files as for `add`."""
+
+    def fill(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            add(archive, dict(sorted(files.items())))
+
+    atomic.write(path, fill)
+
+
+def add(archive: zipfile.ZipFile, files: Mapping[str, Path | bytes]) -> None:
+    """Add files to an open zip file, in their order; equal content gives equal bytes.
 
     Args:
         files: name in the zip file -> the content, or the file that has it.
     """
-
-    def fill(file: BinaryIO) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name, content in sorted(files.items()):
-                entry = zipfile.ZipInfo(name, DATE)
-                entry.create_system = UNIX
-                entry.external_attr = 0o644 << 16  # anybody may read it
-                data = content if isinstance(content, bytes) else content.read_bytes()
-                archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
-
-    atomic.write(path, fill)
+    for name, content in files.items():
+        entry = zipfile.ZipInfo(name)  # of 1980, whenever it is written
+        entry.create_system, entry.external_attr = 3, 0o644 << 16  # Unix, on every platform
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        archive.writestr(entry, data, archive.compression)

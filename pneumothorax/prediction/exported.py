@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-# The graph's input, its outputs, and the inner values at both ends of each fold's network
+# The graph's input, its outputs, and the inner values at both ends of each fold's network,
+# whose names are those of `of_fold` but for PIXELS
 IMAGES, PROBABILITY, CLASSIFICATION = "images", "probability", "classification"
-PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits_fold", "classification_logits_fold"
+PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits", "classification_logits"
 OWN_DOMAINS = (b"", b"ai.onnx")  # of ONNX's own operators
 INSTALL = "python -m pip install -r requirements-predict.txt"
 
@@ -23,6 +24,11 @@ def missing() -> str:
     except ImportError as error:
         return f"needs onnxruntime ({error}): {INSTALL}"
     return ""
+
+
+def of_fold(name: str, fold: int) -> str:
+    """The name of a value in the network of a fold."""
+    return f"{name}_fold{fold}"
 
 
 class ExportedNetworks:
@@ -68,6 +74,8 @@ def session(graph: bytes, *, threads: int, keeps_memory: bool = False) -> Any:
     # Threads and processes beside it read images: a waiting session leaves the cores to them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = keeps_memory
+    # Weights stored as int8 become fp32 once, while the session is made, not for each image.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -55,15 +55,20 @@ def update(
         return f"{path} is up to date"
     cpu = torch.device("cpu")
     networks = probability_maps.load_folds(output, run, folds, build=build, device=cpu)
-    cached = artifacts.Cache(cache.size(output))
-    ids = artifacts.training_rows(output)["image_id"]
-    images = [output / cached.image(image_id) for image_id in ids]
+    images = cached_images(output)
     difference = write(output, run, networks, weights=weights, images=images)
     one = f"the network of fold {folds[0]}"
     held = one if len(folds) == 1 else f"{len(folds)} networks in one file"
     return (
         f"wrote {path}: {held}, probability maps differ from PyTorch's by at most {difference}/255"
     )
+
+
+def cached_images(output: Path) -> list[Path]:
+    """The cached PNG of each training image."""
+    cached = artifacts.Cache(cache.size(output))
+    ids = artifacts.training_rows(output)["image_id"]
+    return [output / cached.image(image_id) for image_id in ids]
 
 
 def is_current(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pneumothorax.prediction import exported
-from pneumothorax.prediction.exported import CLASSIFICATION_LOGITS, LOGITS, PIXELS
+from pneumothorax.prediction.exported import CLASSIFICATION_LOGITS, LOGITS, PIXELS, of_fold
 from pneumothorax.prediction.probability_maps import Predictor
 
 
@@ -38,7 +38,7 @@ def load(path: Path, folds: Sequence[int]) -> dict[int, Predictor]:
     whole = Extractor(model)
     networks = {}
     for fold in folds:
-        names = f"{LOGITS}{fold}", f"{CLASSIFICATION_LOGITS}{fold}"
+        names = [of_fold(name, fold) for name in (LOGITS, CLASSIFICATION_LOGITS)]
         ends = [name for name in names if name in whole.value_infos]
         part = whole.extract_model([PIXELS], ends)
         networks[fold] = Predictor(OnnxNetwork(part.SerializeToString()), image_size)

@@ -224,6 +224,30 @@ def test_facts_and_card_are_kept(bundles, tmp_path):
     assert changed.members_of(path.read_bytes())["MODEL_CARD.md"] == "# Ä\n".encode()
 
 
+def test_weights_of_8_bits_make_a_smaller_bundle_that_says_what_they_change(
+    two_runs, bundles, tmp_path, capsys
+):
+    made, output = two_runs
+    path = tmp_path / "small.zip"
+    flags = ["--run", "blend", "--output", output, "--weights", "int8", "--bundle", path]
+    run_stage("export_model.py", *flags)
+    whole, small = bundle.read(bundles["blend"]), bundle.read(path)
+    assert path.stat().st_size < 0.8 * bundles["blend"].stat().st_size
+    assert small.settled.version != whole.settled.version  # one's results are not the other's
+    card = changed.members_of(path.read_bytes())["MODEL_CARD.md"].decode()
+    printed = capsys.readouterr().out
+    for name in ("tiny", "second"):
+        found = small.facts["networks"][name]["int8"]
+        assert found["images"] == min(16, len(made.masks))
+        assert 0 <= found["mean"] <= found["largest"] < 30
+        assert f"{name} with int8 weights: the probability maps of {found['images']}" in printed
+        assert f"by at most {found['largest']}/255" in printed
+        assert f"The weights of {name} are stored as 8-bit integers" in card
+    assert "int8" not in whole.facts["networks"]["tiny"]
+    predict(made.folder / "stage_2_images", tmp_path / "to", "--model", path)
+    assert len(rows_of(tmp_path / "to")) == len(made.test_ids)
+
+
 def test_a_bundle_too_large_to_be_opened_is_not_written(bundles, tmp_path, monkeypatch):
     opened = bundle.read(bundles["tiny"])
     graph = changed.members_of(bundles["tiny"].read_bytes())["network.onnx"]

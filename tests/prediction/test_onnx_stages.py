@@ -200,6 +200,8 @@ def test_on_a_disk_without_locks_no_lock_replaces_that_of_a_process_elsewhere(
         ("03_predict.py", ["--run", "../tiny"], "--run must be"),
         ("export_model.py", ["--run", "../tiny"], "--run must be"),
         ("export_model.py", ["--split", "oof"], "unrecognized arguments: --split"),
+        ("export_model.py", ["--weights", "int8"], "add --bundle"),
+        ("export_model.py", ["--weights", "fp16", "--bundle", "x.zip"], "invalid choice"),
     ],
 )
 def test_wrong_flags_are_usage_errors(script, flags, message, capsys):

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from pneumothorax.inference import results
 from pneumothorax.pipeline import artifacts, records
 from tests.helpers.stages import ROOT, scores, tiny_input
 
@@ -50,16 +51,21 @@ def phantoms(tmp_path_factory):
 def test_the_demo_learns_within_eight_minutes_and_a_second_one_has_nothing_to_do(
     phantoms, tmp_path
 ):
-    seconds, printed = demo(tmp_path, INPUT=phantoms)
+    output = tmp_path / "output"
+    seconds, printed = demo(output, INPUT=phantoms)
     assert seconds < 480
-    table = scores(tmp_path, "ica_resunet")
+    table = scores(output, "ica_resunet")
     gain = table.at["all", "siim_dice"] - table.at["all-empty baseline", "siim_dice"]
     assert gain >= 0.05
     assert 0.5 <= table.at["all", "positive_dice"] < 0.95
     assert "submission.csv" in printed
     assert "index.html" in printed
+    assert (output / "ica_resunet.zip").is_file()
+    findings = artifacts.read_table(tmp_path / "output-findings", results.PREDICTIONS)
+    assert len(findings) == len(list((phantoms / "stage_2_images").iterdir()))
+    assert (findings["area_px"] > 0).any()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.csv")}
-    seconds, _ = demo(tmp_path, INPUT=phantoms)
+    seconds, _ = demo(output, INPUT=phantoms)
     assert seconds < 60
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
 
