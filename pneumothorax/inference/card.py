@@ -242,11 +242,16 @@ def as_markdown(facts: Mapping[str, Any]) -> str:
     environment.filters |= {"interval": _interval, "values": _values_in_words, "g": "{:.7g}".format}
     final = Triplet(**facts["thresholds"])
     unknown = _unknown_strata(facts["strata"])
+    validated = facts["scores"][OUT_OF_FOLD]
+    missed, called = _mistakes(validated)
     return environment.get_template(TEMPLATE).render(
         **facts,
         tested=facts["scores"].get(TEST_ALL),
         unseen=facts["scores"].get(TEST_UNSEEN),
-        validated=facts["scores"][OUT_OF_FOLD],
+        validated=validated,
+        missed=missed,
+        called=called,
+        epoch_was_chosen=_epoch_was_chosen(facts["networks"]),
         kind=_kind(facts),
         shown=SHOWN,
         labels=tables.LABELS,
@@ -263,6 +268,21 @@ def _kind(facts: Mapping[str, Any]) -> str:
     if facts["data"]["phantoms"]:
         return "phantoms"
     return "images" if facts["phantoms"] else "radiographs"
+
+
+def _mistakes(scores: Mapping[str, Any]) -> tuple[int, int | None]:
+    """The positives without a mask, and the negatives with one: None without negatives."""
+    rates = [scores["scores"][name]["value"] for name in ("sensitivity", "specificity")]
+    missed = round((1 - rates[0]) * scores["positives"])
+    if rates[1] is None:
+        return missed, None
+    return missed, round((1 - rates[1]) * (scores["images"] - scores["positives"]))
+
+
+def _epoch_was_chosen(networks: Mapping[str, Any]) -> bool:
+    """Whether some training validated more than its last epoch."""
+    settings = [network["settings"] for network in networks.values()]
+    return any(each["validate_every"] < each["epochs"] for each in settings)
 
 
 def _interval(score: Mapping[str, Any], name: str = "", *, signed: bool = False) -> str:

@@ -249,6 +249,30 @@ def test_a_gain_whose_interval_includes_0_is_not_called_one(untested):
         assert text.count("It is not shown to be better than that") == said
 
 
+def test_mistakes_are_counted_in_images(untested):
+    scores = copy.deepcopy(untested["scores"])
+    found = scores["out of fold"]  # 12 images, 6 of them positive
+    found["scores"]["sensitivity"]["value"] = 4 / 6
+    found["scores"]["specificity"]["value"] = 5 / 6
+    text = card.as_markdown(changed(untested, scores=scores))
+    calls = "and calls 1 of the 6 without one positive (cross-validation)."
+    assert f"- **It misses** 2 of the 6 images with a pneumothorax, {calls}" in text
+    found["scores"]["specificity"]["value"] = None
+    text = card.as_markdown(changed(untested, scores=scores))
+    assert "- **It misses** 2 of the 6 images with a pneumothorax (cross-validation)." in text
+
+
+@pytest.mark.parametrize(("validate_every", "said"), [(1, 1), (2, 0)])
+def test_a_choice_among_validated_epochs_is_told_where_there_was_one(
+    untested, validate_every, said
+):
+    network = untested["networks"]["tiny"]
+    trained = {**network["settings"], "epochs": 2, "validate_every": validate_every}
+    networks = {"tiny": {**network, "settings": trained}}
+    text = card.as_markdown(changed(untested, networks=networks))
+    assert text.count("which makes the scores too high") == said
+
+
 def test_a_blend_lists_its_runs_with_their_weights(output):
     facts = card.facts(output, "both")
     rows = tables_of(card.as_markdown(facts))["How was it trained?"][0]
@@ -281,7 +305,9 @@ def test_a_run_on_phantoms_says_so_first(copied, config):
     facts = card.facts(output, "tiny")
     text = card.as_markdown(facts)
     assert facts["phantoms"] is True
-    assert text.splitlines()[2].startswith("**Trained on phantoms, the built-in demo data: what it")
+    assert text.splitlines()[2].startswith(
+        "**Trained on phantoms, the built-in demo data: synthetic"
+    )
     assert "- **Trained on** 12 phantoms of 6 patients" in text
 
 
