@@ -11,7 +11,6 @@
 #   LAYOUT=siim-png                          how the data are laid out, if looking is not enough
 #   HOLDOUT=test.csv                         labelled images to test on (column ImageId)
 #   SETTINGS='image_size=128 epochs=30'      changes these settings in every config
-#   BLEND=both                               blends all runs into a submission of this name
 #   DEVICE=cuda:1                            where to compute (the demo data: cpu; otherwise auto)
 #   PYTHON=python3.12                        the interpreter for a new .venv
 set -euo pipefail
@@ -56,10 +55,6 @@ for config in $configs; do
     python 04_submit.py --run "$run" --output "$output"
     names=${names:+$names,}$run
 done
-if [ -n "${BLEND:-}" ]; then
-    python 04_submit.py --runs "$names" --name "$BLEND" --output "$output"
-    names=$names,$BLEND
-fi
 python 05_report.py --names "$names" --output "$output"
 
 if [ -z "${CONFIGS:-}" ] && [ -f "$input/phantoms.txt" ] && [ -d "$input/stage_2_images" ]; then
