@@ -6,7 +6,8 @@ if it is installed: about as fast as onnxruntime, but 181 instead of 78 MB, too 
 requirements-predict.txt. Weights are random.
 
     python -m benchmarks.bundle --folds 5 --size 512 --images 4
-    python -m benchmarks.bundle --model smp/Unet --set encoder=timm-tf_efficientnet_lite0
+    python -m benchmarks.bundle --model smp/FPN --set encoder=timm-tf_efficientnet_lite0 \\
+        --set decoder_pyramid_channels=64 --set decoder_segmentation_channels=32
 """
 
 import tempfile
