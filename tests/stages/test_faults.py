@@ -107,7 +107,8 @@ def results(output):
             times = ["seconds", "images_per_second"]
             found[name] = pd.read_csv(path).drop(columns=times).to_csv().encode()
         elif (
-            path.name not in ("progress.png", "index.html") and "figures" not in name
+            path.name not in ("progress.png", "index.html", "without_images.html")
+            and "figures" not in name
         ):  # they show times
             found[name] = path.read_bytes()
     return found
