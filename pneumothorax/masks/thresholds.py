@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pneumothorax import metrics
-from pneumothorax.masks import postprocess
+from pneumothorax.masks import image_threshold, postprocess
 from pneumothorax.masks.postprocess import ALL_EMPTY, Triplet
 
 # The high ends are for overconfident networks, which need them to keep false alarms down.
@@ -30,7 +30,7 @@ MIN_AREAS = tuple(
     for area in "0 100 250 500 750 1000 1500 2000 3000 4000 6000 8000 12000 16000 24000".split()
 )
 MIN_COMPONENTS = (0, 100, 250, 500, 1000)
-MIN_PROBABILITIES = tuple(round(0.05 * step, 2) for step in range(20))
+MIN_PROBABILITIES = tuple(round(0.02 * step, 2) for step in range(50))
 SOFTNESS = 0.25  # see GridScores.choose; compared with other rules in benchmarks/RESULTS.md
 MIN_GAIN = 0.5
 SMALLEST = 1e-9  # gains and errors below are 0
@@ -323,8 +323,9 @@ class GridScores:
         The best triplet is the luckiest of many good ones. The chosen one is in their
         middle: the mean position, where a triplet that scores less than the best by
         SOFTNESS standard errors (within positive and negative images) has a weight of
-        1 / e. If its gain over empty masks is not above MIN_GAIN standard errors, every
-        image stays empty.
+        1 / e. Of image thresholds only the lowest worthwhile one counts: see
+        image_threshold.py. If the gain over empty masks is not above MIN_GAIN standard
+        errors, every image stays empty.
         """
         grid = within or self.search.grid
         part = np.ix_(
@@ -333,16 +334,18 @@ class GridScores:
                 for tried, values in zip(self.search.grid.axes, grid.axes, strict=True)
             )
         )
-        values = self.values[part]
+        values = np.where(self._has_worthwhile_threshold(grid), self.values[part], -np.inf)
         highest = _highest(values)
+        if values[highest] == -np.inf:
+            return self._all_empty()
         noise = max(self._gain(grid.triplet(highest)).error_within, SMALLEST)
         weights = np.exp((values - values[highest]) / (SOFTNESS * noise))
         at = _middle(weights / weights.sum(), grid)
         triplet = grid.triplet(at)
         gain = self._gain(triplet)
         if gain.mean <= max(MIN_GAIN * gain.error, SMALLEST):
-            return Best(ALL_EMPTY, float(self.search.empty_dice[self.images].mean()))
-        return Best(triplet, float(values[at]))
+            return self._all_empty()
+        return Best(triplet, float(self.values[self.search.grid.position(triplet)]))
 
     def surface(self, triplet: Triplet) -> np.ndarray:
         """(tops, min_areas, bottoms, min_probabilities) scores, cleaned as `triplet` does.
@@ -353,6 +356,26 @@ class GridScores:
             return self.values[:, :, :, 0, 0, :]
         at = self.search.grid.position(triplet)
         return self.values[:, :, :, at.min_component, at.fill_holes, :]
+
+    def _all_empty(self) -> Best:
+        return Best(ALL_EMPTY, float(self.search.empty_dice[self.images].mean()))
+
+    def _has_worthwhile_threshold(self, grid: Grid) -> np.ndarray:
+        """(bottoms, min_components, fill_holes, min_probabilities) bool, for part of the grid.
+
+        True everywhere if there is nothing to choose from.
+        """
+        tried = np.array(grid.min_probabilities)
+        if self.p_positive is None or len(tried) == 1:
+            return np.array(True)
+        positive = self.images & (self.search.empty_dice == 0)
+        cleaning = [
+            [whole.index(value) for value in values]
+            for whole, values in list(zip(self.search.grid.axes, grid.axes, strict=True))[2:5]
+        ]
+        dice = self.search.dice[positive][:, *np.ix_(*cleaning)]
+        worth = image_threshold.is_worthwhile(tried, self.p_positive[positive], dice)
+        return np.moveaxis(worth & (worth.cumsum(0) == 1), 0, -1)
 
     def _gain(self, triplet: Triplet) -> Gain:
         empty_dice = self.search.empty_dice[self.images]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BASELINE_COLOUR = "#D55E00"  # visible on all colours of the threshold surface
 DOTTED = (0, (1, 2))  # a line style
+MOST_LABELS = 20  # of values on an axis; more would overlap
 SHORT = {
     "top": "top",
     "min_area": "minimum area",
@@ -134,7 +135,8 @@ def threshold_surface(
         picture = axes.imshow(values, origin="lower", aspect="auto", cmap="viridis")
         _contours(axes, values, baseline)
         _star(axes, tried, best, chosen)
-        axes.set_xticks(range(len(best.columns)), [f"{value:g}" for value in best.columns])
+        labelled = range(0, len(best.columns), 1 + len(best.columns) // MOST_LABELS)
+        axes.set_xticks(labelled, [f"{best.columns[at]:g}" for at in labelled])
         axes.set_yticks(range(len(best.index)), [f"{value:g}" for value in best.index])
         axes.set(xlabel=AXIS_LABELS[x], ylabel=AXIS_LABELS[y])
         axes.set_title(run)

@@ -239,19 +239,20 @@ def test_a_fold_is_scored_with_maps_that_were_blended_without_it():
     """Each fit has its own maps: steps and thresholds of a fold come from the fit without it."""
     folds, everyone = np.arange(24) % 2, np.ones(24, dtype=bool)
     truths = simulated(24, seed=7)[1]
+    p = np.where([truth.any() for truth in truths], 0.9, 0.3)
     searches = {
         held_out: search_of(simulated(24, seed=7 + n)[0], truths)
         for n, held_out in enumerate((None, 0, 1))
     }
-    bases = {held_out: nested.Basis(search, np.ones(24)) for held_out, search in searches.items()}
+    bases = {held_out: nested.Basis(search, p) for held_out, search in searches.items()}
     found = nested.fit(bases, folds)
     dice = np.zeros(24)
     for fold in (0, 1):
-        triplet = searches[fold].scores(folds != fold).choose().triplet
+        triplet = searches[fold].scores(folds != fold, p).choose().triplet
         assert found.by_fold[fold] == triplet
-        dice[folds == fold] = searches[fold].image_dice(triplet)[folds == fold]
+        dice[folds == fold] = searches[fold].image_dice(triplet, p)[folds == fold]
     assert found.steps["holes filled"].nested == pytest.approx(dice.mean())
-    assert (found.final, found.naive) == searches[None].scores(everyone).choose()
+    assert (found.final, found.naive) == searches[None].scores(everyone, p).choose()
 
 
 def test_nested_scores_are_unbiased_and_naive_scores_are_optimistic(experiments):
