@@ -12,7 +12,7 @@ import numpy as np
 
 from pneumothorax import dicom
 from pneumothorax.data import raster
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import BadInput, counted
 from pneumothorax.pipeline import artifacts, locks
 
 File = TypeVar("File")
@@ -84,10 +84,12 @@ class Found:
         """For the summary: what was left out."""
         lines = []
         if self.links:
-            headline = f"{len(self.links)} links are not followed (--follow-symlinks follows them)"
+            are = counted(len(self.links), "link is", "links are")
+            headline = f"{are} not followed (--follow-symlinks also reads links)"
             lines.append(f"{headline}: {self._named(self.links)}")
         if self.outputs:
-            headline = f"{len(self.outputs)} folders are output of this software, so not read"
+            are = counted(len(self.outputs), "folder is", "folders are")
+            headline = f"{are} output of this software, so not read"
             lines.append(f"{headline}: {self._named(self.outputs)}")
         if self.litter:
             kinds = Counter("._*" if p.name.startswith("._") else p.name for p in self.litter)
@@ -221,10 +223,11 @@ def printable(name: str) -> str:
 
 
 def narrow_range(sources: Sequence[str]) -> str:
-    """The remark on images that use less than a tenth of the grey range, after their number."""
+    """The remark on the images that use less than a tenth of the grey range."""
     first = ", ".join(sources[:N_NARROW]) + ", ..." * (len(sources) > N_NARROW)
     return (
-        "images use less than a tenth of the grey range (warning): "
+        f"{counted(len(sources), 'image uses', 'images use')} less than a tenth of the grey range "
+        "(warning): "
         f"nearly black, white or grey: {first}"
     )
 

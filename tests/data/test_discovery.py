@@ -49,7 +49,7 @@ def test_links_that_are_not_followed_are_counted_and_named_with_the_flag(linked)
     found = discovery.search(linked, any_name=True)
     assert names(found.images, linked) == ["a.dcm"]
     assert found.notes() == [
-        "3 links are not followed (--follow-symlinks follows them): b.dcm, bare, study"
+        "3 links are not followed (--follow-symlinks also reads links): b.dcm, bare, study"
     ]
     found = discovery.search(linked, any_name=True, follow_symlinks=True)
     assert names(found.images, linked) == ["a.dcm", "b.dcm", "bare", "study/b.dcm"]
@@ -140,7 +140,7 @@ def test_output_below_the_input_is_never_taken_for_input(tmp_path, mark):
     made.mkdir() if mark.endswith("/") else made.write_text("{}")
     found = discovery.search(tmp_path)
     assert names(found.images, tmp_path) == ["a.dcm"]
-    assert found.notes() == ["1 folders are output of this software, so not read: results"]
+    assert found.notes() == ["1 folder is output of this software, so not read: results"]
 
 
 def test_an_output_folder_is_refused_as_input(tmp_path):
