@@ -50,6 +50,9 @@ def decode(dataset: pydicom.Dataset) -> Decoded:
             "BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, not a radiograph"
         )
     words, decoder, word_bits = frames.stored_words(dataset)
+    if words.ndim != (3 if kind in COLOUR else 2):
+        found = f"SamplesPerPixel is {dataset.get('SamplesPerPixel')} in an image of {kind}"
+        raise Undecodable("BAD_HEADER", found)
     bits = _bits(dataset, words, word_bits)
     if bits.stored < 8 * words.itemsize and _is_lossy_jpeg(dataset):
         words = np.minimum(words, 2**bits.stored - 1)  # cut off, the next bit would give black
@@ -210,7 +213,7 @@ def _finite(value: Any, name: str) -> float | None:
     if NOT_FINITE.match(str(value)):
         return None
     try:
-        number = float(value)
+        number = float(str(value).replace(",", "."))  # some programs write decimal commas
     except (TypeError, ValueError):  # the text might name somebody: it is not quoted
         raise Undecodable("BAD_HEADER", f"{name} is not a number") from None
     return number if math.isfinite(number) else None

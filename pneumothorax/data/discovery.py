@@ -30,6 +30,7 @@ LITTER = {
     *["lost+found", ".ipynb_checkpoints"],
 }
 LITTER_STARTS = ("._", ".trash-")
+ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 MASK_NAME = re.compile("mask|label|segmentation|annotation", re.IGNORECASE)
 N_NAMED = 5  # of what is left out
 N_NARROW = 3  # of narrow_range
@@ -137,6 +138,8 @@ def search(
                 paths["not_files"].append(path)
         elif _unpacked_name(path).endswith(".csv") and (some_file or entry.is_dir()):
             paths["tables"].append(path)
+        elif some_file:
+            paths["others"].append(path)
     # Some programs unpack a table into a folder of its name: then the table is what counts.
     unpacked = {table.parent for table in paths["tables"]}
     paths["tables"] = [table for table in paths["tables"] if table not in unpacked]
@@ -144,7 +147,7 @@ def search(
     found = Found(folder, **{name: tuple(sorted(paths[name])) for name in names})
     if not found.images:
         headline = f"{folder} holds no DICOM, PNG or JPEG file at any depth"
-        raise BadInput("\n  ".join([headline, *found.notes()]))
+        raise BadInput("\n  ".join([headline, *found.notes(), *_nearly(paths["others"])]))
     return found
 
 
@@ -207,7 +210,7 @@ def begins_as_dicom(path: Path) -> bool:
     """Whether a file is DICOM, but not a DICOMDIR; True for one that cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
+            return file.read(132)[128:] == b"DICM" and path.name.upper() != "DICOMDIR"
     except OSError:
         return True
 
@@ -255,6 +258,17 @@ def clashes(
             message = f"{len(files)} files with different contents have the id {image_id}"
             found[image_id] = "DUPLICATE_ID", message
     return found
+
+
+def _nearly(others: Sequence[Path]) -> list[str]:
+    """What to do with files that are not taken for images, where there are no others."""
+    packed = [path for path in others if path.suffix.lower() in ARCHIVES]
+    if packed:
+        return [f"found {min(packed).name}: unpack it"]
+    for path in others:
+        if begins_as_dicom(path):
+            return [f"found {path.name}, a DICOM file: give such files the suffix .dcm"]
+    return []
 
 
 def why_not_a_file(path: Path) -> str:
