@@ -59,6 +59,8 @@ PROJECTION_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.12",  # angiography, fluoroscopy
     SECONDARY_CAPTURE,
 )
+# In the standard's names of classes without pixels that are found beside radiographs
+NO_IMAGE = re.compile(r"Presentation State|\bSR\b|Document|Encapsulated|Directory|Waveform")
 
 
 class Rejected(BadInput):
@@ -328,7 +330,7 @@ def _refuse_without_image(dataset: pydicom.Dataset) -> None:
     """
     if "Rows" not in dataset and "PixelData" not in dataset:
         name = _class_of_another_kind(_class_of(dataset))
-        if name and "Image" not in name:
+        if NO_IMAGE.search(name):
             raise Rejected("NO_PIXELS", f"no image by its class: {name}")
 
 

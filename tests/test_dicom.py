@@ -652,6 +652,12 @@ def test_a_dicomdir_holds_no_image():
     assert caught.value.code == "NO_PIXELS"
 
 
+def test_a_high_bit_that_shifts_all_values_out_makes_no_black_image(tmp_path):
+    # 8 bits at the low end of 16, but HighBit 15 says that they are at the high end: all 0
+    path = write_dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), BitsStored=8, HighBit=15)
+    assert code_of(path) == "BAD_HEADER"
+
+
 def test_a_size_of_0_and_a_missing_transfer_syntax_are_named(tmp_path):
     with pytest.raises(dicom.Rejected, match="Rows is 0"):
         dicom.open_header(write_dicom(tmp_path / "a.dcm", RAMP, Rows=0))
