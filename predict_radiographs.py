@@ -29,6 +29,7 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pneumothorax.errors import counted
 from pneumothorax.pipeline import locks, stage
 
 if TYPE_CHECKING:
@@ -108,12 +109,12 @@ def main(argv: list[str] | None = None) -> None:
         n_earlier = results.of_earlier_calls(args.to, listed)
 
     n_positive = sum(row["area_px"] > 0 for row in rows)
-    print(f"{len(rows)} images, {n_positive} with a predicted pneumothorax")
+    print(f"{counted(len(rows), 'image')}, {n_positive} with a predicted pneumothorax")
     for note in notes(rows, listed, source.settled):
         print(note)
     if n_earlier:
         print(
-            f"{args.to} also holds {n_earlier} images of earlier calls, which are not in "
+            f"{args.to} also holds {counted(n_earlier, 'image')} of earlier calls, not in "
             f"{path.name} (--overwrite removes them)"
         )
     print(f"wrote {path}, and overlays and masks next to it; to look at them, open {opened}")
@@ -137,9 +138,10 @@ def notes(rows: Sequence[Mapping[str, Any]], listed: Listed, settled: Settled) -
     if n_seen := len(settled.trained_on.intersection(row["image_id"] for row in rows)):
         yield f"note: the networks were trained on {n_seen} of these images and do better on them"
     if listed.copies:
-        yield f"{listed.copies} files are copies of others: each image is predicted once"
+        copies = counted(listed.copies, "file is a copy", "files are copies")
+        yield f"{copies} of another: each image is predicted once"
     if listed.narrow:
-        yield f"{len(listed.narrow)} {discovery.narrow_range(listed.narrow)}"
+        yield discovery.narrow_range(listed.narrow)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pneumothorax.errors import BadInput
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_FILE_BYTES = 512 * 1024 * 1024
 IMAGE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
+ID_RULE = "1 to 64 of A-Z a-z 0-9 . _ - without spaces or accents"
 SUFFIXES = (".dcm", ".dicom", ".dicm")  # in any case
 
 # In the patient (PS3.3 10.7); at the detector, where everything is larger (PS3.3 C.8.11.4).
@@ -58,6 +59,8 @@ PROJECTION_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.12",  # angiography, fluoroscopy
     SECONDARY_CAPTURE,
 )
+# In the standard's names of classes without pixels that are found beside radiographs
+NO_IMAGE = re.compile(r"Presentation State|\bSR\b|Document|Encapsulated|Directory|Waveform")
 
 
 class Rejected(BadInput):
@@ -133,6 +136,7 @@ def open_header(path: Path) -> tuple[Header, pydicom.Dataset]:
         except Exception as error:  # a broken file can make the library raise anything
             message = f"the header cannot be read ({short_error(error)})"
             raise Rejected("BAD_HEADER", message) from error
+        _refuse_without_image(dataset)
         if not len(dataset):
             raise Rejected("TRUNCATED", "the file ends inside its header: no data element found")
         if syntax is None:
@@ -171,7 +175,8 @@ def pixel_area_mm2(dataset: pydicom.Dataset) -> tuple[float | None, str]:
     with _tolerant():
         for name in SPACINGS:
             try:
-                height, width = (float(value) for value in dataset.get(name) or ())
+                values = (str(value).replace(",", ".") for value in dataset.get(name) or ())
+                height, width = map(float, values)
             except Exception:  # noqa: S112 (not two numbers: the same as no tag)
                 continue
             if 0 < height < math.inf and 0 < width < math.inf:
@@ -184,19 +189,11 @@ def not_a_radiograph(dataset: pydicom.Dataset) -> str:
 
     A header that says nothing, as after some anonymisers, may be one of a radiograph.
     """
-
-    def said(tags: pydicom.Dataset, name: str) -> str:
-        try:
-            return _text(tags, name)
-        except Rejected:  # a value that cannot be read says nothing
-            return ""
-
     with _tolerant():
-        modality = said(dataset, "Modality").upper()
-        kind = said(dataset, "SOPClassUID") or said(dataset.file_meta, "MediaStorageSOPClassUID")
-        is_placed = said(dataset, "ImagePositionPatient") != ""
+        modality, kind = _said(dataset, "Modality").upper(), _class_of(dataset)
+        is_placed = _said(dataset, "ImagePositionPatient") != ""
         try:
-            is_slice = is_placed and 0 < float(said(dataset, "SliceThickness")) < math.inf
+            is_slice = is_placed and 0 < float(_said(dataset, "SliceThickness")) < math.inf
         except ValueError:  # empty, or not a number
             is_slice = False
     is_other = modality not in ("", *PROJECTIONS)
@@ -321,9 +318,33 @@ def _image_id(dataset: pydicom.Dataset, path: Path) -> str:
             return image_id
     image_id = name_without_suffix(path)
     if not is_image_id(image_id):
-        message = "no SOPInstanceUID, and a file name that cannot be an image id"
+        message = f"no SOPInstanceUID, and a file name that cannot be an image id: {ID_RULE}"
         raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), message)
     return image_id
+
+
+def _refuse_without_image(dataset: pydicom.Dataset) -> None:
+    """Reports, presentation states, documents and directories hold no image by their class.
+
+    Disks of clinical systems have some beside the images (PS3.3 A.1.4, PS3.4 B.5).
+    """
+    if "Rows" not in dataset and "PixelData" not in dataset:
+        name = _class_of_another_kind(_class_of(dataset))
+        if NO_IMAGE.search(name):
+            raise Rejected("NO_PIXELS", f"no image by its class: {name}")
+
+
+def _class_of(dataset: pydicom.Dataset) -> str:
+    """The SOP class, or that of the file meta information; "" if it cannot be read."""
+    return _said(dataset, "SOPClassUID") or _said(dataset.file_meta, "MediaStorageSOPClassUID")
+
+
+def _said(tags: pydicom.Dataset, name: str) -> str:
+    """The text of a tag; a value that cannot be read says nothing."""
+    try:
+        return _text(tags, name)
+    except Rejected:
+        return ""
 
 
 def _class_of_another_kind(kind: str) -> str:

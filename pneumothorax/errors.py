@@ -27,6 +27,11 @@ class OutputLocked(RuntimeError):
     """Another process is writing the same part of the output folder."""
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """The number with the words that fit it: "1 file is", "2 files are"; `many` is one + "s"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def bad_list(headline: str, problems: list[str], *, limit: int = MAX_LISTED) -> BadInput:
     """A BadInput that lists the first `limit` problems and counts the rest."""
     shown = problems[:limit]

@@ -49,8 +49,11 @@ def decode(dataset: pydicom.Dataset) -> Decoded:
         raise Undecodable(
             "BAD_HEADER", "1 bit per pixel: a segmentation or an overlay, not a radiograph"
         )
-    words, decoder, word_bits = frames.stored_words(dataset)
-    bits = _bits(dataset, words, word_bits)
+    stored, decoder, word_bits = frames.stored_words(dataset)
+    if stored.ndim != (3 if kind in COLOUR else 2):
+        found = f"SamplesPerPixel is {dataset.get('SamplesPerPixel')} in an image of {kind}"
+        raise Undecodable("BAD_HEADER", found)
+    words, bits = stored, _bits(dataset, stored, word_bits)
     if bits.stored < 8 * words.itemsize and _is_lossy_jpeg(dataset):
         words = np.minimum(words, 2**bits.stored - 1)  # cut off, the next bit would give black
     if kind in COLOUR:
@@ -58,8 +61,9 @@ def decode(dataset: pydicom.Dataset) -> Decoded:
     else:
         image = _grey(words, bits, dataset, inverted=kind == "MONOCHROME1")
     image, grey_range = zeros_if_constant(image)
-    if grey_range == 0 and _varies(bits.cut(words)):
-        message = "the stored values vary, but the header's transforms make one grey of them"
+    # A wrong HighBit shifts values out that are in the lowest bits.
+    if grey_range == 0 and (_varies(bits.cut(words)) or _varies(stored & (2**bits.stored - 1))):
+        message = "the stored values vary, but the header's bits or transforms make them one grey"
         raise Undecodable("BAD_HEADER", message)
     return Decoded(image, decoder, kind in COLOUR, grey_range)
 
@@ -210,7 +214,7 @@ def _finite(value: Any, name: str) -> float | None:
     if NOT_FINITE.match(str(value)):
         return None
     try:
-        number = float(value)
+        number = float(str(value).replace(",", "."))  # some programs write decimal commas
     except (TypeError, ValueError):  # the text might name somebody: it is not quoted
         raise Undecodable("BAD_HEADER", f"{name} is not a number") from None
     return number if math.isfinite(number) else None

@@ -29,7 +29,8 @@ from tests.helpers.dicoms import encode_jpeg, jpeg_2000, write_dicom
 from tests.helpers.images import disc, noise
 from tests.helpers.stages import ROOT
 
-BUNDLED = sorted((Path(pydicom.__file__).parent / "data" / "test_files").glob("**/*.dcm"))
+BUNDLED_FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
+BUNDLED = sorted(BUNDLED_FOLDER.glob("**/*.dcm"))
 CODES = set(
     "NOT_DICOM TRUNCATED NO_PIXELS BAD_HEADER MULTI_FRAME UNSUPPORTED_SYNTAX TOO_LARGE "
     "BAD_ID NOT_A_FILE IO".split()
@@ -209,6 +210,17 @@ def test_of_several_windows_the_first_is_used(tmp_path):
     one = write_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=100, WindowWidth=50)
     two = write_dicom(tmp_path / "b.dcm", RAMP, WindowCenter=[100, 200], WindowWidth=[50, 10])
     np.testing.assert_array_equal(dicom.read(two).image, dicom.read(one).image)
+
+
+def test_a_decimal_comma_is_read_as_a_point(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, WindowCenter="100.5", WindowWidth="50.25")
+    expected = dicom.read(path).image
+    path.write_bytes(path.read_bytes().replace(b"100.5", b"100,5").replace(b"50.25", b"50,25"))
+    np.testing.assert_array_equal(dicom.read(path).image, expected)
+    path = write_dicom(tmp_path / "b.dcm", RAMP, PixelSpacing=["0.125", "0.250"])
+    path.write_bytes(path.read_bytes().replace(b"0.125", b"0,125").replace(b"0.250", b"0,250"))
+    _, dataset = dicom.open_header(path)
+    assert dicom.pixel_area_mm2(dataset) == (0.03125, "PixelSpacing")
 
 
 @pytest.mark.parametrize(
@@ -600,6 +612,8 @@ def test_a_jpeg_cut_short_inside_a_whole_file_is_truncated(tmp_path, monkeypatch
         ({"BitsStored": 0, "HighBit": 0}, "BAD_HEADER"),
         ({"BitsStored": 12}, "BAD_HEADER"),  # in 8 allocated
         ({"SamplesPerPixel": 3}, "TRUNCATED"),
+        ({"SamplesPerPixel": 3, "Rows": 8, "Columns": 8}, "BAD_HEADER"),  # in MONOCHROME2
+        ({"PhotometricInterpretation": "RGB"}, "BAD_HEADER"),  # with one sample
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, None),
         *(
             ({"SOPInstanceUID": name}, "BAD_ID")
@@ -613,6 +627,35 @@ def test_each_odd_header_has_its_code(tmp_path, tags, code):
         assert code_of(path) == code
     else:
         dicom.read(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.11.1", "Grayscale Softcopy Presentation State Storage"),
+        ("1.2.840.10008.5.1.4.1.1.88.59", "Key Object Selection Document Storage"),
+        ("1.2.840.10008.5.1.4.1.1.104.1", "Encapsulated PDF Storage"),
+    ],
+)
+def test_objects_beside_the_images_of_a_study_are_named_and_not_called_cut(tmp_path, kind, name):
+    no_image = dict.fromkeys(["Rows", "Columns", "PixelData"])
+    path = write_dicom(tmp_path / "a.dcm", RAMP, SOPClassUID=kind, **no_image)
+    with pytest.raises(dicom.Rejected, match=f"^no image by its class: {name}$") as caught:
+        dicom.read(path)
+    assert caught.value.code == "NO_PIXELS"
+
+
+def test_a_dicomdir_holds_no_image():
+    path = BUNDLED_FOLDER / "dicomdirtests" / "DICOMDIR"
+    with pytest.raises(dicom.Rejected, match="Media Storage Directory Storage") as caught:
+        dicom.read(path)
+    assert caught.value.code == "NO_PIXELS"
+
+
+def test_a_high_bit_that_shifts_all_values_out_makes_no_black_image(tmp_path):
+    # 8 bits at the low end of 16, but HighBit 15 says that they are at the high end: all 0
+    path = write_dicom(tmp_path / "a.dcm", RAMP.astype(np.uint16), BitsStored=8, HighBit=15)
+    assert code_of(path) == "BAD_HEADER"
 
 
 def test_a_size_of_0_and_a_missing_transfer_syntax_are_named(tmp_path):
@@ -839,6 +882,17 @@ def test_every_file_bundled_with_pydicom_decodes_or_has_a_code(path):
     else:
         assert read.image.dtype == np.uint8
         assert read.image.shape == (read.header.height, read.header.width)
+
+
+@pytest.mark.parametrize("name", ["17166", "17196"])
+def test_two_bundled_slices_lie_above_their_window_and_are_not_made_white(name):
+    path = BUNDLED_FOLDER / "dicomdirtests" / "77654033" / "CT2" / name
+    with pytest.raises(dicom.Rejected, match="the stored values vary, but"):
+        dicom.read(path)
+    # Window 30, 100 wide: all that is above 80 is white, and the slices begin at 498.
+    dataset = pydicom.dcmread(path)
+    assert dataset.pixel_array.min() + dataset.RescaleIntercept >= 498
+    assert dataset.WindowCenter + dataset.WindowWidth / 2 == 80
 
 
 def test_a_randomly_damaged_real_file_is_read_or_rejected_and_raises_nothing_else(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 from pneumothorax.pipeline import artifacts, lineage, records
 
 if TYPE_CHECKING:
@@ -45,5 +45,6 @@ def verify(output: Path, cache_size: int, rows: pd.DataFrame, *, workers: int) -
     with ThreadPoolExecutor(max(1, workers)) as pool:
         problems = [text for text in pool.map(problem, paths, expected) if text]
     if problems:
-        headline = f"{len(problems)} cached files differ from the manifest"
+        differ = counted(len(problems), "cached file differs", "cached files differ")
+        headline = f"{differ} from the manifest"
         raise bad_list(f"{headline}: run 00_prepare_data.py again", problems)

@@ -12,7 +12,7 @@ import numpy as np
 
 from pneumothorax import dicom
 from pneumothorax.data import raster
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import BadInput, counted
 from pneumothorax.pipeline import artifacts, locks
 
 File = TypeVar("File")
@@ -30,6 +30,7 @@ LITTER = {
     *["lost+found", ".ipynb_checkpoints"],
 }
 LITTER_STARTS = ("._", ".trash-")
+ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 MASK_NAME = re.compile("mask|label|segmentation|annotation", re.IGNORECASE)
 N_NAMED = 5  # of what is left out
 N_NARROW = 3  # of narrow_range
@@ -84,10 +85,12 @@ class Found:
         """For the summary: what was left out."""
         lines = []
         if self.links:
-            headline = f"{len(self.links)} links are not followed (--follow-symlinks follows them)"
+            are = counted(len(self.links), "link is", "links are")
+            headline = f"{are} not followed (--follow-symlinks also reads links)"
             lines.append(f"{headline}: {self._named(self.links)}")
         if self.outputs:
-            headline = f"{len(self.outputs)} folders are output of this software, so not read"
+            are = counted(len(self.outputs), "folder is", "folders are")
+            headline = f"{are} output of this software, so not read"
             lines.append(f"{headline}: {self._named(self.outputs)}")
         if self.litter:
             kinds = Counter("._*" if p.name.startswith("._") else p.name for p in self.litter)
@@ -135,6 +138,8 @@ def search(
                 paths["not_files"].append(path)
         elif _unpacked_name(path).endswith(".csv") and (some_file or entry.is_dir()):
             paths["tables"].append(path)
+        elif some_file:
+            paths["others"].append(path)
     # Some programs unpack a table into a folder of its name: then the table is what counts.
     unpacked = {table.parent for table in paths["tables"]}
     paths["tables"] = [table for table in paths["tables"] if table not in unpacked]
@@ -142,7 +147,7 @@ def search(
     found = Found(folder, **{name: tuple(sorted(paths[name])) for name in names})
     if not found.images:
         headline = f"{folder} holds no DICOM, PNG or JPEG file at any depth"
-        raise BadInput("\n  ".join([headline, *found.notes()]))
+        raise BadInput("\n  ".join([headline, *found.notes(), *_nearly(paths["others"])]))
     return found
 
 
@@ -205,7 +210,7 @@ def begins_as_dicom(path: Path) -> bool:
     """Whether a file is DICOM, but not a DICOMDIR; True for one that cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
+            return file.read(132)[128:] == b"DICM" and path.name.upper() != "DICOMDIR"
     except OSError:
         return True
 
@@ -221,10 +226,11 @@ def printable(name: str) -> str:
 
 
 def narrow_range(sources: Sequence[str]) -> str:
-    """The remark on images that use less than a tenth of the grey range, after their number."""
+    """The remark on the images that use less than a tenth of the grey range."""
     first = ", ".join(sources[:N_NARROW]) + ", ..." * (len(sources) > N_NARROW)
     return (
-        "images use less than a tenth of the grey range (warning): "
+        f"{counted(len(sources), 'image uses', 'images use')} less than a tenth of the grey range "
+        "(warning): "
         f"nearly black, white or grey: {first}"
     )
 
@@ -252,6 +258,17 @@ def clashes(
             message = f"{len(files)} files with different contents have the id {image_id}"
             found[image_id] = "DUPLICATE_ID", message
     return found
+
+
+def _nearly(others: Sequence[Path]) -> list[str]:
+    """What to do with files that are not taken for images, where there are no others."""
+    packed = [path for path in others if path.suffix.lower() in ARCHIVES]
+    if packed:
+        return [f"found {min(packed).name}: unpack it"]
+    for path in others:
+        if begins_as_dicom(path):
+            return [f"found {path.name}, a DICOM file: give such files the suffix .dcm"]
+    return []
 
 
 def why_not_a_file(path: Path) -> str:

@@ -8,7 +8,7 @@ from pydicom.uid import AllTransferSyntaxes
 from pneumothorax.data.discovery import narrow_range
 from pneumothorax.data.one_image import Entry
 from pneumothorax.data.outcome import Outcome
-from pneumothorax.errors import MAX_LISTED, BadInput, bad_list
+from pneumothorax.errors import MAX_LISTED, BadInput, bad_list, counted
 from pneumothorax.frames import INSTALL
 from pneumothorax.pipeline import artifacts
 
@@ -21,7 +21,7 @@ def summary(outcome: Outcome) -> list[str]:
     positives = sum(row["positive"] for row in train)
     share = f"{positives / len(train):.1%}" if train else "none"
     lines = [
-        f"{len(train)} training images, {positives} with pneumothorax "
+        f"{counted(len(train), 'training image')}, {positives} with pneumothorax "
         f"({share}; SIIM-ACR has {SHARE_POSITIVE:.1%})",
         _test_images(outcome),
         _counts("views", [row["view"] or "unknown" for row in rows]),
@@ -32,14 +32,26 @@ def summary(outcome: Outcome) -> list[str]:
     hashes = Counter(row["sha256"] for row in rows)
     twins = sum(count for count in hashes.values() if count > 1)
     remarks = [
-        (outcome.unlabelled, "images are not annotated: not used, not negative"),
-        (outcome.colour, "colour images converted to grey"),
-        (outcome.duplicates, "files are copies of another: each image is kept once"),
-        (outcome.repeated_rows, "label rows are listed twice (warning): each is used once"),
-        (len(outcome.narrow), narrow_range(outcome.narrow)),
-        (twins, "images share their pixels with another: they will share a fold"),
+        (outcome.unlabelled, "image is", "images are", "not annotated: not used, not negative"),
+        (outcome.colour, "colour image", "colour images", "converted to grey"),
+        (
+            outcome.duplicates,
+            "file is a copy",
+            "files are copies",
+            "of another: each image is kept once",
+        ),
+        (
+            outcome.repeated_rows,
+            "label row is",
+            "label rows are",
+            "listed twice (warning): each is used once",
+        ),
     ]
-    return lines + [f"{count} {remark}" for count, remark in remarks if count]
+    lines += [f"{counted(n, one, many)} {rest}" for n, one, many, rest in remarks if n]
+    lines += [narrow_range(outcome.narrow)] if outcome.narrow else []
+    if twins:
+        lines.append(f"{twins} images share their pixels with another: they will share a fold")
+    return lines
 
 
 def _test_images(outcome: Outcome) -> str:
@@ -47,7 +59,7 @@ def _test_images(outcome: Outcome) -> str:
     labels = [
         outcome.labels[row["image_id"]] for row in outcome.test if row["image_id"] in outcome.labels
     ]
-    line = f"{len(outcome.test)} test images"
+    line = counted(len(outcome.test), "test image")
     if not labels:
         return line
     positives = sum(bool(rows) for rows in labels)
@@ -65,17 +77,22 @@ def require_usable(
     """
     problems = []
     if outcome.label_errors:
-        headline = f"{len(outcome.label_errors)} labels do not fit their image"
+        do = counted(len(outcome.label_errors), "label does", "labels do")
+        headline = f"{do} not fit the image"
         problems.append(bad_list(headline, outcome.label_errors))
     if outcome.missing and not allow_missing:
-        headline = f"{len(outcome.missing)} listed ids have no image (--allow-missing accepts this)"
+        have = counted(len(outcome.missing), "listed id has", "listed ids have")
+        headline = f"{have} no image (--allow-missing accepts this)"
         problems.append(bad_list(headline, outcome.missing))
     if outcome.orphans and not allow_missing:
-        headline = f"{len(outcome.orphans)} masks have no image (--allow-missing accepts this)"
+        have = counted(len(outcome.orphans), "mask has", "masks have")
+        headline = f"{have} no image (--allow-missing accepts this)"
         problems.append(bad_list(headline, outcome.orphans))
     limit = float(max_bad.removesuffix("%"))
     if len(outcome.bad) > (limit / 100 * n_sources if max_bad.endswith("%") else limit):
-        headline = f"{len(outcome.bad)} of {n_sources} files rejected (--max-bad accepts them)"
+        headline = (
+            f"{len(outcome.bad)} of {counted(n_sources, 'file')} rejected (--max-bad accepts this)"
+        )
         problems.append(bad_list(headline, _as_lines(outcome.bad)))
     if not outcome.train:
         question = "do the images and the labels belong together?"
@@ -91,7 +108,7 @@ def report(outcome: Outcome) -> list[str]:
     rows = outcome.rows
     return [
         *missing_decoders(),
-        *_listed("files are not used", _as_lines(outcome.rejected)),
+        *_listed("file is not used", "files are not used", _as_lines(outcome.rejected)),
         *share_of_positives(outcome.train),
         *same_radiographs(rows),
         _counts("sizes", [f"{row['height']} x {row['width']}" for row in rows]),
@@ -141,11 +158,11 @@ def same_radiographs(rows: list[Entry]) -> list[str]:
             masks = {row["mask_sha256"] for row in group if row["split"] == artifacts.TRAIN}
             names = ", ".join(sorted(row["image_id"] for row in group))
             (contradictory if len(masks) > 1 else same).append(names)
+    one, many = "group of ids shares a radiograph", "groups of ids share a radiograph"
+    differ = "but not the label (warning)"
     return [
-        *_listed("groups of ids share a radiograph", sorted(same)),
-        *_listed(
-            "groups of ids share a radiograph but not the label (warning)", sorted(contradictory)
-        ),
+        *_listed(one, many, sorted(same)),
+        *_listed(f"{one} {differ}", f"{many} {differ}", sorted(contradictory)),
     ]
 
 
@@ -153,11 +170,12 @@ def _as_lines(rejected: list[dict[str, str]]) -> list[str]:
     return [f"{one['source']}: {one['code']}: {one['message']}" for one in rejected]
 
 
-def _listed(headline: str, items: list[str]) -> list[str]:
+def _listed(one: str, many: str, items: list[str]) -> list[str]:
     if not items:
         return []
     rest = [f"  ... and {len(items) - MAX_LISTED} more"] if len(items) > MAX_LISTED else []
-    return [f"{len(items)} {headline}:", *(f"  {item}" for item in items[:MAX_LISTED]), *rest]
+    shown = [f"  {item}" for item in items[:MAX_LISTED]]
+    return [f"{counted(len(items), one, many)}:", *shown, *rest]
 
 
 def _counts(name: str, values: list[str]) -> str:

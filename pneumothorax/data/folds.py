@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 
 NEGATIVE = "negative"
 MAX_NAMED = 5  # images of the one patient who has them all
@@ -21,7 +21,8 @@ def with_patients(train: pd.DataFrame, patients: dict[str, str]) -> pd.DataFrame
     """
     unknown = [image_id for image_id in train["image_id"] if image_id not in patients]
     if unknown:
-        raise bad_list(f"{len(unknown)} training images are not in the patients file", unknown)
+        are = counted(len(unknown), "training image is", "training images are")
+        raise bad_list(f"{are} not in the patients file", unknown)
     return train.assign(patient_id=train["image_id"].map(patients))
 
 
@@ -76,12 +77,13 @@ def count_seen(tested: pd.DataFrame) -> dict[str, int]:
 def seen_in_words(seen: dict[str, int], *, training_images: int) -> str:
     """`count_seen` for the terminal."""
     images, of_training = seen["images"], seen["patient_in_training"]
+    who_are = counted(seen["patients_in_training"], "patient who is", "patients who are")
     line = (
-        f"{training_images + images} images: {training_images} training, {images} test; "
-        f"{of_training} test images of {seen['patients_in_training']} patients who are also in "
-        f"training, {seen['unseen']} of unseen patients, {seen['unknown']} of unknown ones"
+        f"{counted(training_images + images, 'image')}: {training_images} training, {images} test; "
+        f"{counted(of_training, 'test image')} of {who_are} also in training, "
+        f"{seen['unseen']} of unseen patients, {seen['unknown']} of unknown ones"
     )
-    warning = f"warning: test scores of the {of_training} images are optimistic"
+    warning = f"warning: test scores of {counted(of_training, 'image')} are optimistic"
     return f"{line}\n{warning}: their patients are in training" if of_training else line
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pneumothorax.data import labels
 from pneumothorax.data.layouts.listed import Layout, Listed
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,13 @@ def _read(layout: Layout, test: Path | None, holdout: Path | None) -> Listed:
     held_out = labels.read_ids(holdout) if holdout else ()
     unlabelled = [image_id for image_id in held_out if image_id not in listed.annotations]
     if unlabelled:
-        raise bad_list(f"--holdout {holdout}: {len(unlabelled)} images have no label", unlabelled)
+        have = counted(len(unlabelled), "image has", "images have")
+        raise bad_list(f"--holdout {holdout}: {have} no label", unlabelled)
     both = sorted(set(listed.in_both) - set(held_out))
     if both:
+        are = counted(len(both), "id is", "ids are")
         raise bad_list(
-            f"{len(both)} ids are in the label file and in the sample submission "
+            f"{are} in the label file and in the sample submission "
             "(--holdout CSV makes test images of them)",
             both,
         )
@@ -99,9 +101,10 @@ def _read(layout: Layout, test: Path | None, holdout: Path | None) -> Listed:
         known = listed.annotations.keys() | set(listed.sample.image_ids)
         extra = sorted(set(further) - known)
         if extra:
+            are = counted(len(extra), "id is", "ids are")
             raise bad_list(
-                f"--test {test}: {len(extra)} ids are neither labelled nor in the sample "
-                "submission, so they can be neither scored nor submitted",
+                f"--test {test}: {are} neither labelled nor in the sample submission, "
+                "so they can be neither scored nor submitted",
                 extra,
             )
     return replace(listed, test_ids=tuple(dict.fromkeys((*listed.test_ids, *further))))

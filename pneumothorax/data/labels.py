@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pneumothorax import dicom, rle
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 from pneumothorax.pipeline import stage
 
 SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
@@ -71,7 +71,7 @@ def read(path: Path) -> Labels:
         if known and image_id in empty:
             problems.append(f"line {line}, {image_id!r}: both '-1' and a mask")
     if problems:
-        raise bad_list(f"{path}: {len(problems)} errors", problems)
+        raise bad_list(f"{path}: {counted(len(problems), 'error')}", problems)
     if not masks:
         raise BadInput(f"{path} has no rows")
     return Labels({image_id: tuple(rows) for image_id, rows in masks.items()}, repeated)
@@ -86,7 +86,7 @@ def read_sample(path: Path) -> SampleSubmission:
         if not dicom.is_image_id(row[0])
     ]
     if problems:
-        raise bad_list(f"{path}: {len(problems)} errors", problems)
+        raise bad_list(f"{path}: {counted(len(problems), 'error')}", problems)
     if not rows:
         raise BadInput(f"{path} has no rows")
     _, header = next(records(path))
@@ -116,7 +116,7 @@ def read_patients(path: Path) -> dict[str, str]:
         elif patients.setdefault(image_id, patient) != patient:
             problems.append(f"line {line}, {image_id!r}: listed for two patients")
     if problems:
-        raise bad_list(f"{path}: {len(problems)} errors", problems)
+        raise bad_list(f"{path}: {counted(len(problems), 'error')}", problems)
     return patients
 
 
@@ -179,9 +179,9 @@ def table(path: Path, columns: Sequence[str]) -> list[tuple[int, tuple[str, ...]
         if len(cells) == len(columns):
             rows.append((line, tuple(cell.strip() for cell in cells)))
         else:
-            ragged.append(f"line {line}: {len(cells)} cells instead of {len(columns)}")
+            ragged.append(f"line {line}: {counted(len(cells), 'cell')} instead of {len(columns)}")
     if ragged:
-        raise bad_list(f"{path}: {len(ragged)} errors", ragged)
+        raise bad_list(f"{path}: {counted(len(ragged), 'error')}", ragged)
     return rows
 
 
@@ -208,7 +208,7 @@ def read_ids(path: Path) -> tuple[str, ...]:
         if not dicom.is_image_id(image_id)
     ]
     if problems:
-        raise bad_list(f"{path}: {len(problems)} errors", problems)
+        raise bad_list(f"{path}: {counted(len(problems), 'error')}", problems)
     return tuple(dict.fromkeys(image_id for _, image_id in ids))
 
 
@@ -223,7 +223,7 @@ def read_flags(path: Path, columns: tuple[str, str]) -> dict[str, bool]:
         if problem:
             problems.append(f"line {line}, {image_id[:70]!r}: {problem}")
     if problems:
-        raise bad_list(f"{path}: {len(problems)} errors", problems)
+        raise bad_list(f"{path}: {counted(len(problems), 'error')}", problems)
     return flags
 
 

@@ -62,7 +62,7 @@ def identify(uid: str, stem: str, listed: Listed) -> str:
         raise dicom.Rejected(UNLABELLED, "neither annotated nor listed as a test image: not used")
     if not dicom.is_image_id(names[0]):  # a name that no table has checked
         found = f"a file name of {len(names[0])} characters"
-        raise dicom.Rejected("BAD_ID", f"{found} that cannot be an image id")
+        raise dicom.Rejected("BAD_ID", f"{found} that cannot be an image id: use {dicom.ID_RULE}")
     return names[0]
 
 

@@ -72,8 +72,8 @@ def read_values(path: Path) -> tuple[np.ndarray, str]:
 
 def _image_id(path: Path) -> str:
     if not dicom.is_image_id(path.stem):
-        message = f"a file name of {len(path.stem)} characters that cannot be an image id"
-        raise Rejected("BAD_ID", message)
+        found = f"a file name of {len(path.stem)} characters that cannot be an image id"
+        raise Rejected("BAD_ID", f"{found}: use {dicom.ID_RULE}")
     return path.stem
 
 

@@ -49,9 +49,10 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], *, caution: str, noti
     others = sum(bool(row["not_a_radiograph"]) for row in rows)
     cautions = [caution] if caution else []
     if others:
+        are = "is not a radiograph" if others == 1 else "are not radiographs"
         cautions.append(
-            f"{others:,} of {len(rows):,} images are not radiographs by their header: what the "
-            "networks find on them means nothing. They are marked."
+            f"{others:,} of {len(rows):,} images {are} by the header: what the networks find there "
+            "means nothing."
         )
     if not rows:
         cautions.append(f"No image was predicted: {artifacts.REJECTED.path} says why.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pneumothorax import dicom
 from pneumothorax.data import discovery, raster
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 from pneumothorax.pipeline import records
 from pneumothorax.pipeline.progress import show_progress
 
@@ -54,9 +54,11 @@ class Listed:
         others = [file for file in self.files if file.not_a_radiograph]
         if not others:
             return ""
+        files = f"of {counted(self.n_files, 'file')}"
+        are = counted(len(others), f"{files} is not a radiograph", f"{files} are not radiographs")
         headline = (
-            f"warning: {len(others)} of {self.n_files} files are not radiographs by their header, "
-            "so their predictions mean nothing (--only-radiographs refuses such files):"
+            f"warning: {are} by the header, so that predictions mean nothing there "
+            "(--only-radiographs refuses such files):"
         )
         return str(
             bad_list(headline, [f"{file.source}: {file.not_a_radiograph}" for file in others])
@@ -70,9 +72,8 @@ class Listed:
         lines = [
             f"{entry['source']}: {entry['code']}: {entry['message']}" for entry in self.rejected
         ]
-        headline = (
-            f"{len(lines)} of {self.n_files} files rejected or incomplete; the others are done"
-        )
+        files = counted(self.n_files, "file")
+        headline = f"{len(lines)} of {files} rejected or incomplete; the others are done"
         return bad_list(headline, lines)
 
 
@@ -95,7 +96,7 @@ def search(path: Path, *, follow_symlinks: bool = False) -> Listed:
     listed.notes += found.notes()
     for folder, files in masks.items():
         listed.notes.append(
-            f"not predicted: {len(files)} files in {folder}, as they look like masks"
+            f"not predicted: {counted(len(files), 'file')} in {folder}, named and coloured as masks"
         )
     for other in found.not_files:
         reason = discovery.why_not_a_file(other)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pneumothorax import png, rle
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 from pneumothorax.masks import calibration
 from pneumothorax.pipeline import artifacts
 
@@ -148,6 +148,5 @@ def _check_same(first: str, one: pd.DataFrame, second: str, other: pd.DataFrame)
     moved = both[(folds[0] != folds[1]).to_numpy()]
     problems += [f"{image_id}: predicted in other folds" for image_id in moved]
     if problems:
-        raise bad_list(
-            f"runs {first} and {second} cannot be blended: {len(problems)} images differ", problems
-        )
+        differ = counted(len(problems), "image differs", "images differ")
+        raise bad_list(f"runs {first} and {second} cannot be blended: {differ}", problems)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pneumothorax.errors import counted
 from pneumothorax.masks import evaluation
 from pneumothorax.masks.evaluation import Fits
 from pneumothorax.masks.predicted import Predicted
@@ -134,9 +135,10 @@ def in_words(scores: pd.DataFrame) -> list[str]:
             continue
         low, high = own["siim_dice_low"], own["siim_dice_high"]
         interval = "" if np.isnan(low) else f" ({low:.4f} to {high:.4f})"
+        images = counted(int(own["images"]), "image")
         lines.append(
             f"{row}: SIIM Dice {own['siim_dice']:.4f}{interval}, "
-            f"all-empty baseline {all_empty['siim_dice']:.4f}, {own['images']:.0f} images"
+            f"all-empty baseline {all_empty['siim_dice']:.4f}, {images}"
         )
     settled, claimed = (by_row.loc[row]["siim_dice"] for row in (TEST_ALL, TEST_CLAIMED))
     return [*lines, f"{TEST_CLAIMED} would claim {claimed:.4f} ({claimed - settled:+.4f})"]

@@ -17,7 +17,7 @@ from pneumothorax.compute import beside, distributed, precisions
 from pneumothorax.compute.loading import start_worker, worker_deaths
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 from pneumothorax.masks import postprocess
 from pneumothorax.pipeline import artifacts, atomic, journal, records
 from pneumothorax.pipeline.journal import Journal
@@ -204,7 +204,8 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
         broken = sorted({*broken, *names})
     if broken:
         raise bad_list(
-            f"run {task.run}: {len(broken)} probability maps are not finite: "
+            f"run {task.run}: {counted(len(broken), 'probability map is', 'probability maps are')} "
+            "not finite: "
             f"train it again with 02_train.py --run {task.run} --overwrite",
             broken,
         )

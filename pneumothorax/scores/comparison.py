@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pneumothorax import metrics
-from pneumothorax.errors import BadInput
+from pneumothorax.errors import BadInput, counted
 from pneumothorax.scores import bootstrap, per_image
 
 SAME = {"patient_id": "patients", "fold": "folds", "true_px": "truths"}
@@ -179,14 +179,14 @@ def _check_same(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str
     refusal = f"{names[0]} and {names[1]} cannot be compared"
     odd = sorted(set(first["image_id"]) ^ set(second["image_id"]))
     if odd:
-        raise BadInput(f"{refusal}: {len(odd)} images are in only one of them: {_some(odd)}")
+        are = counted(len(odd), "image is", "images are")
+        raise BadInput(f"{refusal}: {are} in only one of them: {_some(odd)}")
     for column, what in SAME.items():
         differs = first[column].to_numpy() != second[column].to_numpy()
         if differs.any():
             ids = first.loc[differs, "image_id"].tolist()
-            raise BadInput(
-                f"{refusal}: {len(ids)} images have different {what} ({column}): {_some(ids)}"
-            )
+            have = counted(len(ids), "image has", "images have")
+            raise BadInput(f"{refusal}: {have} different {what} ({column}): {_some(ids)}")
 
 
 def _some(ids: list[str]) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from pneumothorax import metrics
-from pneumothorax.errors import bad_list
+from pneumothorax.errors import bad_list, counted
 from pneumothorax.pipeline import artifacts
 
 TEST_FOLD = -1  # in the column `fold`: a test image belongs to no fold
@@ -31,7 +31,8 @@ def table(
     ):
         if changed.any():
             ids = frame.loc[changed, "image_id"].tolist()
-            raise bad_list(f"{len(ids)} images of {run} had another {column}: {_again(run)}", ids)
+            found = counted(len(ids), "image")
+            raise bad_list(f"{found} of {run} had another {column}: {_again(run)}", ids)
     return _scored(frame.assign(run=run))[list(artifacts.PER_IMAGE.columns)]
 
 
@@ -72,8 +73,8 @@ def _known(
     for name, rows in (("the manifest", manifest), (patients_in, patients)):
         missing = sorted(set(images["image_id"]) - set(rows["image_id"]))
         if missing:
-            headline = f"{len(missing)} images of {run} are not in {name}: {_again(run)}"
-            raise bad_list(headline, missing)
+            are = counted(len(missing), f"image of {run} is", f"images of {run} are")
+            raise bad_list(f"{are} not in {name}: {_again(run)}", missing)
     known = manifest[["image_id", "view", "sex", "height", "width", "positive"]]
     frame = images.drop(columns=["dice", "rle"], errors="ignore")
     frame = frame.merge(known, on="image_id", how="left", validate="one_to_one")

@@ -15,6 +15,7 @@ import numpy as np
 from pneumothorax import rle
 from pneumothorax.data import labels
 from pneumothorax.data.labels import SampleSubmission
+from pneumothorax.errors import counted
 from pneumothorax.pipeline import artifacts, lineage
 from pneumothorax.submission import conventions, orientation, reading, writing
 from pneumothorax.submission.pixel_runs import Mask, Shape
@@ -256,7 +257,7 @@ def _error_or_warning(report: Report, line: int, kind: str, text: str, *, clear:
 
 
 def _masks(rows: Sequence[Row], verb: str = "cover") -> str:
-    return f"1 mask {verb}s" if len(rows) == 1 else f"{len(rows)} masks {verb}"
+    return counted(len(rows), f"mask {verb}s", f"masks {verb}")
 
 
 def _all_lines(rows: Sequence[Row]) -> str:

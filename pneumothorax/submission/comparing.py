@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pneumothorax import metrics
-from pneumothorax.errors import bad_list
+from pneumothorax.errors import bad_list, counted
 from pneumothorax.submission import pixel_runs
 from pneumothorax.submission.reading import Submitted
 
@@ -47,7 +47,9 @@ def compare(first: Submitted, second: Submitted) -> Difference:
         f"{image_id}: only in {second.path}" for image_id in others if image_id not in rows
     ]
     if problems:
-        headline = f"{first.path} and {second.path} hold different images ({len(problems)} ids)"
+        headline = (
+            f"{first.path} and {second.path} hold different images ({counted(len(problems), 'id')})"
+        )
         raise bad_list(headline, problems)
     pairs = [(mask, others[image_id]) for image_id, mask in rows.items()]
     return Difference(
@@ -65,12 +67,13 @@ def describe(found: Difference) -> list[str]:
     before, after = int(found.first_px.sum()), int(found.second_px.sum())
     relative = f", {after / before - 1:+.1%}" if before else ""
     lines = [
-        f"{np.count_nonzero(changed)} of {len(changed)} images changed",
+        f"{np.count_nonzero(changed)} of {counted(len(changed), 'image')} changed",
         f"mean Dice between them {found.dice.mean():.4f} (both masks empty = 1, one empty = 0)",
     ]
     if either.any():
         dice = found.dice[either].mean()
-        lines.append(f"over the {either.sum()} images where either has a mask {dice:.4f}")
+        images = counted(int(either.sum()), "image")
+        lines.append(f"over the {images} where either has a mask {dice:.4f}")
     lines.append(f"area of all masks {before} -> {after} pixels ({after - before:+d}{relative})")
     lines += _images("positives gained", found, (found.first_px == 0) & (found.second_px > 0))
     lines += _images("positives lost", found, (found.first_px > 0) & (found.second_px == 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pneumothorax import rle
 from pneumothorax.data.labels import SampleSubmission
-from pneumothorax.errors import bad_list
+from pneumothorax.errors import bad_list, counted
 from pneumothorax.pipeline import atomic
 
 
@@ -25,9 +25,8 @@ def check_ids(
     if missing or extra:
         problems = [f"{image_id}: no prediction" for image_id in missing]
         problems += [f"{image_id}: not in the sample submission" for image_id in extra]
-        raise bad_list(
-            f"the predictions do not fit the sample submission ({len(problems)} ids)", problems
-        )
+        ids = counted(len(problems), "id")
+        raise bad_list(f"the predictions do not fit the sample submission ({ids})", problems)
 
 
 def write(path: Path, sample: SampleSubmission, rows: dict[str, str]) -> None:

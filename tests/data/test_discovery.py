@@ -49,7 +49,7 @@ def test_links_that_are_not_followed_are_counted_and_named_with_the_flag(linked)
     found = discovery.search(linked, any_name=True)
     assert names(found.images, linked) == ["a.dcm"]
     assert found.notes() == [
-        "3 links are not followed (--follow-symlinks follows them): b.dcm, bare, study"
+        "3 links are not followed (--follow-symlinks also reads links): b.dcm, bare, study"
     ]
     found = discovery.search(linked, any_name=True, follow_symlinks=True)
     assert names(found.images, linked) == ["a.dcm", "b.dcm", "bare", "study/b.dcm"]
@@ -60,6 +60,31 @@ def test_a_folder_of_nothing_but_links_names_the_flag(linked):
     (linked / "a.dcm").unlink()
     with pytest.raises(BadInput, match=r"(?s)holds no DICOM.*--follow-symlinks"):
         discovery.search(linked)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("data.zip", r"found data\.zip: unpack it$"),
+        ("a.dcm.gz", r"found a\.dcm\.gz: unpack it$"),
+        ("IM0001", r"found IM0001, a DICOM file: give such files the suffix \.dcm$"),
+    ],
+)
+def test_where_no_image_is_found_the_files_that_hold_some_are_named(tmp_path, name, advice):
+    whole = write_dicom(tmp_path / "a.dcm", noise(1)).read_bytes()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    (tmp_path / "in" / name).write_bytes(whole if name == "IM0001" else b"packed")
+    with pytest.raises(BadInput, match=advice):
+        discovery.search(tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["DICOMDIR", "dicomdir"])  # Linux shows the names of disks so
+def test_the_directory_of_a_disk_is_not_taken_for_an_image(tmp_path, name):
+    write_dicom(tmp_path / "IM0001", noise(1)).rename(tmp_path / name)
+    write_dicom(tmp_path / "IM0002", noise(2))
+    found = discovery.search(tmp_path, any_name=True)
+    assert names(found.images, tmp_path) == ["IM0002"]
 
 
 def test_a_broken_link_is_no_file_and_nothing_to_follow(tmp_path):
@@ -140,7 +165,7 @@ def test_output_below_the_input_is_never_taken_for_input(tmp_path, mark):
     made.mkdir() if mark.endswith("/") else made.write_text("{}")
     found = discovery.search(tmp_path)
     assert names(found.images, tmp_path) == ["a.dcm"]
-    assert found.notes() == ["1 folders are output of this software, so not read: results"]
+    assert found.notes() == ["1 folder is output of this software, so not read: results"]
 
 
 def test_an_output_folder_is_refused_as_input(tmp_path):

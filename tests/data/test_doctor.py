@@ -40,7 +40,7 @@ def test_the_same_radiograph_under_two_ids_is_listed_and_contradictory_labels_gi
         "2 groups of ids share a radiograph:",
         "  a, b",
         "  e, f",  # f is a test image, without a label to contradict
-        "1 groups of ids share a radiograph but not the label (warning):",
+        "1 group of ids shares a radiograph but not the label (warning):",
         "  c, d",
     ]
 

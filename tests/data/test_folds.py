@@ -227,7 +227,7 @@ def test_an_image_without_an_entry_in_the_patients_file_is_named():
         "x",
         "x",
     ]
-    with pytest.raises(BadInput, match="1 training images are not in the patients file\n  i00001"):
+    with pytest.raises(BadInput, match="1 training image is not in the patients file\n  i00001"):
         folds.with_patients(frame, {"i00000": "x"})
 
 
@@ -266,7 +266,7 @@ def test_the_report_on_test_images_counts_images_and_patients():
     assert folds.seen_in_words(seen, training_images=3).splitlines() == [
         "9 images: 3 training, 6 test; 3 test images of 2 patients who are also in training, "
         "2 of unseen patients, 1 of unknown ones",
-        "warning: test scores of the 3 images are optimistic: their patients are in training",
+        "warning: test scores of 3 images are optimistic: their patients are in training",
     ]
 
 

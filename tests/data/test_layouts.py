@@ -203,7 +203,7 @@ def test_a_table_of_targets_must_agree_with_the_run_lengths(tmp_path):
     prepared(tmp_path / "in", tmp_path / "out")
     write_lines(tmp_path / "in" / "train.csv", ["ImageId,target", "a,0", "b,1", "c,1", "d,0"])
     message = refused(tmp_path / "in", tmp_path / "out")
-    assert "2 labels do not fit their image" in message
+    assert "2 labels do not fit the image" in message
     assert "label of a: negative by the table, but with a mask" in message
     assert "label of b: positive by the table, but with no mask or an empty one" in message
 
@@ -395,7 +395,7 @@ def test_masks_of_test_images_are_no_labels_for_training(tmp_path):
     folder = pairs(tmp_path / "in")
     write_png(folder / "masks-test" / "b.png", MASKS["a"])  # b is a negative training image
     message = refused(folder, tmp_path / "out")
-    assert "1 masks have no image" in message
+    assert "1 mask has no image" in message
     assert "masks-test/b.png" in message
 
 
@@ -466,7 +466,7 @@ def test_images_of_several_channels_are_refused(tmp_path):
     folder = pairs(tmp_path / "in", "imagesTr", "labelsTr", "ab", "{}_0000.png")
     write_png(folder / "imagesTr" / "a_0001.png", IMAGES["a"])
     message = refused(tmp_path / "in", tmp_path / "out")
-    assert "1 files are not <case>_0000.png" in message
+    assert "1 file is not <case>_0000.png" in message
     assert "a_0001.png" in message
 
 
@@ -492,7 +492,7 @@ def test_only_labelled_images_can_be_held_out(tmp_path):
     write_lines(tmp_path / "holdout.csv", ["ImageId", "a", "e"])
     flags = ("--holdout", tmp_path / "holdout.csv")
     message = refused(pairs(tmp_path / "in"), tmp_path / "out", *flags)
-    assert "holdout.csv: 1 images have no label" in message
+    assert "holdout.csv: 1 image has no label" in message
     assert "e" in message.splitlines()[-1]
 
 
@@ -535,7 +535,7 @@ def test_listed_test_images_must_be_labelled_or_in_the_sample_submission(tmp_pat
     write_lines(tmp_path / "test.csv", ["ImageId", "d"])
     flags = ("--test", tmp_path / "test.csv")
     message = refused(tmp_path / "in", tmp_path / "out", *flags)
-    assert "1 ids are neither labelled nor in the sample submission" in message
+    assert "1 id is neither labelled nor in the sample submission" in message
 
 
 # What is found twice or half
@@ -572,7 +572,7 @@ def test_masks_without_images_are_listed(tmp_path):
     folder = pairs(tmp_path / "in")
     write_png(folder / "masks" / "e.png", MASKS["a"])
     message = refused(folder, tmp_path / "out")
-    assert "1 masks have no image (--allow-missing accepts this)" in message
+    assert "1 mask has no image (--allow-missing accepts this)" in message
     assert "masks/e.png" in message
     prepared(folder, tmp_path / "out", "--allow-missing")
 
@@ -726,7 +726,7 @@ def test_a_mask_that_does_not_fit_is_an_error_of_the_label(tmp_path, mask, code,
     folder = pairs(tmp_path / "in")
     write_png(folder / "masks" / "a.png", mask)
     message = refused(folder, tmp_path / "out", "--max-bad", "100%")
-    assert "1 labels do not fit their image" in message
+    assert "1 label does not fit the image" in message
     assert said in message
     assert rejected(tmp_path / "out") == {"images/a.png": code}
 
@@ -794,7 +794,7 @@ def test_masks_are_grouped_by_image(tmp_path):
     ],
 )
 def test_masks_that_may_belong_to_two_images_or_are_there_twice_are_refused(tmp_path, names):
-    with pytest.raises(BadInput, match="the masks of 1 images are not clear by their names"):
+    with pytest.raises(BadInput, match="the masks of 1 image are not clear by their names"):
         group_masks({"p", "p_1"}, [tmp_path / name for name in names])
 
 

@@ -289,7 +289,7 @@ def test_unlabelled_images_are_listed_and_not_used(tiny, tmp_path, capsys):
         code for source, code in rejected(tmp_path / "output").items() if unlabelled in source
     ] == ["UNLABELLED"]
     assert not list((tmp_path / "output" / "cache").rglob(f"{unlabelled}*"))
-    assert "1 images are not annotated" in capsys.readouterr().out
+    assert "1 image is not annotated" in capsys.readouterr().out
 
 
 def test_a_mask_too_thin_to_half_cover_a_pixel_stays_positive():
@@ -386,7 +386,7 @@ def test_copies_of_a_file_are_kept_once_and_counted(tmp_path, capsys):
     (folder / "again").mkdir()
     shutil.copy(folder / "a.dcm", folder / "again" / "a.dcm")
     assert list(prepared(folder, tmp_path / "out").index) == ["a", "b"]
-    assert "1 files are copies" in capsys.readouterr().out
+    assert "1 file is a copy of another" in capsys.readouterr().out
     assert rejected(tmp_path / "out") == {}
 
 
@@ -435,8 +435,8 @@ def test_colour_images_and_repeated_label_rows_are_mentioned(tmp_path, capsys):
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "b,0 5", "b,0 5"])
     assert prepared(folder, tmp_path / "out").loc["b", "mask_pixels"] == 5
     printed = capsys.readouterr().out
-    assert "1 colour images converted to grey" in printed
-    assert "1 label rows are listed twice (warning)" in printed
+    assert "1 colour image converted to grey" in printed
+    assert "1 label row is listed twice (warning)" in printed
 
 
 def test_images_with_less_than_a_tenth_of_the_grey_range_are_counted_and_named(tmp_path, capsys):
@@ -520,7 +520,7 @@ def test_labels_without_an_image_fail_unless_allowed(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_lines(folder / "train-rle.csv", ["ImageId,EncodedPixels", "a,-1", "lost,-1"])
     message = refused(folder, tmp_path / "out")
-    assert "1 listed ids have no image" in message
+    assert "1 listed id has no image" in message
     assert "lost" in message
     assert list(manifest_of(tmp_path / "out").index) == ["a"]
     assert list(prepared(folder, tmp_path / "out", "--allow-missing").index) == ["a"]
@@ -643,7 +643,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again_by_the_next_run(
         first = prepared(folder, tmp_path / "out")
     assert list(first.index) == ["a", "b"]
     if then == "gone":
-        assert "1 listed ids have no image" in refused(folder, tmp_path / "out")
+        assert "1 listed id has no image" in refused(folder, tmp_path / "out")
     else:
         assert prepared(folder, tmp_path / "out").loc["b", "sha256"] != first.loc["b", "sha256"]
 

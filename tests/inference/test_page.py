@@ -186,8 +186,8 @@ def test_phantoms_and_images_that_are_no_radiographs_are_marked(browser, folder,
     open_page(browser, tmp_path)
     assert [each.text for each in find_all(browser, "header .caution")] == [
         "Warning: trained on phantoms.",
-        "1 of 5 images are not radiographs by their header: what the networks find on them "
-        "means nothing. They are marked.",
+        "1 of 5 images is not a radiograph by the header: what the networks find there "
+        "means nothing.",
     ]
     marks = {card.get_attribute("data-id"): card.text for card in find_all(browser, ".card")}
     assert [name for name, text in marks.items() if "Not a radiograph: Modality CT" in text] == [

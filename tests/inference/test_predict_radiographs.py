@@ -444,7 +444,7 @@ def test_files_that_are_not_radiographs_are_warned_about_and_marked(tiny, tmp_pa
             "capture": "Modality OT",
         }
         printed = capsys.readouterr().out
-        assert "warning: 2 of 4 files are not radiographs by their header" in printed
+        assert "warning: 2 of 4 files are not radiographs by the header" in printed
         assert "--only-radiographs" in printed
         assert all(f"\n  {name}: {reason}\n" in printed for name, reason in OTHERS.items())
 
@@ -458,7 +458,7 @@ def test_only_radiographs_are_predicted_on_request(tiny, tmp_path, capsys):
     assert sorted(rows_of(tmp_path / "to").index) == ["chest", "plain"]
     assert not (tmp_path / "to" / results.overlay("slice")).exists()
     assert "warning" not in capsys.readouterr().out
-    with pytest.raises(BadInput, match="1 of 1 files rejected"):
+    with pytest.raises(BadInput, match="1 of 1 file rejected"):
         predict(output, folder / "slice.dcm", tmp_path / "alone", "--only-radiographs")
     assert rows_of(tmp_path / "alone").empty
 
@@ -536,7 +536,7 @@ def test_the_masks_of_a_data_set_are_left_out_and_mentioned(tiny, tmp_path, caps
         "png_images/b.png",
     ]
     folder = tmp_path / "in" / "png_masks"
-    note = f"not predicted: 2 files in {folder}, as they look like masks"
+    note = f"not predicted: 2 files in {folder}, named and coloured as masks"
     assert note in capsys.readouterr().out.splitlines()
 
 
@@ -556,7 +556,7 @@ def test_links_are_mentioned_and_followed_when_asked(tiny, tmp_path, capsys):
     (tmp_path / "in" / "study").symlink_to(tmp_path / "elsewhere")
     predict(output, tmp_path / "in", tmp_path / "to")
     assert list(rows_of(tmp_path / "to").index) == ["a"]
-    note = "1 links are not followed (--follow-symlinks follows them): study"
+    note = "1 link is not followed (--follow-symlinks also reads links): study"
     assert note in capsys.readouterr().out.splitlines()
     predict(output, tmp_path / "in", tmp_path / "to", "--follow-symlinks")
     assert list(rows_of(tmp_path / "to").index) == ["a", "b"]
@@ -620,8 +620,8 @@ def test_an_id_of_several_files_is_predicted_once_or_not_at_all(tiny, tmp_path, 
     assert rejected_of(tmp_path / "to") == expected
     assert list(rows_of(tmp_path / "to").index) == ["same", "dark"]
     printed = capsys.readouterr().out
-    assert "1 files are copies" in printed
-    assert "1 images use less than a tenth of the grey range (warning)" in printed
+    assert "1 file is a copy of another" in printed
+    assert "1 image uses less than a tenth of the grey range (warning)" in printed
     assert "nearly black, white or grey: dark.dcm\n" in printed
 
 
@@ -772,7 +772,7 @@ def test_overwrite_removes_results_of_earlier_calls_and_no_other_files(tiny, tmp
     predict(output, first, folder)
     (folder / "masks" / "mine.png").write_bytes(b"mine")
     predict(output, second, folder)
-    assert "also holds 1 images of earlier calls" in capsys.readouterr().out
+    assert "also holds 1 image of earlier calls" in capsys.readouterr().out
     assert list(rows_of(folder).index) == ids_of_the_page(folder) == ["second"]
     assert (folder / results.mask("first")).exists()
     predict(output, second, folder, "--overwrite")

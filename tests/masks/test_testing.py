@@ -168,7 +168,7 @@ def test_thresholds_of_the_test_images_claim_at_least_the_settled_score(tested, 
         f"test images: SIIM Dice 0.5000 ({low:.4f} to {high:.4f}), all-empty baseline 0.5000, "
         "20 images",
         # Image 0 is negative. A single patient gives no interval.
-        "unseen patients: SIIM Dice 1.0000, all-empty baseline 1.0000, 1 images",
+        "unseen patients: SIIM Dice 1.0000, all-empty baseline 1.0000, 1 image",
         f"thresholds fitted on the test labels would claim {score:.4f} ({score - 0.5:+.4f})",
     ]
 

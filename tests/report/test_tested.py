@@ -94,7 +94,7 @@ def test_differences_on_test_images_are_those_of_an_independent_bootstrap(found)
 def test_runs_of_other_test_images_are_not_compared(compared):
     good, poor = compared
     fewer = replace(poor.test, per_image=poor.test.per_image.iloc[1:])
-    with pytest.raises(BadInput, match="1 images are in only one of them: t00"):
+    with pytest.raises(BadInput, match="1 image is in only one of them: t00"):
         statistics.compute([good, replace(poor, test=fewer)], seed=3)
 
 

@@ -119,7 +119,7 @@ def test_the_interval_of_a_difference_covers_the_truth_in_95_percent_of_studies(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.iloc[1:], "1 images are in only one of them: image00000"),
+        (lambda table: table.iloc[1:], "1 image is in only one of them: image00000"),
         (lambda table: table.assign(image_id=table["image_id"] + "x"), "in only one of them"),
         (
             lambda table: table.assign(fold=(table["fold"] + 1) % 5),
@@ -128,7 +128,7 @@ def test_the_interval_of_a_difference_covers_the_truth_in_95_percent_of_studies(
         (lambda table: table.assign(patient_id="one"), "different patients"),
         (
             lambda table: table.assign(true_px=table["true_px"].where(table.index > 0, 7)),
-            "1 images have different truths",
+            "1 image has different truths",
         ),
     ],
 )

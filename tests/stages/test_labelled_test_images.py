@@ -292,9 +292,7 @@ def test_test_images_beyond_the_sample_submission_are_scored_if_labelled_and_nev
     assert rows == {image_id: before[image_id] for image_id in rows}
     assert scores_of_test_images(output).at[artifacts.TEST_ALL, "images"] == 6
     write_lines(fewer, ["ImageId,EncodedPixels", "ID_000000001,-1"])
-    with pytest.raises(
-        BadInput, match=r"\(1 ids\)\n  ID_unlabelled: not in the sample submission$"
-    ):
+    with pytest.raises(BadInput, match=r"\(1 id\)\n  ID_unlabelled: not in the sample submission$"):
         run_on(output, "04_submit.py", *flags)
 
 

@@ -45,6 +45,6 @@ def test_a_submission_with_missing_or_extra_ids_is_refused(tmp_path, rows):
     sample = labels.read_sample(
         write_lines(tmp_path / "sample.csv", ["ImageId,EncodedPixels", "a,-1", "b,-1"])
     )
-    with pytest.raises(BadInput, match=r"\(1 ids\)"):
+    with pytest.raises(BadInput, match=r"\(1 id\)"):
         writing.write(tmp_path / "submission.csv", sample, rows)
     assert not (tmp_path / "submission.csv").exists()

@@ -20,7 +20,7 @@ from pneumothorax.data.layouts.listed import (
     group_masks,
     only,
 )
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 
 NAME = "images-masks"
 IMAGES, TEST_IMAGES = "images", "images-test"
@@ -62,7 +62,8 @@ class ImagesMasks:
             of_test, others = group_masks(set(tested), self._mask_files(self.test_masks))
             both = sorted(masks.keys() & of_test)
             if both:
-                raise bad_list(f"{len(both)} test images have masks in two folders", both)
+                have = counted(len(both), "test image has", "test images have")
+                raise bad_list(f"{have} masks in two folders", both)
             masks, orphans = {**masks, **of_test}, [*orphans, *others]
         listed = self._listed()
         annotated = {**listed, **{stem: listed.get(stem) for stem in masks}}

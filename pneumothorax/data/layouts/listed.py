@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pneumothorax.data.discovery import printable
 from pneumothorax.data.labels import SampleSubmission
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,6 @@ def group_masks(
         if len({path.stem for path in paths}) < len(paths) or stem in by_number & contested
     ]
     if unclear:
-        raise bad_list(f"the masks of {len(unclear)} images are not clear by their names", unclear)
+        images = counted(len(unclear), "image")
+        raise bad_list(f"the masks of {images} are not clear by their names", unclear)
     return {stem: tuple(paths) for stem, paths in found.items()}, orphans

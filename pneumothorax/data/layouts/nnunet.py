@@ -15,7 +15,7 @@ from pathlib import Path
 from pneumothorax.data import discovery
 from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts.listed import Annotation, Listed, only
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 
 NAME = "nnunet"
 IMAGES, MASKS = "imagesTr", "labelsTr"
@@ -80,8 +80,8 @@ class NnUnet:
             else:
                 channels.append(path.name)
         if channels:
-            headline = f"{self.root / name}: {len(channels)} files are not <case>_0000.png"
-            raise bad_list(headline, channels)
+            are = counted(len(channels), "file is", "files are")
+            raise bad_list(f"{self.root / name}: {are} not <case>_0000.png", channels)
         return cases
 
 

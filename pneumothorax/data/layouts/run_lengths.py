@@ -17,7 +17,7 @@ from pneumothorax.data import discovery, labels
 from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts import images_masks, nnunet, siim_png
 from pneumothorax.data.layouts.listed import Annotation, Listed, only
-from pneumothorax.errors import BadInput, bad_list
+from pneumothorax.errors import BadInput, bad_list, counted
 
 SIIM_DICOM, IMAGES_RLE = "siim-dicom", "images-rle"
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
@@ -75,7 +75,8 @@ class RunLengths:
             test_rows, repeated = tested.rows, repeated + tested.repeated
         twice = sorted(rows.keys() & test_rows)
         if twice:
-            raise bad_list(f"{len(twice)} ids are in {self.labels} and {self.test_labels}", twice)
+            are = counted(len(twice), "id is", "ids are")
+            raise bad_list(f"{are} in {self.labels} and {self.test_labels}", twice)
         sample = labels.read_sample(self.sample) if self.sample else None
         targets = labels.read_flags(self.targets, TARGET_COLUMNS) if self.targets else {}
         sampled = sample.image_ids if sample else ()

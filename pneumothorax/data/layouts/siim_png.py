@@ -22,7 +22,7 @@ from pneumothorax.data.layouts.listed import (
     group_masks,
     only,
 )
-from pneumothorax.errors import bad_list
+from pneumothorax.errors import bad_list, counted
 from pneumothorax.pipeline.artifacts import TEST, TRAIN
 
 NAME = "siim-png"
@@ -98,7 +98,8 @@ class SiimPng:
                 ids.add(image_id)
                 entries.append(_Entry(file_name, image_id, split, flag == "1"))
         if problems:
-            raise bad_list(f"{self.image_folder.parent}: {len(problems)} errors", problems)
+            headline = f"{self.image_folder.parent}: {counted(len(problems), 'error')}"
+            raise bad_list(headline, problems)
         return entries
 
     def _entries_of_names(self) -> "list[_Entry]":
