@@ -22,7 +22,7 @@ from pneumothorax.data.layouts.mask_images import BAD_MASK, SIZE_MISMATCH
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, atomic, records
 
-VERSION = 5  # increase it when cached files would come out differently: old journals are ignored
+VERSION = 6  # increase it when cached files would come out differently: old journals are ignored
 UNLABELLED = "UNLABELLED"
 
 Entry = dict[str, Any]

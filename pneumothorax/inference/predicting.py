@@ -29,7 +29,7 @@ from pneumothorax.pipeline import atomic, records
 from pneumothorax.pipeline.journal import Journal
 from pneumothorax.pipeline.progress import show_progress
 
-VERSION = 5  # raise it when results would change: earlier ones are then made again
+VERSION = 6  # raise it when results would change: earlier ones are then made again
 
 Entry = dict[str, Any]
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pneumothorax import metrics
-from pneumothorax.masks import image_threshold, postprocess
+from pneumothorax.masks import postprocess
 from pneumothorax.masks.postprocess import ALL_EMPTY, Triplet
 
 # The high ends are for overconfident networks, which need them to keep false alarms down.
@@ -323,9 +323,9 @@ class GridScores:
         The best triplet is the luckiest of many good ones. The chosen one is in their
         middle: the mean position, where a triplet that scores less than the best by
         SOFTNESS standard errors (within positive and negative images) has a weight of
-        1 / e. Of image thresholds only the lowest worthwhile one counts: see
-        image_threshold.py. If the gain over empty masks is not above MIN_GAIN standard
-        errors, every image stays empty.
+        1 / e. Of image thresholds only the lowest one counts from which on a mask
+        `is_worthwhile`. If the gain over empty masks is not above MIN_GAIN standard errors,
+        every image stays empty.
         """
         grid = within or self.search.grid
         part = np.ix_(
@@ -374,7 +374,7 @@ class GridScores:
             for whole, values in list(zip(self.search.grid.axes, grid.axes, strict=True))[2:5]
         ]
         dice = self.search.dice[positive][:, *np.ix_(*cleaning)]
-        worth = image_threshold.is_worthwhile(tried, self.p_positive[positive], dice)
+        worth = is_worthwhile(tried, self.p_positive[positive], dice)
         return np.moveaxis(worth & (worth.cumsum(0) == 1), 0, -1)
 
     def _gain(self, triplet: Triplet) -> Gain:
@@ -385,6 +385,39 @@ class GridScores:
             within[group] -= gains[group].mean() if group.any() else 0
         error, error_within = (float(each.std() / np.sqrt(len(gains))) for each in (gains, within))
         return Gain(float(gains.mean()), error, error_within)
+
+
+def is_worthwhile(
+    probabilities: np.ndarray, p_positive: np.ndarray, dice: np.ndarray
+) -> np.ndarray:
+    """(P, ...) bool: whether masks are worth more than empty ones at these probabilities.
+
+    With SIIM Dice a mask gains its Dice on a positive image and costs 1 on a negative one. On an
+    image of probability p it gains p * Dice - (1 - p) on average, which is more than nothing if
+    p * (1 + Dice) is above 1. The lowest such p follows from two smooth curves, the calibration
+    and the Dice expected at p. The threshold that scores highest follows from the few images
+    near it, and scores less on others (benchmarks/RESULTS.md).
+
+    Args:
+        probabilities: (P,) in [0, 1].
+        p_positive, dice: (N,) calibrated probabilities and (N, ...) Dice of positive images, in
+            [0, 1]; N may be 0.
+    """
+    p = probabilities.reshape(-1, *[1] * (dice.ndim - 1))
+    return p * (1 + expected_dice(p, p_positive, dice)) > 1
+
+
+def expected_dice(p: np.ndarray, p_positive: np.ndarray, dice: np.ndarray) -> np.ndarray:
+    """The Dice of a positive image of probability `p`: a line that does not fall, within [0, 1].
+
+    Fitted to positive images by least squares; `p_positive` and `dice` are as in `is_worthwhile`.
+    """
+    if not len(dice):
+        return np.zeros_like(p)
+    from_mean = p_positive - p_positive.mean()
+    spread = from_mean @ from_mean
+    slope = np.tensordot(from_mean, dice, 1) / spread if spread > 0 else np.zeros(dice.shape[1:])
+    return np.clip(dice.mean(0) + np.maximum(slope, 0) * (p - p_positive.mean()), 0, 1)
 
 
 def _highest(values: np.ndarray) -> Position:

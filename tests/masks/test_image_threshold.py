@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from pneumothorax.masks import calibration, image_threshold, postprocess, thresholds
+from pneumothorax.masks import calibration, postprocess, thresholds
 from pneumothorax.masks.thresholds import Grid, Profile, Search
 
 PROBABILITIES = np.array(thresholds.MIN_PROBABILITIES)
 
 
 def lowest_worthwhile(p_positive, dice):
-    worth = image_threshold.is_worthwhile(PROBABILITIES, np.array(p_positive), np.array(dice))
+    worth = thresholds.is_worthwhile(PROBABILITIES, np.array(p_positive), np.array(dice))
     return PROBABILITIES[worth].min() if worth.any() else None
 
 
@@ -24,22 +24,22 @@ def test_a_mask_is_worth_more_than_none_from_one_in_one_plus_its_dice():
 def test_the_expected_dice_rises_with_the_probability_and_stays_a_dice():
     p_positive, dice = np.array([0.2, 0.4, 0.6, 0.8]), np.array([0.1, 0.3, 0.5, 0.7])
     p = np.array([0.0, 0.5, 1.0])
-    expected = image_threshold.expected_dice(p, p_positive, dice)
+    expected = thresholds.expected_dice(p, p_positive, dice)
     assert expected == pytest.approx([0.0, 0.4, 0.9])  # dice = p - 0.1
-    assert image_threshold.expected_dice(np.array([2.0]), p_positive, dice) == [1.0]
+    assert thresholds.expected_dice(np.array([2.0]), p_positive, dice) == [1.0]
     # A line that would fall is flat: the threshold has one place, whatever noise says.
-    falling = image_threshold.expected_dice(p, p_positive, dice[::-1])
+    falling = thresholds.expected_dice(p, p_positive, dice[::-1])
     assert falling == pytest.approx([0.4, 0.4, 0.4])
 
 
 def test_each_column_of_dice_has_a_line_alone():
     rng = np.random.default_rng(0)
     p_positive, dice = rng.random(20), rng.random((20, 3, 2))
-    together = image_threshold.is_worthwhile(PROBABILITIES, p_positive, dice)
+    together = thresholds.is_worthwhile(PROBABILITIES, p_positive, dice)
     assert together.shape == (50, 3, 2)
     for row in range(3):
         for column in range(2):
-            alone = image_threshold.is_worthwhile(PROBABILITIES, p_positive, dice[:, row, column])
+            alone = thresholds.is_worthwhile(PROBABILITIES, p_positive, dice[:, row, column])
             assert (together[:, row, column] == alone).all()
 
 
