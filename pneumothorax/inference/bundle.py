@@ -8,7 +8,8 @@ It is a zip file, so that anybody can look inside:
 
 Equal content gives equal bytes. A bundle holds no radiograph and no image id. Opening one
 executes nothing and writes nothing, and checks every byte. That finds damage, and keeps a
-forged bundle from doing more than predicting nonsense; it does not say who made it.
+forged bundle from doing more than predicting nonsense and wasting time and memory; it does
+not say who made it.
 """
 
 import hashlib
@@ -176,14 +177,14 @@ class _Contents:
         self.file = file
         self.members = sealed_zip.members(file)
         text = sealed_zip.content(file, self.members[MODEL], most_bytes=MOST_TEXT_BYTES)
-        self.body: dict[str, Any] = json.loads(text, parse_constant=_no_number)
+        self.body: dict[str, Any] = json.loads(text, parse_constant=_no_number, parse_float=_finite)
         found = self.body["format"]
         if isinstance(found, int) and found > FORMAT:
             raise BadInput(
                 f"{file.name} has format {found!r:.20}, and this version of the project reads "
                 f"formats up to {FORMAT}: install a newer version"
             )
-        if found != FORMAT:
+        if found != FORMAT or type(found) is not int:
             raise ValueError(f"{MODEL} has the unknown format {found!r:.20}")
         self.listed: dict[str, Any] = self.body["members"]
 
@@ -205,29 +206,53 @@ def _bundle(path: Path, body: dict[str, Any]) -> Bundle:
     """What model.json says. ValueError, KeyError or TypeError where that makes no sense."""
     runs = body["runs"]
     weighted = tuple(
-        WeightedRun(_name(run["name"]), float(run["weight"]), tuple(map(int, run["folds"])))
+        WeightedRun(_name(run["name"]), _number(run["weight"]), tuple(map(_whole, run["folds"])))
         for run in runs
     )
     weights = [run.weight for run in weighted]
     if not weights or min(weights) <= 0 or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise ValueError("the weights of its runs are not above 0 with a sum of 1")
-    sizes = [int(body["cache_size"]), *(int(run["image_size"]) for run in runs)]
+    if not all(run.folds for run in weighted):
+        raise ValueError("a run in it has no folds")
+    sizes = [_whole(body["cache_size"]), *(_whole(run["image_size"]) for run in runs)]
     if not all(1 <= size <= MOST_PIXELS for size in sizes):
         raise ValueError(f"{MODEL} asks for images of {sizes} pixels")
     if not isinstance(body["phantoms"], bool):
         raise ValueError(f"{MODEL} does not say whether it was trained on phantoms")
-    curve = {name: float(value) for name, value in body["calibration"].items()}
+    if not isinstance(body["card"], dict):
+        raise ValueError(f"{MODEL} has no facts of the card")
+    curve = {name: _number(value) for name, value in body["calibration"].items()}
     settled = Settled(
         _name(body["name"]),
         weighted,
-        Triplet(**body["thresholds"]),
+        _triplet(**body["thresholds"]),
         Calibration(**curve),
         sizes[0],
         version=_name(body["version"]),
         phantoms=body["phantoms"],
     )
     graphs = tuple(_graph_name(run.name, len(runs)) for run in weighted)
-    return Bundle(path, settled, graphs, tuple(sizes[1:]), dict(body["card"]))
+    return Bundle(path, settled, graphs, tuple(sizes[1:]), body["card"])
+
+
+def _triplet(*, fill_holes: Any, **numbers: Any) -> Triplet:
+    if not isinstance(fill_holes, bool):
+        raise ValueError(f"{MODEL} does not say whether holes are filled")
+    checked = {name: _number(value) for name, value in numbers.items()}
+    return Triplet(**checked, fill_holes=fill_holes)
+
+
+def _number(value: Any) -> float:
+    """Of JSON: no text and no truth value, which Python would take for numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r:.20} in {MODEL} is not a number")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r:.20} in {MODEL} is not a whole number")
+    return value
 
 
 def _name(value: Any) -> str:
@@ -239,3 +264,10 @@ def _name(value: Any) -> str:
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} in {MODEL}")
+
+
+def _finite(text: str) -> float:
+    """1e999 is a number of JSON, and infinite in Python."""
+    if not math.isfinite(number := float(text)):
+        _no_number(text)
+    return number

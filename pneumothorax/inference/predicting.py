@@ -158,15 +158,15 @@ def stored_maps(
     Args:
         images: N radiographs (H, W) uint8 at their own sizes.
 
-    Raises BadInput where the networks give values that are not finite.
+    Raises BadInput where the networks give something else.
     """
     size = networks.image_size
     seen = np.stack([png.downsample(png.downsample(image, cache_size), size) for image in images])
     values, classification = networks.maps(seen)
-    if not np.isfinite(values).all():
+    if values.shape != seen.shape or not ((values >= 0) & (values <= 1)).all():
         raise BadInput(
-            "the networks give probability maps that are not finite: "
-            "train the run again with 02_train.py --overwrite"
+            "the networks give values that are not finite probabilities of the pixels: "
+            "train the run again with 02_train.py --overwrite, or get the bundle again"
         )
     return postprocess.quantise(values), calibration.score(values.max(axis=(1, 2)), classification)
 

@@ -8,8 +8,10 @@ is written in any other way is refused here.
 import hashlib
 import io
 import os
+import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import BinaryIO, NamedTuple
 
@@ -22,14 +24,15 @@ SEAL_BYTES = 64
 
 # The directory's entries, and the record after it (PKWARE's APPNOTE.TXT, 4.3.12 and 4.3.16)
 ENTRY, END = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s4H2LH")
-LOCAL_HEADER_BYTES = 30  # before a member's name and content
+REPEATED = slice(6, 32)  # of an entry: what its local header says again, after 4 bytes
 
 
 class Member(NamedTuple):
-    """Where a member's content is."""
+    """Where a member's content is, and its CRC-32."""
 
     start: int
     size: int
+    crc: int
 
 
 def pack(members: Mapping[str, bytes]) -> bytes:
@@ -67,23 +70,30 @@ def members(file: BinaryIO) -> dict[str, Member]:
     of records.
     """
     at = file.seek(-SEAL_BYTES - END.size, os.SEEK_END)
-    *_, n_members, size, start, _ = END.unpack(file.read(END.size))
+    _, *disks, n_here, n_members, size, start, _ = END.unpack(file.read(END.size))
     if n_members > MOST_MEMBERS or size > MOST_DIRECTORY_BYTES or start + size != at:
         raise ValueError("its directory is too large, or not at its end")
+    if any(disks) or n_here != n_members:
+        raise ValueError("it is one of several parts")
     file.seek(start)
     directory, found, expected = io.BytesIO(file.read(size)), {}, 0
     for _ in range(n_members):
         entry = directory.read(ENTRY.size)
         if len(entry) < ENTRY.size:
             raise ValueError("its directory is cut short")
-        signature, _, _, flags, method, _, _, _, packed, length, *more = ENTRY.unpack(entry)
-        name_length, extra, comment, _, _, _, offset = more
+        signature, _, _, flags, method, _, _, crc, packed, length, *more = ENTRY.unpack(entry)
+        name_length, extra, comment, _, _, attributes, offset = more
         name = directory.read(name_length).decode("ascii")
-        if signature != b"PK\1\2" or flags or method != zipfile.ZIP_STORED or packed != length:
-            raise ValueError("a member is encrypted, compressed or of an unknown kind")
+        is_stored = not flags and method == zipfile.ZIP_STORED and packed == length
+        if signature != b"PK\1\2" or not is_stored or stat.S_ISLNK(attributes >> 16):
+            raise ValueError("a member is encrypted, compressed, a link or of an unknown kind")
         if extra or comment or offset != expected or name in found:
             raise ValueError("its members overlap, or two have the same name")
-        found[name] = Member(offset + LOCAL_HEADER_BYTES + name_length, length)
+        header = b"PK\3\4" + entry[REPEATED] + name.encode("ascii")
+        file.seek(offset)
+        if file.read(len(header)) != header:
+            raise ValueError("a member and its entry in the directory contradict each other")
+        found[name] = Member(offset + len(header), length, crc)
         expected = found[name].start + length
     if directory.read() or expected != start:
         raise ValueError("it holds more than its members")
@@ -97,4 +107,7 @@ def content(file: BinaryIO, member: Member, *, most_bytes: int) -> bytes:
             f"a member has {member.size >> 20} MiB; at most {most_bytes >> 20} are read"
         )
     file.seek(member.start)
-    return file.read(member.size)
+    data = file.read(member.size)
+    if zlib.crc32(data) != member.crc:
+        raise ValueError("a member has another CRC-32 than its directory says")
+    return data

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from pneumothorax.errors import BadInput
+
 # The graph's input, its outputs, and the inner values at both ends of each fold's network,
 # whose names are those of `of_fold` but for PIXELS
 IMAGES, PROBABILITY, CLASSIFICATION = "images", "probability", "classification"
 PIXELS, LOGITS, CLASSIFICATION_LOGITS = "pixels", "logits", "classification_logits"
+FLOATS = "tensor(float)"
 OWN_DOMAINS = (b"", b"ai.onnx")  # of ONNX's own operators
 INSTALL = "python -m pip install -r requirements-predict.txt"
 
@@ -49,15 +52,26 @@ class ExportedNetworks:
         square = len(shape) == 4 and shape[1] == 1 and shape[2] == shape[3]
         if not square or not isinstance(shape[3], int) or taken[0].type != "tensor(uint8)":
             raise ValueError("its networks do not take square grey images of 8 bits")
+        shapes = [one.shape[1:] for one in given]
+        are_maps = shapes in ([shape[1:]], [shape[1:], []])
+        if not are_maps or isinstance(shape[0], int) or {one.type for one in given} != {FLOATS}:
+            raise ValueError("its networks do not give a map of any number of images")
         self.image_size = shape[3]
 
     def maps(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """One image at a time, which takes less memory and no more time on a CPU."""
-        found = [
-            self.session.run(None, {IMAGES: image[np.newaxis, np.newaxis]}) for image in images
-        ]
-        maps, *classification = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return maps[:, 0], classification[0] if classification else None
+        """One image at a time, which takes less memory and no more time on a CPU.
+
+        Raises BadInput where they cannot be computed, for example for want of memory.
+        """
+        try:
+            found = [
+                self.session.run(None, {IMAGES: image[np.newaxis, np.newaxis]}) for image in images
+            ]
+            maps, *classification = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            return maps[:, 0], classification[0] if classification else None
+        except Exception as error:  # as above
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"onnxruntime cannot compute the networks: {reason:.200}") from error
 
 
 def session(graph: bytes, *, threads: int, keeps_memory: bool = False) -> Any:
@@ -74,6 +88,7 @@ def session(graph: bytes, *, threads: int, keeps_memory: bool = False) -> Any:
     # Threads and processes beside it read images: a waiting session leaves the cores to them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = keeps_memory
+    options.log_severity_level = 4  # what is wrong with a graph is raised, too
     # Weights stored as int8 become fp32 once, while the session is made, not for each image.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

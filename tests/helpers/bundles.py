@@ -7,7 +7,7 @@ import struct
 import zipfile
 
 SEAL_BYTES = 64
-CENTRAL, END = b"PK\1\2", b"PK\5\6"
+LOCAL, CENTRAL, END = b"PK\3\4", b"PK\1\2", b"PK\5\6"
 
 
 def members_of(data):

@@ -6,6 +6,7 @@ import random
 import re
 import runpy
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -318,13 +319,31 @@ def other_members(data):
         ("with an extra field", 30, "<H", 9),
         ("elsewhere", 42, "<L", 7),
         ("a long name", 28, "<H", 2**16 - 1),
+        ("a symbolic link", 40, "<H", stat.S_IFLNK | 0o777),
     ):
         yield name, changed.with_field(data, changed.CENTRAL, offset, form, value)
+    for name, offset, form, value in (
+        ("another signature", 0, "<L", 7),
+        ("encrypted", 6, "<H", 1),
+        ("deflated", 8, "<H", 8),
+        ("another CRC-32", 14, "<L", 0),
+        ("smaller", 18, "<L", 5),
+        ("a shorter name", 26, "<H", 3),
+        ("an extra field", 28, "<H", 4),
+        ("another name", 30, "<B", ord("X")),
+    ):
+        local = changed.with_field(data, changed.LOCAL, offset, form, value)
+        yield f"{name} by the local header alone", local
+    both = changed.with_field(data, changed.CENTRAL, 16, "<L", 0)
+    yield "another CRC-32", changed.with_field(both, changed.LOCAL, 14, "<L", 0)
     for name, offset, form, value in (
         ("more entries", 10, "<H", 2**16 - 1),
         ("fewer entries", 10, "<H", 1),
         ("a long directory", 12, "<L", 2**32 - 1),
         ("an early directory", 16, "<L", 0),
+        ("the second disk", 4, "<H", 1),
+        ("a directory on the second disk", 6, "<H", 1),
+        ("entries on other disks", 8, "<H", 1),
     ):
         yield name, changed.with_field(data, changed.END, offset, form, value)
 
@@ -347,29 +366,60 @@ def other_models(data):
         {"format": 2},
         {"format": 10**30},
         {"format": "1"},
+        {"format": 1.0},
+        {"format": True},
         {"runs": []},
         {"runs": [run, run]},
         {"runs": [{**run, "weight": -1}]},
         {"runs": [{**run, "weight": 0.5}]},
         {"runs": [{**run, "weight": float("nan")}]},
+        {"runs": [{**run, "weight": "1"}]},
+        {"runs": [{**run, "weight": True}]},
         {"runs": [{**run, "name": "../evil"}]},
         {"runs": [{**run, "image_size": 96}]},
+        {"runs": [{**run, "image_size": str(run["image_size"])}]},
         {"runs": [{**run, "folds": "none"}]},
+        {"runs": [{**run, "folds": "012"}]},
+        {"runs": [{**run, "folds": [0.5]}]},
+        {"runs": [{**run, "folds": [-1]}]},
+        {"runs": [{**run, "folds": []}]},
         {"name": "Doe^Jane\n"},
         {"cache_size": 10**9},
         {"cache_size": -5},
         {"cache_size": float("inf")},
+        {"cache_size": "64"},
+        {"cache_size": 64.5},
+        {"cache_size": True},
         {"thresholds": {**good, "top": "0.5"}},
         {"thresholds": {**good, "top": 2}},
         {"thresholds": {**good, "evil": 1}},
+        {"thresholds": {**good, "fill_holes": "no"}},
+        {"thresholds": {**good, "min_area": True}},
+        {"thresholds": {**good, "min_probability": "0"}},
         {"calibration": {"slope": "one", "intercept": 0}},
+        {"calibration": {"slope": "nan", "intercept": 0}},
+        {"calibration": {"slope": True, "intercept": 0}},
+        {"calibration": {"slope": 10**400, "intercept": 0}},
         {"card": 5},
         {"version": "\x00"},
     ):
         yield str(values), changing(**values)
+    infinite = re.sub(rb'("slope"): [^,}\s]+', rb"\1: 1e999", members["model.json"], count=1)
+    yield "slope 1e999", changed.zipped({**members, "model.json": infinite}.items())
     for text in (b"[" * 10**5, b"{}", b"\xff", b"[1]", b"1" * 5000, b'"text"'):
         other = {**members, "model.json": text}
         yield f"model.json is {text[:9]!r}", changed.zipped(other.items())
+
+
+SIZE = 64  # of the images
+
+
+def giving(output, node, *, n="N"):
+    """A serialised graph that takes images as a run's does: ONNX's text of its output."""
+    taken = f"uint8[{n},1,{SIZE},{SIZE}] {exported.IMAGES}"
+    nodes = f"as_float = Cast<to=1>({exported.IMAGES}) {exported.PROBABILITY} = {node}"
+    text = f'<ir_version: 8, opset_import: ["": 13]> g ({taken}) => ({output}) {{ {nodes} }}'
+    return onnx.parser.parse_model(text).SerializeToString()
 
 
 def other_networks(data):
@@ -405,6 +455,16 @@ def other_networks(data):
     foreign_node = model()
     foreign_node.graph.node[0].domain = "com.microsoft"
     yield "network: a node of another domain", holding(foreign_node.SerializeToString())
+    given = {
+        "one number": ("float[N,1,1,1] probability", "ReduceMax<axes=[2, 3]>(as_float)"),
+        "two maps": (f"float[N,2,{SIZE},{SIZE}] probability", "Concat<axis=1>(as_float, as_float)"),
+        "whole numbers": (f"int32[N,1,{SIZE},{SIZE}] probability", "Cast<to=6>(images)"),
+        "no map": ("float[N] probability", "ReduceMax<axes=[1, 2, 3], keepdims=0>(as_float)"),
+    }
+    for name, words in given.items():
+        yield f"network: {name}", holding(giving(*words))
+    fixed = f"float[5,1,{SIZE},{SIZE}] probability", "Identity(as_float)"
+    yield "network: five images", holding(giving(*fixed, n="5"))
     graph = members["network.onnx"]
     for other in (graph[:-1], graph[1:], graph[: len(graph) // 2], b"\xff" * 100, b"text", b""):
         yield f"network: {len(other)} bytes", holding(other)
@@ -444,6 +504,29 @@ def test_200_changed_bundles_are_refused_with_a_sentence(bundles, tmp_path, caps
     assert "read numbers from another file" in seen["network: elsewhere"]
     assert "operators that are not ONNX's own" in seen["network: foreign"]
     assert not (to / results.PREDICTIONS.path).exists()
+
+
+@pytest.mark.parametrize(
+    "node, message",
+    [
+        ("Identity(as_float)", "not finite probabilities"),  # 0 to 255
+        ("Log(as_float)", "not finite probabilities"),
+        ("Expand(as_float, sizes)", "onnxruntime cannot compute the networks"),
+    ],
+)
+def test_networks_that_give_no_probabilities_are_refused_when_they_predict(
+    bundles, tmp_path, node, message
+):
+    model = onnx.load_model_from_string(giving(f"float[N,1,{SIZE},{SIZE}] probability", node))
+    sizes = np.array([2**40, 1, SIZE, SIZE])  # 16 PiB
+    model.graph.initializer.append(onnx.numpy_helper.from_array(sizes, "sizes"))
+    members = changed.members_of(bundles["tiny"].read_bytes())
+    changing = changed.described({**members, "network.onnx": model.SerializeToString()})
+    (tmp_path / "changed.zip").write_bytes(changed.zipped(changing))
+    radiograph = write_dicom(tmp_path / "in" / "a.dcm", noise(1))
+    with pytest.raises(BadInput, match=message):
+        predict(radiograph, tmp_path / "to", "--model", tmp_path / "changed.zip")
+    assert not (tmp_path / "to" / results.PREDICTIONS.path).exists()
 
 
 MEMORY = """

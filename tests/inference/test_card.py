@@ -19,7 +19,7 @@ from tests.helpers.stages import ROOT, run_all, run_on, settings, write_lines
 
 TABLES = {  # heading: the first cells of its tables
     "What was it trained and tested on?": ["images"],
-    "How good is it on images it never saw?": ["score"],
+    "How good is it on new images?": ["score"],
     "Where is it weak?": ["images"],
     "What is its probability worth?": ["probability"],
     "How was it trained?": ["run"],
@@ -178,7 +178,7 @@ def test_every_table_is_on_the_card(facts):
     found = tables_of(text)
     assert {heading: [table[0][0] for table in tables] for heading, tables in found.items()} == {
         **TABLES,
-        "How good is it on images it never saw?": ["score"] * 3,
+        "How good is it on new images?": ["score"] * 3,
     }
     for table in (table for tables in found.values() for table in tables):
         assert {len(row) for row in table} == {len(table[0])}
@@ -186,7 +186,7 @@ def test_every_table_is_on_the_card(facts):
     images = found["What was it trained and tested on?"][0]
     assert images[1] == ["training", "12", "6 (50.0 %)", "6", "8 PA, 4 AP", "6 F, 6 M"]
     assert images[2] == ["labelled test", "3", "2 (66.7 %)", "2", "3 PA", "3 F"]
-    validated, tested, unseen = found["How good is it on images it never saw?"]
+    validated, tested, unseen = found["How good is it on new images?"]
     for table, name in ((validated, "out of fold"), (tested, "test images")):
         score = facts["scores"][name]["scores"]["siim_dice"]["value"]
         assert table[1][:2] == ["SIIM Dice", f"{score:.4f}"]
@@ -255,7 +255,7 @@ def test_mistakes_are_counted_in_images(untested):
     found["scores"]["sensitivity"]["value"] = 4 / 6
     found["scores"]["specificity"]["value"] = 5 / 6
     text = card.as_markdown(changed(untested, scores=scores))
-    calls = "and calls 1 of the 6 without one positive (cross-validation)."
+    calls = "and marks something in 1 of the 6 without (cross-validation)."
     assert f"- **It misses** 2 of the 6 images with a pneumothorax, {calls}" in text
     found["scores"]["specificity"]["value"] = None
     text = card.as_markdown(changed(untested, scores=scores))
