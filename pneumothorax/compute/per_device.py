@@ -13,11 +13,12 @@ from typing import IO, NamedTuple
 
 import torch
 
-from pneumothorax.compute import devices, distributed, precisions
+from pneumothorax.compute import devices, distributed, interruption, precisions
 from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadConfig
 
 POLL_S = 0.1
+STOPPED = (-signal.SIGTERM, *(128 + number for number in interruption.SIGNALS))  # exit codes
 LAST_LINES_S = 5  # of an ended process; what a loader worker of it left open must not block
 
 
@@ -48,7 +49,8 @@ def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: Sto
     A device that is named twice takes two folds at a time.
     Lines of the processes are printed with their fold in front, progress bars left out.
     Returns the first exit code that is not 0, else 0; after it no further fold starts.
-    When asked to stop, the processes are, and raises Stopped once they have saved.
+    When asked to stop, the processes are, and raises Stopped once they have saved, unless
+    one of them failed.
     """
     waiting, running = list(folds), dict[int, _Running]()  # by the place in `names`
     each = max(workers // len(names), min(workers, 1))
@@ -67,9 +69,10 @@ def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: Sto
         for place, one in list(running.items()):
             if one.process.poll() is not None:
                 one.printing.join(LAST_LINES_S)
-                code = code or one.process.returncode
+                if not (asked and one.process.returncode in STOPPED):
+                    code = code or one.process.returncode
                 del running[place]
-    if asked:
+    if asked and not code:
         stop.leave()
     return code
 

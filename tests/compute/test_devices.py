@@ -97,6 +97,7 @@ OLD_DRIVER = devices.Card("NVIDIA GeForce RTX 3090", "535.104.05", (8, 6))
         ((8, 6), "470.223.02", "12.6", CUDA_12_6, "too old: install NVIDIA driver 580"),
         (None, "535.104.05", "13.0", CUDA_13, "driver 535.104.05 is too old .*cu126"),
         ((3, 7), "470.223.02", "13.0", CUDA_13, "no kernels for cards of capability 3.7 any more"),
+        ((5, 0), "525.60.13", "13.0", CUDA_13, "no kernels for cards of capability 5.0: .*cu126"),
         ((9, 0), "580.65.06", "13.0", CUDA_13, "docs/gpu.md"),  # nothing is known to be wrong
         ((6, 1), "580.65.06", "12.6", CUDA_12_6, "docs/gpu.md"),
         ((8, 9), "580.65.06", "13.0", CUDA_13, "docs/gpu.md"),  # code for 8.6 runs on 8.9
@@ -211,6 +212,27 @@ def test_a_card_whose_memory_others_fill_is_not_said_to_need_another_pytorch(mon
     with_cuda(monkeypatch, PASCAL, cuda="12.6", architectures=CUDA_12_6, fails=failure)
     with pytest.raises(BadConfig, match="CUDA out of memory: end what else uses its memory"):
         devices.choose("cuda")
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+def test_beside_an_older_card_the_advice_is_for_the_chosen_one(monkeypatch):
+    blackwell = devices.Card("NVIDIA GeForce RTX 5090", "580.65.06", (12, 0))
+    failure = torch.AcceleratorError(NO_KERNEL)
+    with_cuda(monkeypatch, blackwell, cuda="12.6", architectures=CUDA_12_6, fails=failure)
+    monkeypatch.setattr(devices, "cards", lambda: [PASCAL, blackwell])
+    with pytest.raises(BadConfig, match=r"capability 12\.0: .*cu130"):
+        devices.choose("cuda:0")
+
+
+def test_mps_that_fails_is_refused_without_a_word_on_cards(monkeypatch):
+    without_cuda(monkeypatch, PASCAL)
+
+    def fail(device):
+        raise RuntimeError("PyTorch is not linked with support for mps devices")
+
+    monkeypatch.setattr(devices, "_try", fail)
+    with pytest.raises(BadConfig, match=r"for mps devices: --device cpu works everywhere$"):
+        devices.choose("mps")
 
 
 @pytest.mark.usefixtures("tf32_as_before")

@@ -61,6 +61,51 @@ def test_after_a_failure_no_further_fold_starts_and_its_last_words_are_printed(m
     assert "fold 1" not in printed
 
 
+FAIL_FIRST = """
+import sys, time
+from pathlib import Path
+
+if sys.argv[sys.argv.index("--fold") + 1] == "0":
+    Path("failing").touch()
+    sys.exit(3)
+end = time.monotonic() + 60
+while not Path("failing").exists():
+    assert time.monotonic() < end, "the other fold did not start"
+    time.sleep(0.01)
+time.sleep(2)
+"""
+
+
+def test_a_fold_that_succeeds_later_does_not_hide_a_failure(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    process_of(monkeypatch, FAIL_FIRST)
+    assert per_device.train([0, 1], ["cpu", "cpu"], workers=0, stop=StopRequest()) == 3
+
+
+def test_of_a_progress_bar_only_the_last_version_is_printed(monkeypatch, capfd):
+    bar = "fold 4 epoch 1:   0%\rfold 4 epoch 1: 100%\rfold 4 epoch 1/9\nsaved\n\n"
+    process_of(monkeypatch, f"print({bar!r})")
+    assert per_device.train([4], ["cpu"], workers=0, stop=StopRequest()) == 0
+    assert capfd.readouterr().out == "fold 4 on cpu\nfold 4 epoch 1/9\nfold 4: saved\n"
+
+
+FAIL_WHEN_STOPPED = """
+import signal, sys, time
+from pathlib import Path
+
+fold = sys.argv[sys.argv.index("--fold") + 1]
+if fold == "0":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+    Path(fold).touch()
+end = time.monotonic() + 60
+while not Path("0").exists():
+    assert time.monotonic() < end, "the other fold did not start"
+    time.sleep(0.01)
+Path(fold).touch()
+time.sleep(60)
+"""
+
+
 class DueOnce(StopRequest):
     """Due as soon as the file is there."""
 
@@ -80,6 +125,14 @@ def test_a_stop_ends_the_processes_and_starts_no_further_one(monkeypatch, tmp_pa
         per_device.train([0, 1], ["cpu"], workers=0, stop=DueOnce(started))
     printed = capfd.readouterr().out
     assert printed == "fold 0 on cpu\n"
+
+
+def test_a_stop_does_not_hide_that_a_process_failed(monkeypatch, tmp_path):
+    """One cannot save, the other ends by the signal."""
+    monkeypatch.chdir(tmp_path)
+    process_of(monkeypatch, FAIL_WHEN_STOPPED)
+    stop = DueOnce(tmp_path / "1")
+    assert per_device.train([0, 1], ["cpu", "cpu"], workers=0, stop=stop) == 4
 
 
 def test_nothing_starts_when_time_is_up(capfd):

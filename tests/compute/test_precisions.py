@@ -18,6 +18,7 @@ CPU, MPS = torch.device("cpu"), torch.device("mps")
         ((7, 5), "NVIDIA GeForce RTX 2080 Ti", "fp16"),
         ((7, 5), "NVIDIA GeForce GTX 1660 SUPER", "fp32"),  # no tensor cores; fp16 gives NaN
         ((7, 5), "NVIDIA T600 Laptop GPU", "fp32"),
+        ((7, 5), "NVIDIA GeForce MX450", "fp32"),
         ((8, 0), "NVIDIA A100-SXM4-40GB", "bf16"),
         ((8, 9), "NVIDIA L4", "bf16"),
         ((9, 0), "NVIDIA H100 80GB HBM3", "bf16"),
@@ -37,8 +38,9 @@ def test_a_card_that_only_emulates_bf16_refuses_it_and_takes_fp16():
 
 def test_mps_computes_in_fp32_and_refuses_16_bits():
     assert precisions.resolve("auto", MPS) == precisions.of_training("auto", MPS) == "fp32"
-    with pytest.raises(BadConfig, match="precision fp16 is not tested on MPS: use fp32"):
-        precisions.resolve("fp16", MPS)
+    for asked in ("fp16", "bf16"):
+        with pytest.raises(BadConfig, match=f"precision {asked} is not tested on MPS: use fp32"):
+            precisions.resolve(asked, MPS)
 
 
 @pytest.mark.parametrize(

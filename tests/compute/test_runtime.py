@@ -59,7 +59,9 @@ def test_peak_memory_is_that_of_the_card_or_of_the_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
     assert runtime.peak_memory_mib(torch.device("cuda:0")) == 3
     if sys.platform == "linux":
-        assert runtime.peak_memory_mib(torch.device("cpu")) >= peak_mib() * 0.9
+        # A process inherits ru_maxrss from its parent, so the upper limit only tells the unit.
+        found = runtime.peak_memory_mib(torch.device("cpu"))
+        assert 0.9 * peak_mib() <= found < 100 * peak_mib()
 
 
 COUNT_FAULTS = """
