@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -24,6 +25,7 @@ KAGGLE_INPUT, KAGGLE_WORKING = Path("/kaggle/input"), Path("/kaggle/working")
 COMMON_FLAGS = ("--input", "--output", "--workers", "--seed", "--overwrite", "--no-lock")
 
 DONE, UNEXPECTED, USAGE, BAD_INPUT, LOCKED = 0, 1, 2, 3, 4
+NOBODY_READS = 141  # what a shell says of a program that a closed pipe ends: 128 + SIGPIPE
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # e.g. a folder, not a file
 DISK_FULL = {
@@ -184,7 +186,9 @@ def run(main: Callable[[], Any]) -> None:
     """Call a script's main and leave with its exit code."""
     escape_unprintable()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(exit_code(main))
+    code = exit_code(main)
+    _nobody_reads()  # or the flush at exit would end in a traceback
+    sys.exit(code)
 
 
 def escape_unprintable() -> None:
@@ -214,8 +218,23 @@ def exit_code(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; run the same command again to resume")
     except OSError as error:
+        if _nobody_reads():
+            return NOBODY_READS
         return _fail_on_disk(error)
     return DONE
+
+
+def _nobody_reads() -> bool:
+    """Whether the program behind a pipe has ended, as `| head` does; what is printed is lost."""
+    try:
+        events = select.poll()
+        events.register(sys.stdout, select.POLLOUT)
+        ended = any(event & select.POLLERR for _, event in events.poll(0))
+    except (AttributeError, ValueError):  # on Windows; where output goes to no file
+        return False
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ended
 
 
 def _fail_on_disk(error: OSError) -> int:

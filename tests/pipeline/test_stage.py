@@ -175,3 +175,15 @@ def test_run_names_that_cannot_be_folders_are_usage_errors(name, capsys):
         stage.check_name(stage.parser("manual"), "--run", name)
     assert caught.value.code == 2
     assert "--run" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+@pytest.mark.parametrize(("lines", "code"), [(1, 0), (100_000, 141)])
+def test_a_script_whose_reader_has_ended_says_nothing(lines, code):
+    """As in `| head`: what fits into the buffer is lost, more than that ends the script."""
+    script = f"from pneumothorax.pipeline import stage; stage.run(lambda: print('x\\n' * {lines}))"
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=buffered, **pipes)
+    started.stdout.close()
+    assert (started.wait(timeout=60), started.stderr.read()) == (code, b"")
