@@ -265,8 +265,8 @@ def _nearly(others: Sequence[Path]) -> list[str]:
     packed = [path for path in others if path.suffix.lower() in ARCHIVES]
     if packed:
         return [f"found {min(packed).name}: unpack it"]
-    for path in others:
-        if begins_as_dicom(path):
+    for path in sorted(others):
+        if os.access(path, os.R_OK) and begins_as_dicom(path):
             return [f"found {path.name}, a DICOM file: give such files the suffix .dcm"]
     return []
 

@@ -90,9 +90,7 @@ def require_usable(
         problems.append(bad_list(headline, outcome.orphans))
     limit = float(max_bad.removesuffix("%"))
     if len(outcome.bad) > (limit / 100 * n_sources if max_bad.endswith("%") else limit):
-        headline = (
-            f"{len(outcome.bad)} of {counted(n_sources, 'file')} rejected (--max-bad accepts this)"
-        )
+        headline = f"{len(outcome.bad)} of {n_sources} files rejected (--max-bad accepts this)"
         problems.append(bad_list(headline, _as_lines(outcome.bad)))
     if not outcome.train:
         question = "do the images and the labels belong together?"

@@ -54,7 +54,7 @@ class Listed:
         others = [file for file in self.files if file.not_a_radiograph]
         if not others:
             return ""
-        files = f"of {counted(self.n_files, 'file')}"
+        files = f"of {self.n_files} files"
         are = counted(len(others), f"{files} is not a radiograph", f"{files} are not radiographs")
         headline = (
             f"warning: {are} by the header, so that predictions mean nothing there "

@@ -1,5 +1,7 @@
 """Exhaustive search for thresholds and cleaning that suit a set of images, and others like them.
 
+The image threshold is computed, not searched: see `is_worthwhile`.
+
 Each image is reduced to a profile once: its area above every top threshold, and the Dice of
 its mask for every bottom threshold and every way of cleaning. The mean Dice of any thresholds
 on any images is then a sum over profiles, exact on the grid.
@@ -100,7 +102,6 @@ class Grid:
             "top threshold": (triplet.top, self.tops),
             "minimum area": (triplet.min_area, self.min_areas),
             "bottom threshold": (triplet.bottom, self.bottoms),
-            "image threshold": (triplet.min_probability, self.min_probabilities),
         }
         return [
             name for name, (value, axis) in tried.items() if len(axis) > 1 and value == axis[-1]
@@ -323,9 +324,9 @@ class GridScores:
         The best triplet is the luckiest of many good ones. The chosen one is in their
         middle: the mean position, where a triplet that scores less than the best by
         SOFTNESS standard errors (within positive and negative images) has a weight of
-        1 / e. Of image thresholds only the lowest one counts from which on a mask
-        `is_worthwhile`. If the gain over empty masks is not above MIN_GAIN standard errors,
-        every image stays empty.
+        1 / e. Of the image thresholds, only the lowest at which a mask `is_worthwhile`
+        counts. If the gain over empty masks is not above MIN_GAIN standard errors, every
+        image stays empty.
         """
         grid = within or self.search.grid
         part = np.ix_(
@@ -334,13 +335,18 @@ class GridScores:
                 for tried, values in zip(self.search.grid.axes, grid.axes, strict=True)
             )
         )
-        values = np.where(self._has_worthwhile_threshold(grid), self.values[part], -np.inf)
+        allowed = np.broadcast_to(self._is_lowest_worthwhile(grid), self.values[part].shape)
+        values = np.where(allowed, self.values[part], -np.inf)
         highest = _highest(values)
         if values[highest] == -np.inf:
             return self._all_empty()
         noise = max(self._gain(grid.triplet(highest)).error_within, SMALLEST)
         weights = np.exp((values - values[highest]) / (SOFTNESS * noise))
         at = _middle(weights / weights.sum(), grid)
+        if not allowed[at]:  # the image threshold belongs to the masks, which have just moved
+            if not allowed[at[:-1]].any():
+                return self._all_empty()
+            at = at._replace(min_probability=int(allowed[at[:-1]].argmax()))
         triplet = grid.triplet(at)
         gain = self._gain(triplet)
         if gain.mean <= max(MIN_GAIN * gain.error, SMALLEST):
@@ -360,10 +366,11 @@ class GridScores:
     def _all_empty(self) -> Best:
         return Best(ALL_EMPTY, float(self.search.empty_dice[self.images].mean()))
 
-    def _has_worthwhile_threshold(self, grid: Grid) -> np.ndarray:
-        """(bottoms, min_components, fill_holes, min_probabilities) bool, for part of the grid.
+    def _is_lowest_worthwhile(self, grid: Grid) -> np.ndarray:
+        """Whether an image threshold is the lowest at which masks are worthwhile.
 
-        True everywhere if there is nothing to choose from.
+        Broadcasts to the grid's (bottoms, min_components, fill_holes, min_probabilities); True
+        if there is no image threshold to choose.
         """
         tried = np.array(grid.min_probabilities)
         if self.p_positive is None or len(tried) == 1:
@@ -394,9 +401,10 @@ def is_worthwhile(
 
     With SIIM Dice a mask gains its Dice on a positive image and costs 1 on a negative one. On an
     image of probability p it gains p * Dice - (1 - p) on average, which is more than nothing if
-    p * (1 + Dice) is above 1. The lowest such p follows from two smooth curves, the calibration
-    and the Dice expected at p. The threshold that scores highest follows from the few images
-    near it, and scores less on others (benchmarks/RESULTS.md).
+    p * (1 + Dice) is above 1. (A mask without a pixel costs nothing; it counts with a Dice of 0,
+    which makes the threshold slightly too high.) The lowest such p follows from two smooth
+    curves, the calibration and the Dice expected at p. The threshold that scores highest follows
+    from the few images near it, and scores less on others (benchmarks/RESULTS.md).
 
     Args:
         probabilities: (P,) in [0, 1].
@@ -415,9 +423,10 @@ def expected_dice(p: np.ndarray, p_positive: np.ndarray, dice: np.ndarray) -> np
     if not len(dice):
         return np.zeros_like(p)
     from_mean = p_positive - p_positive.mean()
-    spread = from_mean @ from_mean
-    slope = np.tensordot(from_mean, dice, 1) / spread if spread > 0 else np.zeros(dice.shape[1:])
-    return np.clip(dice.mean(0) + np.maximum(slope, 0) * (p - p_positive.mean()), 0, 1)
+    slope = np.zeros(dice.shape[1:])
+    if np.ptp(p_positive) > SMALLEST:
+        slope = np.maximum(np.tensordot(from_mean, dice, 1) / (from_mean @ from_mean), 0)
+    return np.clip(dice.mean(0) + slope * (p - p_positive.mean()), 0, 1)
 
 
 def _highest(values: np.ndarray) -> Position:

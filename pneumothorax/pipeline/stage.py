@@ -186,8 +186,10 @@ def run(main: Callable[[], Any]) -> None:
     """Call a script's main and leave with its exit code."""
     escape_unprintable()
     signal.signal(signal.SIGTERM, _terminate)
-    code = exit_code(main)
-    _nobody_reads()  # or the flush at exit would end in a traceback
+    try:
+        code = exit_code(main)
+    finally:
+        _nobody_reads()  # or the flush at exit would end in a traceback
     sys.exit(code)
 
 
@@ -218,7 +220,7 @@ def exit_code(main: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return _fail(128 + signal.SIGINT, "interrupted; run the same command again to resume")
     except OSError as error:
-        if _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
             return NOBODY_READS
         return _fail_on_disk(error)
     return DONE
@@ -230,7 +232,7 @@ def _nobody_reads() -> bool:
         events = select.poll()
         events.register(sys.stdout, select.POLLOUT)
         ended = any(event & select.POLLERR for _, event in events.poll(0))
-    except (AttributeError, ValueError):  # on Windows; where output goes to no file
+    except (AttributeError, TypeError, ValueError):  # on Windows; where output goes to no file
         return False
     if ended:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

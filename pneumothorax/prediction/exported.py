@@ -42,8 +42,7 @@ class ExportedNetworks:
         try:
             self.session = session(graph, threads=usable_cores(), keeps_memory=True)
         except Exception as error:  # onnxruntime raises many kinds
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"onnxruntime cannot run its networks: {reason}") from error
+            raise ValueError(f"onnxruntime cannot run its networks: {_reason(error)}") from error
         taken, given = self.session.get_inputs(), self.session.get_outputs()
         names = [one.name for one in (*taken, *given)]
         if names not in ([IMAGES, PROBABILITY], [IMAGES, PROBABILITY, CLASSIFICATION]):
@@ -69,9 +68,13 @@ class ExportedNetworks:
             ]
             maps, *classification = (np.concatenate(parts) for parts in zip(*found, strict=True))
             return maps[:, 0], classification[0] if classification else None
-        except Exception as error:  # as above
-            reason = str(error).splitlines()[0]
-            raise BadInput(f"onnxruntime cannot compute the networks: {reason:.200}") from error
+        except Exception as error:  # onnxruntime raises many kinds
+            raise BadInput(f"onnxruntime cannot compute the networks: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Its first line, or its kind if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def session(graph: bytes, *, threads: int, keeps_memory: bool = False) -> Any:

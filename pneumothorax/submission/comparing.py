@@ -67,7 +67,7 @@ def describe(found: Difference) -> list[str]:
     before, after = int(found.first_px.sum()), int(found.second_px.sum())
     relative = f", {after / before - 1:+.1%}" if before else ""
     lines = [
-        f"{np.count_nonzero(changed)} of {counted(len(changed), 'image')} changed",
+        f"{np.count_nonzero(changed)} of {len(changed)} images changed",
         f"mean Dice between them {found.dice.mean():.4f} (both masks empty = 1, one empty = 0)",
     ]
     if either.any():

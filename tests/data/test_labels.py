@@ -146,7 +146,7 @@ def test_all_errors_are_listed_at_once(tmp_path):
 def test_ragged_rows_are_refused_not_shifted(tmp_path):
     message = refusal(tmp_path, "ImageId,EncodedPixels\na,1 2,3\nb\nc,-1\n")
     assert "line 2: 3 cells" in message
-    assert "line 3: 1 cells" in message
+    assert "line 3: 1 cell " in message
 
 
 @pytest.mark.parametrize(

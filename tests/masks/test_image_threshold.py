@@ -18,6 +18,7 @@ def test_a_mask_is_worth_more_than_none_from_one_in_one_plus_its_dice():
     assert lowest_worthwhile([0.2, 0.9], [1.0, 1.0]) == 0.52
     assert lowest_worthwhile([0.2, 0.9], [0.0, 0.0]) is None
     assert lowest_worthwhile([0.7], [0.5]) == 0.68  # a single positive image has no slope
+    assert lowest_worthwhile([0.7] * 3, [0.5] * 3) == 0.68  # nor have images of one probability
     assert lowest_worthwhile([], []) is None
 
 

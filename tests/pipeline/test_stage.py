@@ -178,12 +178,36 @@ def test_run_names_that_cannot_be_folders_are_usage_errors(name, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
-@pytest.mark.parametrize(("lines", "code"), [(1, 0), (100_000, 141)])
-def test_a_script_whose_reader_has_ended_says_nothing(lines, code):
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        ("lambda: print('x')", 0),
+        (r"lambda: print('x\n' * 100_000)", 141),
+        ("lambda: (print('x'), sys.exit(0))", 0),  # as --help does
+    ],
+)
+def test_a_script_whose_reader_has_ended_says_nothing(main, code):
     """As in `| head`: what fits into the buffer is lost, more than that ends the script."""
-    script = f"from pneumothorax.pipeline import stage; stage.run(lambda: print('x\\n' * {lines}))"
+    script = f"import sys; from pneumothorax.pipeline import stage; stage.run({main})"
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=buffered, **pipes)
     started.stdout.close()
     assert (started.wait(timeout=60), started.stderr.read()) == (code, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_a_full_disk_is_named_where_nobody_reads_and_output_may_be_closed():
+    """`>&-` closes standard output, so that Python has none."""
+    full = "raise OSError(28, 'No space', 'a.png')"
+    script = f"from pneumothorax.pipeline import stage\ndef main(): {full}\nstage.run(main)"
+    for where in ("| true", ">&-"):
+        command = f'"$0" -c "$1" {where}; exit ${{PIPESTATUS[0]}}'
+        done = subprocess.run(
+            ["bash", "-c", command, sys.executable, script],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, "the disk is full (a.png)" in done.stderr) == (1, True)

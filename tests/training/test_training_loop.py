@@ -683,7 +683,9 @@ def test_auto_takes_the_precision_in_which_a_step_is_faster(
 
 
 def test_a_fold_resumes_in_the_precision_it_was_begun_in(output, units_for_bf16, monkeypatch):
-    timed(fold_training(output), monkeypatch, ratio=1.5)  # killed before the first step
+    begun = fold_training(output)
+    timed(begun, monkeypatch, ratio=1.5)
+    begun.checkpoints.queue.wait()  # then killed, before the first step
     again = fold_training(output)
     assert again.optimization.precision == "fp32"  # before it knows
     again.resume()
