@@ -68,7 +68,7 @@ def test_a_file_does_not_differ_from_itself(diff):
     assert "1.0000" in lines[1]
     code, lines, _ = diff(["ImageId,EncodedPixels", "a,-1"], ["ImageId, EncodedPixels", "a, -1"])
     assert lines[:3] == [
-        "0 of 1 image changed",
+        "0 of 1 images changed",
         "mean Dice between them 1.0000 (both masks empty = 1, one empty = 0)",
         "area of all masks 0 -> 0 pixels (+0)",
     ]
