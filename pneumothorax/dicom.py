@@ -36,17 +36,20 @@ SUFFIXES = (".dcm", ".dicom", ".dicm")  # in any case
 # In the patient (PS3.3 10.7); at the detector, where everything is larger (PS3.3 C.8.11.4).
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing")
 WHITELIST = [
-    *"SOPInstanceUID PatientID PatientSex PatientAge ViewPosition".split(),
-    # Image Pixel module, PS3.3 C.7.6.3
-    *"Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation".split(),
-    *"PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation".split(),
-    *"PixelData ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
-    # Modality LUT and VOI LUT modules, PS3.3 C.11.1 and C.11.2
-    *"RescaleSlope RescaleIntercept ModalityLUTSequence".split(),
-    *"WindowCenter WindowWidth VOILUTFunction VOILUTSequence".split(),
-    *SPACINGS,
-    # What kind of image it is
-    *"SOPClassUID Modality ImagePositionPatient SliceThickness".split(),
+    Tag(name)  # dcmread would look all of them up, for every file
+    for name in (
+        *"SOPInstanceUID PatientID PatientSex PatientAge ViewPosition".split(),
+        # Image Pixel module, PS3.3 C.7.6.3
+        *"Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation".split(),
+        *"PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation".split(),
+        *"PixelData ExtendedOffsetTable ExtendedOffsetTableLengths".split(),
+        # Modality LUT and VOI LUT modules, PS3.3 C.11.1 and C.11.2
+        *"RescaleSlope RescaleIntercept ModalityLUTSequence".split(),
+        *"WindowCenter WindowWidth VOILUTFunction VOILUTSequence".split(),
+        *SPACINGS,
+        # What kind of image it is
+        *"SOPClassUID Modality ImagePositionPatient SliceThickness".split(),
+    )
 ]
 # Modality of images that X-rays project onto a detector, PS3.3 C.7.3.1.1.1: radiography,
 # mammography, dental images, fluoroscopy, angiography. DR is not in the standard, but in use.

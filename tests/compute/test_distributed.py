@@ -148,8 +148,6 @@ def test_a_killed_process_is_restarted_and_the_history_is_complete(alone, config
     printed = torchrun(script, *fold_0(alone, config, "killed"))
     assert "resuming after epoch 1" in printed
     assert_same_steps(alone, "killed", "alone", epochs=3)
-    losses = history(alone, "killed")["train_loss"]
-    assert losses.iloc[-1] < losses.iloc[0]
 
 
 def test_two_processes_predict_the_maps_of_one(alone, tmp_path):
