@@ -63,7 +63,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--set", action="append", default=[], metavar="KEY=VALUE", help="for every row")
     flag("--rows", type=names, default=list(ROWS), help="comma-separated (default: all)")
     flag("--seeds", type=numbers, default=[42], help="comma-separated (default: 42)")
-    flag("--at-once", type=int, default=1, metavar="N", help="runs beside each other (default: 1)")
+    at_once_help = "runs beside each other, one process each (default: %(default)s)"
+    flag("--at-once", type=int, default=1, metavar="N", help=at_once_help)
     flag("--name", help="start of the runs' names (default: that of the config)")
     args = parser.parse_args(argv)
     args.name = args.name or args.config.stem
@@ -85,7 +86,7 @@ def numbers(text: str) -> list[int]:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     timing.machine("torch", "segmentation_models_pytorch")
-    runs = [(row, seed) for row in args.rows for seed in args.seeds]
+    runs = [(row, seed) for seed in args.seeds for row in args.rows]
     with ThreadPoolExecutor(args.at_once) as pool:
         list(pool.map(lambda run: make(args, *run), runs))
     print_table(args)
@@ -100,6 +101,8 @@ def make(args: argparse.Namespace, row: str, seed: int) -> None:
     """Stages 02 to 04 of one run; their output goes to a log next to its submission."""
     name = run_name(args.name, row, seed)
     where = ["--run", name, "--output", str(args.output)]
+    if args.at_once > 1:
+        where += ["--workers", "0"]
     sets = [*args.set, *ROWS[row], f"seed={seed}"]
     train = ["--config", str(args.config), *(part for one in sets for part in ("--set", one))]
     log = args.output / "recipe" / f"{name}.log"
