@@ -292,9 +292,9 @@ def _header(dataset: pydicom.Dataset, path: Path) -> Header:
     if "PixelData" not in dataset:
         raise Rejected("NO_PIXELS", "no PixelData")
     frames = _text(dataset, "NumberOfFrames") or "1"
-    if frames not in ("0", "1"):
-        is_number = re.fullmatch(r"\d{1,9}", frames, re.ASCII)
-        found = f"{frames} frames" if is_number else "NumberOfFrames is not a number"
+    number = int(frames) if re.fullmatch(r"\+?\d{1,9}", frames, re.ASCII) else None
+    if number not in (0, 1):
+        found = "NumberOfFrames is not a number" if number is None else f"{number} frames"
         raise Rejected("MULTI_FRAME", f"{found}; a radiograph has one")
     return Header(
         image_id=image_id,

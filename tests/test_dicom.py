@@ -732,9 +732,10 @@ def test_raw_pixels_under_an_encapsulated_syntax_are_truncated(tmp_path):
     assert code_of(path) == "TRUNCATED"
 
 
-def test_an_explicit_number_of_frames_of_1_is_accepted(tmp_path):
+@pytest.mark.parametrize("number", [1, "01", "+1"])  # PS3.5 6.2: an integer string
+def test_an_explicit_number_of_frames_of_1_is_accepted(tmp_path, number):
     np.testing.assert_array_equal(
-        dicom.read(write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=1)).image, RAMP
+        dicom.read(write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=number)).image, RAMP
     )
 
 
