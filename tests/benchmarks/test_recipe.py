@@ -19,6 +19,7 @@ def test_a_row_differs_from_the_first_in_its_settings_alone_and_is_compared_with
     output, config, capsys
 ):
     flags = ["--output", output, "--config", config, "--set", "epochs=1", "--name", "tried"]
+    flags += ["--at-once", 2]
     recipe.main([str(flag) for flag in [*flags, "--rows", "loss combo"]])
     header, _, first, row = capsys.readouterr().out.splitlines()[-4:]
     assert header.startswith("| setting | SIIM Dice | above all-empty |")
