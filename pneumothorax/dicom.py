@@ -321,7 +321,7 @@ def _image_id(dataset: pydicom.Dataset, path: Path) -> str:
             return image_id
     image_id = name_without_suffix(path)
     if not is_image_id(image_id):
-        message = f"no SOPInstanceUID, and a file name that cannot be an image id: {ID_RULE}"
+        message = f"no SOPInstanceUID, and a file name that cannot be an image id: use {ID_RULE}"
         raise Rejected(_code_of_lack(dataset, "SOPInstanceUID"), message)
     return image_id
 

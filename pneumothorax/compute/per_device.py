@@ -18,7 +18,8 @@ from pneumothorax.compute.interruption import StopRequest
 from pneumothorax.errors import BadConfig
 
 POLL_S = 0.1
-STOPPED = (-signal.SIGTERM, *(128 + number for number in interruption.SIGNALS))  # exit codes
+# Exit codes, of a process that had no handler yet and of one that left in order.
+STOPPED = tuple(code for number in interruption.SIGNALS for code in (-number, 128 + number))
 LAST_LINES_S = 5  # of an ended process; what a loader worker of it left open must not block
 
 

@@ -29,7 +29,7 @@ from pneumothorax.inference.settled import Settled, WeightedRun
 from pneumothorax.masks.calibration import Calibration
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.pipeline import atomic
-from pneumothorax.prediction import exported
+from pneumothorax.prediction import exported, onnx_check
 from pneumothorax.prediction.exported import ExportedNetworks
 
 FORMAT = 1  # raise it when earlier versions of this project would misread a bundle
@@ -84,7 +84,7 @@ def write(
     names = {run.name: _graph_name(run.name, len(settled.runs)) for run in settled.runs}
     members = {CARD: card.encode()} | {name: graphs[run] for run, name in names.items()}
     for graph in graphs.values():
-        exported.check(graph)
+        onnx_check.check(graph)
     sizes = {run: ExportedNetworks(graph).image_size for run, graph in graphs.items()}
     runs = [{**run._asdict(), "image_size": sizes[run.name]} for run in settled.runs]
     body = {
@@ -140,7 +140,7 @@ def read(path: Path) -> Bundle:
             raise ValueError(f"it does not hold exactly the members that {MODEL} lists")
         contents.read(CARD)
         for name in bundle.graphs:
-            exported.check(contents.read(name))
+            onnx_check.check(contents.read(name))
     return bundle
 
 

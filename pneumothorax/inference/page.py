@@ -51,8 +51,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], *, caution: str, noti
     if others:
         are = "is not a radiograph" if others == 1 else "are not radiographs"
         cautions.append(
-            f"{others:,} of {len(rows):,} images {are} by the header: what the networks find there "
-            "means nothing."
+            f"{others:,} of {len(rows):,} images {are} according to the header: what the networks "
+            "find there means nothing."
         )
     if not rows:
         cautions.append(f"No image was predicted: {artifacts.REJECTED.path} says why.")

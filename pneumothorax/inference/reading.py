@@ -57,7 +57,7 @@ class Listed:
         files = f"of {self.n_files} files"
         are = counted(len(others), f"{files} is not a radiograph", f"{files} are not radiographs")
         headline = (
-            f"warning: {are} by the header, so that predictions mean nothing there "
+            f"warning: {are} according to the header, so that predictions mean nothing there "
             "(--only-radiographs refuses such files):"
         )
         return str(

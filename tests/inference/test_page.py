@@ -186,7 +186,7 @@ def test_phantoms_and_images_that_are_no_radiographs_are_marked(browser, folder,
     open_page(browser, tmp_path)
     assert [each.text for each in find_all(browser, "header .caution")] == [
         "Warning: trained on phantoms.",
-        "1 of 5 images is not a radiograph by the header: what the networks find there "
+        "1 of 5 images is not a radiograph according to the header: what the networks find there "
         "means nothing.",
     ]
     marks = {card.get_attribute("data-id"): card.text for card in find_all(browser, ".card")}

@@ -444,7 +444,7 @@ def test_files_that_are_not_radiographs_are_warned_about_and_marked(tiny, tmp_pa
             "capture": "Modality OT",
         }
         printed = capsys.readouterr().out
-        assert "warning: 2 of 4 files are not radiographs by the header" in printed
+        assert "warning: 2 of 4 files are not radiographs according to the header" in printed
         assert "--only-radiographs" in printed
         assert all(f"\n  {name}: {reason}\n" in printed for name, reason in OTHERS.items())
 

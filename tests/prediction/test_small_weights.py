@@ -7,7 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from pneumothorax import png
-from pneumothorax.prediction import exported, small_weights
+from pneumothorax.prediction import exported, onnx_check, small_weights
 
 SIZE = 32
 GRAPH = """
@@ -58,7 +58,7 @@ def test_each_channel_has_the_scale_of_its_largest_weight():
 
 def test_large_convolutions_are_stored_as_int8_and_nothing_else_changes(graph):
     changed = small_weights.as_int8(graph)
-    exported.check(changed)
+    onnx_check.check(changed)
     model = onnx.load_model_from_string(changed)
     onnx.checker.check_model(model, full_check=True)
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

@@ -74,7 +74,7 @@ def test_test_images_have_no_fold_and_their_truth_is_what_the_run_was_scored_wit
     assert table["dice"].tolist() == pytest.approx([8 / 15, 1, 0])
     assert set(artifacts.TEST_PER_IMAGE.columns) <= set(table.columns)
     assert per_image.all_empty(table)["in_training"].tolist()[::2] == [1, 0]
-    with pytest.raises(BadInput, match=r"1 image of unet is not in test_patients.csv(.|\n)*b"):
+    with pytest.raises(BadInput, match=r"1 image of unet is not in test_patients.csv[^\n]*\n  b$"):
         per_image.test_table(images.drop(columns="fold"), manifest, patients.iloc[:2], "unet")
 
 
@@ -92,9 +92,9 @@ def test_the_all_empty_run_keeps_the_images_and_scores_like_the_all_empty_baseli
 
 def test_images_that_are_not_in_the_manifest_or_the_folds_are_listed():
     images, manifest, folds = parts()
-    with pytest.raises(BadInput, match=r"1 image of unet is not in the manifest(.|\n)*a"):
+    with pytest.raises(BadInput, match=r"1 image of unet is not in the manifest[^\n]*\n  a$"):
         per_image.table(images, manifest.iloc[:3], folds, "unet")
-    with pytest.raises(BadInput, match=r"2 images of unet are not in the folds(.|\n)*b\n(.|\n)*c"):
+    with pytest.raises(BadInput, match=r"2 images of unet are not in the folds[^\n]*\n  b\n  c$"):
         per_image.table(images, manifest, folds.iloc[2:], "unet")
 
 
@@ -104,5 +104,5 @@ def test_folds_and_labels_that_changed_since_the_run_are_refused():
         BadInput, match=r"1 image of unet had another fold: run 04_submit.py --name unet\n  b"
     ):
         per_image.table(images, manifest, folds.assign(fold=[0, 1, 0]), "unet")
-    with pytest.raises(BadInput, match=r"1 image of unet had another label(.|\n)*c"):
+    with pytest.raises(BadInput, match=r"1 image of unet had another label[^\n]*\n  c$"):
         per_image.table(images, manifest.assign(positive=[0, 1, 0, 1]), folds, "unet")
