@@ -44,3 +44,7 @@ def test_unknown_rows_are_named_before_anything_is_trained(output, config, capsy
     with pytest.raises(SystemExit):
         recipe.main(["--output", str(output), "--config", str(config), "--rows", "no such row"])
     assert "no row 'no such row'; rows: as configured" in capsys.readouterr().err
+
+
+def test_every_row_can_be_chosen():
+    assert recipe.names(",".join(recipe.ROWS)) == list(recipe.ROWS)
