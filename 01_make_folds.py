@@ -46,11 +46,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with locks.lock(args.output, "01_make_folds", alone=args.no_lock):
         patients = read_patients(args)
+        after = stage.next_step(args.output, "02_train.py", "--config", "configs/ica_resunet.yaml")
         settings, inputs = made_from(args)
         if not args.overwrite and records.is_current(
             args.output, artifacts.FOLDED, settings=settings, inputs=inputs
         ):
-            print(f"{args.output / artifacts.FOLDS.path} is up to date")
+            print(f"{args.output / artifacts.FOLDS.path} is up to date\n{after}")
             return
         train, test = read_rows(args.output, patients)
         table = folds.assign(train, n_folds=args.folds, seed=settings["seed"])
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     if not tested.empty:
         print(folds.seen_in_words(folds.count_seen(tested), training_images=len(train)))
     print(f"wrote {args.output / artifacts.FOLDS.path}")
-    print(stage.next_step(args.output, "02_train.py", "--config", "configs/ica_resunet.yaml"))
+    print(after)
 
 
 def read_patients(args: argparse.Namespace) -> dict[str, str] | None:

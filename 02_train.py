@@ -3,8 +3,7 @@
 Reads   output/manifest.csv, folds.csv, labels.csv, cache/    (stages 00 and 01), and a config
 Writes  output/runs/<run>/config.yaml                         every setting, resolved
         output/runs/<run>/network.json                        the network's parts, shapes and cost
-        output/runs/<run>/fold<k>/last.pt                     the state to resume from
-        output/runs/<run>/fold<k>/previous.pt                 the state before it
+        output/runs/<run>/fold<k>/last.pt, previous.pt        the last two states, to resume from
         output/runs/<run>/fold<k>/best.pt                     the weights with the best SIIM Dice
         output/runs/<run>/fold<k>/history.csv                 one row per epoch; see progress.png
         output/runs/<run>/fold<k>/tensorboard/                the same for TensorBoard
@@ -84,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
         run.claim(folds, network, overwrite=args.overwrite)
         if len(names) > 1:
             left = run.unfinished(folds)
-            sys.exit(per_device.train(left, names, workers=args.workers, stop=stop))
+            if code := per_device.train(left, names, workers=args.workers, stop=stop):
+                sys.exit(code)
+            folds = []
         for place, fold in enumerate(folds, start=1):
             with run.lock(fold), memory_for_network(device):
                 if run.is_finished(fold):
@@ -94,8 +95,7 @@ def main(argv: list[str] | None = None) -> None:
                 later = len(run.unfinished(folds[place:]))
                 facts = train_fold(args, run, fold, device=device, stop=stop, folds_left=later)
                 run.seal(fold, facts)
-        distributed.say(f"wrote {args.output / run.files.folder}")
-        distributed.say(stage.next_step(args.output, "03_predict.py", "--run", args.run))
+        distributed.say("\n".join(run.closing_lines()))
 
 
 def build(settings: "TrainConfig", *, fetch: bool) -> "SegmentationNetwork":

@@ -92,11 +92,12 @@ def main(argv: list[str] | None = None) -> None:
             "averaged": probability_maps.AVERAGED,
         }
         made_from = {"settings": settings, "inputs": inputs}
+        after = stage.next_step(args.output, "04_submit.py", "--run", args.run)
         overwrite = args.overwrite and not distributed.is_restart()
         if overwrite:
             distributed.on_main(splits.forget, args.output, args.run)
         elif distributed.on_main(splits.is_current, args.output, args.run, made_from):
-            distributed.say(f"the predictions of run {args.run} are up to date")
+            distributed.say(f"the predictions of run {args.run} are up to date\n{after}")
             return
 
         size = distributed.on_main(splits.checked_cache, args.output, images, workers=args.workers)
@@ -112,8 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         counts = ", ".join(f"{len(rows)} {split}" for split, rows in images.items())
         distributed.say(f"{len(frame)} maps in {precision}: {counts}")
         path = args.output / artifacts.Run(args.run).predictions.path
-        distributed.say(f"wrote {path} and {path.parent}/{{{','.join(images)}}}")
-        distributed.say(stage.next_step(args.output, "04_submit.py", "--run", args.run))
+        distributed.say(f"wrote {path} and {path.parent}/{{{','.join(images)}}}\n{after}")
 
 
 def load_networks(

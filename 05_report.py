@@ -3,10 +3,11 @@
 Reads   output/submissions/<name>/ (stage 04), output/runs/<run>/ (stage 02), and the manifest,
         labels, folds and cache
 Writes  output/report/index.html      the page; opens straight from the folder, works offline
+        output/report/without_images.html    the page without radiographs
         output/report/table.csv       every score per run and fold, and the all-empty baseline
         output/report/per_image.csv   every per-image score, one row per image and run
         output/report/test_table.csv, test_per_image.csv    the same of labelled test images
-        output/report/summary.json    every number of the page
+        output/report/summary.json    every number of the page; report.json: hashes
         output/report/figures/        the page's figures
         output/report/gallery/, gallery.js    thumbnails, scores and outlines of every image
         output/report.zip             with --zip: the report for somebody else
@@ -122,6 +123,9 @@ def pack(args: argparse.Namespace, manifest: pd.DataFrame, names: list[str]) -> 
     files = sharing.public_files(output, [p for p in written if p.endswith(kinds)], public)
     files |= {**shown, artifacts.REPORT_PAGE: output / its_page}
     for name in names:
+        if not card.describes(output, name):
+            print(f"no model card for {name}, which other software trained")
+            continue
         text = card.as_markdown(card.facts(output, name))
         files[f"{folder.name}/{name}/MODEL_CARD.md"] = text.encode("utf-8")
     sharing.write_zip(output / artifacts.REPORT_ZIP, files)

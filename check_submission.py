@@ -11,8 +11,9 @@ another image size, repeated ids. Further checks need something to compare with:
 - A sample submission: header, missing and extra ids, order.
 - An output folder where stage 00 has run: the sample submission found there, the size
   of each image, and the training masks. These show masks that are transposed (text row
-  by row) or upside down, odd areas, and an odd share of positives. Without the folder,
-  every image is assumed to be 1024 x 1024.
+  by row) or upside down, odd areas, and an odd share of positives. The default folder
+  counts if it knows an image of the file. Without a folder, every image is assumed to be
+  1024 x 1024.
 
 The summary says what could not be checked. Exit code 0: no errors; anything legal but
 odd is a warning. Exit code 2: wrong usage. Exit code 3: errors, each with its line and id,
@@ -50,22 +51,33 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output",
         type=stage.place,
         metavar="DIR",
-        help=f"folder where stage 00 has run (default: {default}, if it holds a manifest)",
+        help=f"folder where stage 00 has run (default: {default}, if it knows an image of FILE)",
     )
     args = parser.parse_args(argv)
     if args.other and args.sample_submission:
         parser.error("--sample-submission is for checking one file")
-    if args.output is None and (default / artifacts.MANIFEST.path).is_file():
-        args.output = default
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    args.output = args.output or fitting(stage.default_output(), args.file)
     if args.other:
         compare(args.file, args.other, args.output)
     else:
         check(args.file, args.sample_submission, args.output)
+
+
+def fitting(output: Path, path: Path) -> Path | None:
+    """The folder, if stage 00 has run there and found an image of the submission."""
+    if not (output / artifacts.MANIFEST.path).is_file():
+        return None
+    known = artifacts.read_table(output, artifacts.MANIFEST)["image_id"]
+    if known.isin(list(reading.read(path, {}).lines)).any():
+        print(f"compared with the images in {output}", flush=True)
+        return output
+    print(f"not compared with {output}, which knows no image of {path}", flush=True)
+    return None
 
 
 def check(path: Path, sample_submission: Path | None, output: Path | None) -> None:

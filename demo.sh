@@ -51,7 +51,7 @@ for config in $configs; do
     [ ! -e "$(from_here "$config")" ] || config=$(from_here "$config")
     python 02_train.py --config "$config" --run "$run" --output "$output" --device "$device" \
         ${changes[@]+"${changes[@]}"}
-    python 03_predict.py --run "$run" --output "$output" --device "$device"
+    python 03_predict.py --run "$run" --output "$output" --device "${device%%,*}"
     python 04_submit.py --run "$run" --output "$output"
     names=${names:+$names,}$run
 done

@@ -14,7 +14,7 @@ A bundle is all that predict_radiographs.py --model needs, on machines without P
 without this output folder. It holds no radiograph and no image id. It uses the folds that
 stage 03 predicted with; of a blend, give the submission's name. With --weights int8 it
 takes a quarter to a half of the space, and its probability maps change a little: by how
-much, on images of the run, is printed and stands on its card.
+much, on images of the run, is printed and written on its card.
 
     python export_model.py --run ica_resunet
     python export_model.py --run ica_resunet --fold 0

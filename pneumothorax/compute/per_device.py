@@ -70,17 +70,18 @@ def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: Sto
         for place, one in list(running.items()):
             if one.process.poll() is not None:
                 one.printing.join(LAST_LINES_S)
-                if not (asked and one.process.returncode in STOPPED):
-                    code = code or one.process.returncode
                 del running[place]
+                if one.process.returncode and not (asked and one.process.returncode in STOPPED):
+                    code = code or _failed(one)
     if asked and not code:
         stop.leave()
     return code
 
 
 class _Running(NamedTuple):
-    """A process, and the thread that prints its lines."""
+    """The process of a fold, and the thread that prints its lines."""
 
+    fold: int
     process: subprocess.Popen[bytes]
     printing: threading.Thread
 
@@ -98,7 +99,18 @@ def _start(fold: int, device: str, *, workers: int) -> _Running:
     lines = (process.stdout, f"fold {fold}")
     printing = threading.Thread(target=_pass_on, args=lines, daemon=True)
     printing.start()
-    return _Running(process, printing)
+    return _Running(fold, process, printing)
+
+
+def _failed(one: _Running) -> int:
+    """Say which fold failed -> its exit code, of a signal as a shell would say it."""
+    code = int(one.process.returncode)
+    if code > 0:
+        print(f"fold {one.fold} failed with exit code {code}", file=sys.stderr, flush=True)
+        return code
+    name = signal.Signals(-code).name
+    print(f"fold {one.fold} was ended by {name}", file=sys.stderr, flush=True)
+    return 128 - code
 
 
 def _pass_on(lines: IO[bytes], title: str) -> None:

@@ -31,6 +31,12 @@ OUT_OF_FOLD = "out of fold"
 SHOWN = "siim_dice positive_dice auc sensitivity specificity ppv pooled_dice".split()
 
 
+def describes(output: Path, name: str) -> bool:
+    """Whether stage 02 trained all runs of the submission, so that their settings are known."""
+    configs = (artifacts.Run(run).config for run in lineage.runs_of(output, name))
+    return all((output / config).is_file() for config in configs)
+
+
 def facts(output: Path, name: str) -> dict[str, Any]:
     """What the card says of the submission `name` and its runs: JSON types, None for undefined.
 

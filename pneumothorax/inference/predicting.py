@@ -163,9 +163,10 @@ def stored_maps(
     size = networks.image_size
     seen = np.stack([png.downsample(png.downsample(image, cache_size), size) for image in images])
     values, classification = networks.maps(seen)
-    if values.shape != seen.shape or not ((values >= 0) & (values <= 1)).all():
+    given = [values] if classification is None else [values, classification]
+    if values.shape != seen.shape or not all(((p >= 0) & (p <= 1)).all() for p in given):
         raise BadInput(
-            "the networks give values that are not finite probabilities of the pixels: "
+            "the networks give values that are not finite probabilities: "
             "train the run again with 02_train.py --overwrite, or get the bundle again"
         )
     return postprocess.quantise(values), calibration.score(values.max(axis=(1, 2)), classification)

@@ -99,7 +99,7 @@ class Evaluation:
     """A single run or several runs together: what was fitted, and how it scores.
 
     Args:
-        fits: of every purpose.
+        fits: of every held-out fold, and the final one.
         images: artifacts.Submission.out_of_fold rows; `rle` only for the blend of all runs.
         uncalibrated: (N,) the images' scores in [0, 1] before calibration.
     """

@@ -23,8 +23,10 @@ class Settings:
         min_component: sizes to try, in pixels of 1024 x 1024.
         fill_holes: also try filling holes.
         image_threshold: the image-level probability decides which images are empty, not an
-            area; None: if every run has a classification head (see `settled`).
+            area; None: if every run has a classification head.
         sample_submission: None for the one that stage 00 found.
+        every_run_has_a_head: a classification head, as the runs' predictions say (see
+            `settled`); a finding, which flags and earlier submissions do not set.
     """
 
     runs: dict[str, float | None]
@@ -33,6 +35,7 @@ class Settings:
     fill_holes: bool = False
     image_threshold: bool | None = None
     sample_submission: str | None = None
+    every_run_has_a_head: bool = False
 
     @property
     def weights(self) -> Weights | None:
@@ -49,7 +52,9 @@ class Settings:
             min_components=self.min_component,
             fill_holes=(False, True) if self.fill_holes else (False,),
         )
-        return thresholds.by_probability(cleaning) if self.image_threshold else cleaning
+        asked = self.image_threshold
+        by_probability = self.every_run_has_a_head if asked is None else asked
+        return thresholds.by_probability(cleaning) if by_probability else cleaning
 
     def recorded(self) -> dict[str, Any]:
         """For the submission's record: values that JSON keeps unchanged."""
@@ -59,12 +64,10 @@ class Settings:
 
 
 def settled(chosen: Settings, output: Path) -> Settings:
-    """The settings with the decision on `image_threshold` that the runs' predictions ask for."""
-    if chosen.image_threshold is not None:
-        return chosen
+    """The settings with what the runs' predictions say."""
     tables = (artifacts.read_table(output, artifacts.Run(run).predictions) for run in chosen.runs)
     every_run_has_a_head = all(table["p_classification"].notna().all() for table in tables)
-    return replace(chosen, image_threshold=every_run_has_a_head)
+    return replace(chosen, every_run_has_a_head=every_run_has_a_head)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +135,7 @@ def from_flags(args: argparse.Namespace) -> Settings:
     values = {
         field.name: earlier[field.name]
         for field in fields(Settings)
-        if earlier.get(field.name) is not None
+        if earlier.get(field.name) is not None and field.name != "every_run_has_a_head"
     }
     for name in ("seed", "min_component", "fill_holes", "image_threshold"):
         if getattr(args, name) is not None:

@@ -218,7 +218,7 @@ def exit_code(main: Callable[[], Any]) -> int:
         )
         return stopped.code
     except KeyboardInterrupt:
-        return _fail(128 + signal.SIGINT, "interrupted; run the same command again to resume")
+        return _fail(128 + signal.SIGINT, f"interrupted; to resume: {_command_to_resume()}")
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return NOBODY_READS
@@ -286,7 +286,7 @@ def _command_to_resume() -> str:
 
 
 def _terminate(number: int, frame: object) -> None:
-    print("terminated; run the same command again to resume", file=sys.stderr, flush=True)
+    print(f"terminated; to resume: {_command_to_resume()}", file=sys.stderr, flush=True)
     sys.exit(128 + number)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pneumothorax import png
 from pneumothorax.compute import beside, distributed, precisions
-from pneumothorax.compute.loading import start_worker, worker_deaths
+from pneumothorax.compute.loading import PATIENCE_S, DeadWorker, start_worker, worker_deaths
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
 from pneumothorax.errors import BadInput, bad_list, counted
@@ -192,13 +192,19 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
     made: Entries = {}
     broken = []
     store = functools.partial(_store, group, task)
-    with worker_deaths():
-        for image_id, entry in beside.in_order(store, _maps(group, missing, task)):
-            if entry is None:
-                broken.append(image_id)
-                continue
-            own.append(f"{group.split}/{image_id}", entry)
-            made[f"{group.split}/{image_id}"] = entry
+    try:
+        with worker_deaths():
+            for image_id, entry in beside.in_order(store, _maps(group, missing, task)):
+                if entry is None:
+                    broken.append(image_id)
+                    continue
+                own.append(f"{group.split}/{image_id}", entry)
+                made[f"{group.split}/{image_id}"] = entry
+    except DeadWorker as death:
+        raise BadInput(
+            f"loading images failed ({death}); what is written so far is kept. "
+            "Run the same command with fewer --workers"
+        ) from death
     for entries, names in distributed.gather((made, broken)):
         known.update(entries)
         broken = sorted({*broken, *names})
@@ -212,8 +218,9 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
 
 
 def _store(group: Group, task: PredictionTask, found: Map) -> tuple[str, dict[str, Any] | None]:
-    """Write a map -> the image's id, and its entry, or None if the map is not finite."""
-    if not np.isfinite(found.probabilities).all():
+    """Write a map -> the image's id, and its entry, or None if a probability is not finite."""
+    of_image = () if found.p_classification is None else (found.p_classification,)
+    if not (np.isfinite(found.probabilities).all() and np.isfinite(of_image).all()):
         return found.image_id, None
     data = png.encode_small(postprocess.quantise(found.probabilities))
     atomic.write_bytes(task.map_path(group.split, found.image_id), data, sync=False)
@@ -248,7 +255,11 @@ def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterat
         size=distributed.size(),
     )
     loader = DataLoader(
-        images, batch_sampler=batches, num_workers=task.workers, worker_init_fn=start_worker
+        images,
+        batch_sampler=batches,
+        num_workers=task.workers,
+        worker_init_fn=start_worker,
+        timeout=PATIENCE_S if task.workers else 0,
     )
     networks = [one.network for one in group.networks]
     title = group.split if group.fold is None else f"fold {group.fold}"
@@ -271,11 +282,7 @@ def _maps(group: Group, missing: frozenset[int], task: PredictionTask) -> Iterat
 def _is_done(known: Entries, group: Group, row: Any, task: PredictionTask) -> bool:
     """Whether the map of a manifest row exists, made from these weights and image."""
     entry = known.get(f"{group.split}/{row.image_id}")
-    if (
-        entry is None
-        or entry["key"] != task.key(group.weights, row.sha256)
-        or "p_classification" not in entry
-    ):
+    if entry is None or entry["key"] != task.key(group.weights, row.sha256):
         return False
     return _has_hash(task.map_path(group.split, row.image_id), entry["sha256"])
 

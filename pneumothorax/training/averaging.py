@@ -34,15 +34,25 @@ class BestWeights:
             # The previous state is the fallback, so the epochs it names are kept too.
             self.files.drop_kept(needed=kept_before | self._kept_epochs())
 
-    def load_kept(self) -> dict[int, Weights]:
-        """{epoch: weights} of the best epochs, by epoch; unusable ones are left out."""
-        weights = {}
+    def mean_of_kept(self) -> tuple[list[int], Weights]:
+        """The best epochs and the mean of their weights, the same on every process.
+
+        Unusable files are left out. Raises BadInput if all are. If no epoch has a score,
+        there are no epochs and no weights.
+        """
+        return distributed.on_main(self._mean_of_kept)
+
+    def _mean_of_kept(self) -> tuple[list[int], Weights]:
+        weights, problems = {}, []
         for epoch in sorted(self._kept_epochs()):
             try:
                 weights[epoch] = self.files.load_weights(self.files.kept(epoch))
             except BadInput as error:
+                problems.append(str(error))
                 tqdm.write(f"warning: {error}; the mean leaves it out")
-        return weights
+        if problems and not weights:
+            raise BadInput(problems[-1])
+        return list(weights), mean(list(weights.values())) if weights else {}
 
     def save_average(self, weights: Weights, score: float, epochs: list[int]) -> None:
         """Make the mean of several epochs the best weights."""

@@ -1,4 +1,4 @@
-"""Train one network on all folds but one, and score it on that one after every epoch.
+"""Train one network on all folds but one, and score it on that one as it learns.
 
 All state is saved after every epoch and, every few minutes, between two steps. A resumed
 training ends in the same weights as an undisturbed one, on a CPU bit for bit.
@@ -274,10 +274,10 @@ class Training:
 
     def _average(self, loaders: Loaders) -> None:
         """Make best.pt the mean of the best epochs' weights, scored like an epoch."""
-        weights = self.best.load_kept()
-        if not weights:
+        epochs, weights = self.best.mean_of_kept()
+        if not epochs:
             return
-        self.network.load_state_dict(averaging.mean(list(weights.values())))
+        self.network.load_state_dict(weights)
         if self.config.batch_norm != "frozen":
             images = loaders.images(self.state.progress.epoch - 1)
             with self.optimization.autocast, torch.no_grad():
@@ -286,11 +286,11 @@ class Training:
         if found is None:
             self.stop.leave()
         score = found[0].siim_dice
-        listed = ", ".join(map(str, weights))
+        listed = ", ".join(map(str, epochs))
         distributed.say(
             f"fold {self.data.fold}: the mean of epochs {listed} has SIIM Dice {score:.4f}"
         )
-        self.best.save_average(self.network.state_dict(), score, list(weights))
+        self.best.save_average(self.network.state_dict(), score, epochs)
 
     def _until_stopped(self, images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         for batch in images:

@@ -13,7 +13,7 @@ import torch
 from pneumothorax.compute import checkpoint, devices, distributed, network_cost, precisions, runtime
 from pneumothorax.data import cache
 from pneumothorax.errors import BadConfig, BadInput
-from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records
+from pneumothorax.pipeline import artifacts, atomic, lineage, locks, records, stage
 from pneumothorax.training import config
 from pneumothorax.training.config import TrainConfig
 from pneumothorax.training.loaders import FoldData
@@ -64,6 +64,13 @@ class TrainingRun:
 
     def unfinished(self, folds: Sequence[int]) -> list[int]:
         return [fold for fold in folds if not self.is_finished(fold)]
+
+    def closing_lines(self) -> list[str]:
+        """What was written, and what comes next."""
+        written = f"wrote {self.output / self.files.folder}"
+        if left := self.unfinished(range(self.n_folds)):
+            return [written, f"folds that are not trained yet: {', '.join(map(str, left))}"]
+        return [written, stage.next_step(self.output, "03_predict.py", "--run", self.name)]
 
     def prepare(self, network: Any, *, workers: int) -> None:
         """Describe the network for the report; the first call also verifies the cached images.

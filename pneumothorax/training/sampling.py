@@ -24,7 +24,6 @@ NAMED_STEPS: dict[str, Steps] = {
     # First place of SIIM-ACR: shares of positives 0.8, 0.6 and 0.4, a third of training each.
     "steps": ((0.0, 0.8 / 0.2), (1 / 3, 0.6 / 0.4), (2 / 3, 0.4 / 0.6)),
 }
-SCHEDULES = (*NAMED_STEPS, LINEAR, NATURAL)
 
 Batch = list[list[Item]]  # in parts, which are computed one after the other
 
@@ -35,7 +34,7 @@ def positives_per_negative(
     """What the schedule asks for in `epoch` (from 0) of `epochs`.
 
     Args:
-        schedule: one of SCHEDULES, or steps.
+        schedule: a name (TrainConfig.sampling), or steps.
         natural: positives per negative in the data.
     """
     if schedule == NATURAL:
@@ -53,7 +52,7 @@ class SlidingSampling:
 
     Args:
         positives, negatives: indices into the data set.
-        schedule: one of SCHEDULES, or steps.
+        schedule: a name (TrainConfig.sampling), or steps.
         positive_repeat: copies of every positive in an epoch.
     """
 

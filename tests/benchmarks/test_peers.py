@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import cv2
 import numpy as np
@@ -113,9 +114,13 @@ def test_stages_04_and_05_take_a_peer_for_one_of_our_runs(output, without_pictur
 
     run_on(output, "04_submit.py", "--run", "smp")
     assert scores(output, "smp").loc["all", "images"] == 24
-    run_on(output, "05_report.py", "--names", "smp")
+    run_on(output, "05_report.py", "--names", "smp", "--zip")
+    assert "no model card for smp, which other software trained" in capsys.readouterr().out
+    with zipfile.ZipFile(output / artifacts.REPORT_ZIP) as packed:
+        names = packed.namelist()
+    assert artifacts.REPORT_SUMMARY in names
+    assert not [name for name in names if name.endswith("MODEL_CARD.md")]
 
-    capsys.readouterr()
     train_smp(output)
     assert "fold 1 is up to date" in capsys.readouterr().out
 

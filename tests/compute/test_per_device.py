@@ -1,5 +1,6 @@
 """Folds on several devices: each in a process, and what it prints last is not lost."""
 
+import os
 import sys
 import time
 
@@ -56,9 +57,18 @@ def test_after_a_failure_no_further_fold_starts_and_its_last_words_are_printed(m
     monkeypatch.setattr(per_device, "_pass_on", slowly)
     process_of(monkeypatch, "import sys; sys.exit(f'last words {sys.argv[-1]}')")
     assert per_device.train([0, 1], ["cpu"], workers=0, stop=StopRequest()) == 1
-    printed = capfd.readouterr().out
+    printed, errors = capfd.readouterr()
     assert "fold 0: last words 0" in printed  # no loader workers, as asked
     assert "fold 1" not in printed
+    assert errors == "fold 0 failed with exit code 1\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals on Windows")
+def test_the_fold_that_a_signal_ends_is_named(monkeypatch, capfd):
+    """SIGKILL is what the kernel sends when memory is used up."""
+    process_of(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert per_device.train([0, 1], ["cpu"], workers=0, stop=StopRequest()) == 137
+    assert capfd.readouterr().err == "fold 0 was ended by SIGKILL\n"
 
 
 FAIL_FIRST = """

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -137,13 +138,33 @@ def test_the_image_threshold_is_fitted_by_default_if_every_run_has_a_classificat
 
     def fits_it(*runs, given=None):
         chosen = Settings(dict.fromkeys(runs), image_threshold=given)
-        return settings.settled(chosen, tmp_path).image_threshold
+        return len(settings.settled(chosen, tmp_path).grid.min_probabilities) > 1
 
     assert fits_it("head")
     assert not fits_it("none")
     assert not fits_it("head", "none")
     assert fits_it("none", given=True)
     assert not fits_it("head", given=False)
+
+
+def test_the_name_of_a_submission_does_not_restore_what_its_runs_decided(two_runs, monkeypatch):
+    record = artifacts.Submission("auto").record
+
+    def n_image_thresholds():
+        grid = records.read(two_runs, record)["settings"]["grid"]
+        return len(grid["min_probabilities"])
+
+    submit(two_runs, *BLEND, "--name", "auto")
+    assert n_image_thresholds() == 1
+    monkeypatch.setattr(
+        settings, "settled", lambda chosen, _: replace(chosen, every_run_has_a_head=True)
+    )
+    submit(two_runs, "--name", "auto")
+    assert n_image_thresholds() > 1
+    submit(two_runs, "--name", "auto", "--no-image-threshold")
+    assert n_image_thresholds() == 1
+    submit(two_runs, "--name", "auto")  # a flag is restored
+    assert n_image_thresholds() == 1
 
 
 def test_the_name_of_a_submission_restores_all_its_flags(two_runs, capsys):

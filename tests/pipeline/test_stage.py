@@ -31,7 +31,7 @@ def test_an_empty_path_is_a_usage_error_and_not_the_current_folder(flag, capsys)
         (BadInput("wrong file"), 3, "error: wrong file"),
         (errors.bad_list("2 errors", ["one", "two"]), 3, "error: 2 errors\n  one\n  two"),
         (OutputLocked("held"), 4, "error: held"),
-        (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), 130, "error: interrupted; to resume: python "),
         (OSError(errno.ENOSPC, "No space", "a.png"), 1, "the disk is full (a.png)"),
         (OSError(errno.EFBIG, "File too large", "a.png"), 1, "a file grew too large (a.png)"),
         (
@@ -149,7 +149,7 @@ def test_sigterm_ends_with_143_and_says_how_to_resume():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 143
-    assert "terminated; run the same command again to resume" in done.stderr
+    assert "terminated; to resume: python " in done.stderr
 
 
 def test_a_long_list_of_problems_is_cut_and_counted():

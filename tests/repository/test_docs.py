@@ -22,7 +22,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 OTHERS = "torchrun pip dask kaggle tensorboard pytest git uv ruff mypy pre-commit docker".split()
 OUR_SHELL_SCRIPTS = {"demo.sh": [], "test.sh": ["--all"]}
 PYTHONS = {"python", "python3"}
-OUR_MODULES = ("benchmarks", "pneumothorax")
+OUR_MODULES = ("benchmarks", r"docs\.pictures", "pneumothorax")
 OUR_FOLDERS = "benchmarks configs docs models pneumothorax tests".split()
 
 

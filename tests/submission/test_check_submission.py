@@ -278,7 +278,7 @@ def test_without_a_sample_submission_it_says_that_ids_are_not_checked(
     assert "no rows below the header" in capsys.readouterr().err
 
 
-def test_the_default_output_folder_is_used_if_it_holds_a_manifest(tmp_path, capsys, monkeypatch):
+def test_the_default_output_folder_is_used_if_it_knows_an_image(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_lines(tmp_path / "mine.csv", ["ImageId,EncodedPixels", "a,99 2"])
     assert called(path) == 0
@@ -286,6 +286,11 @@ def test_the_default_output_folder_is_used_if_it_holds_a_manifest(tmp_path, caps
     capsys.readouterr()
     assert called(path) == 3
     assert "past the image's 100 pixels" in capsys.readouterr().err
+    others = write_lines(tmp_path / "others.csv", ["ImageId,EncodedPixels", "b,99 2"])
+    assert called(others) == 0
+    printed = capsys.readouterr().out
+    assert "not compared with output, which knows no image of " in printed
+    assert "every image is assumed to be 1024 x 1024" in printed
 
 
 WARNED = {

@@ -346,6 +346,10 @@ def test_a_damaged_kept_epoch_is_left_out_of_the_mean(output, capsys):
     again = trained(output, average_best=2, epochs=4)
     assert torch.load(again.checkpoints.best, weights_only=True)["averaged"] == [second]
     assert f"epoch{first:04d}.pt" in capsys.readouterr().out
+    for epoch in (first, second):
+        training.checkpoints.kept(epoch).write_bytes(b"damaged")
+    with pytest.raises(BadInput, match=r"is not a whole checkpoint .*\n.*--overwrite trains this fold"):
+        trained(output, average_best=2, epochs=4)
 
 
 def test_frozen_batch_norms_stay_frozen_in_the_mean(output):
