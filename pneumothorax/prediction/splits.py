@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader
 
 from pneumothorax import png
 from pneumothorax.compute import beside, distributed, precisions
-from pneumothorax.compute.loading import PATIENCE_S, DeadWorker, start_worker, worker_deaths
+from pneumothorax.compute.loading import (
+    PATIENCE_S,
+    DeadWorker,
+    Workers,
+    start_worker,
+    worker_deaths,
+)
 from pneumothorax.data import cache
 from pneumothorax.data.dataset import InOrder, RadiographDataset, to_network
 from pneumothorax.errors import BadInput, bad_list, counted
@@ -193,7 +199,7 @@ def _predict(group: Group, task: PredictionTask, known: Entries, own: Journal) -
     broken = []
     store = functools.partial(_store, group, task)
     try:
-        with worker_deaths():
+        with worker_deaths(), Workers():
             for image_id, entry in beside.in_order(store, _maps(group, missing, task)):
                 if entry is None:
                     broken.append(image_id)

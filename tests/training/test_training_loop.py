@@ -348,7 +348,9 @@ def test_a_damaged_kept_epoch_is_left_out_of_the_mean(output, capsys):
     assert f"epoch{first:04d}.pt" in capsys.readouterr().out
     for epoch in (first, second):
         training.checkpoints.kept(epoch).write_bytes(b"damaged")
-    with pytest.raises(BadInput, match=r"is not a whole checkpoint .*\n.*--overwrite trains this fold"):
+    with pytest.raises(
+        BadInput, match=r"is not a whole checkpoint .*\n.*--overwrite trains this fold"
+    ):
         trained(output, average_best=2, epochs=4)
 
 
