@@ -25,6 +25,7 @@ batch_size: 4
 sampling: [[0, 1]]
 batch_norm: frozen
 learning_rate: 0.01
+average_best: 2
 precision: fp32
 """
 UNEVEN = settings("batch_size=10", "accumulation_steps=2", "epochs=4")
@@ -121,6 +122,13 @@ def test_two_processes_take_the_steps_of_one(alone, config, tmp_path):
     printed = run_together(tmp_path, "02_train.py", *fold_0(alone, config, "two"))
     assert_same_steps(alone, "two", "alone", epochs=3)
     assert len(re.findall("epoch 3/3", printed)) == 1  # one process writes
+    ours, theirs = (
+        torch.load(alone / artifacts.Run(run).fold(0).best_weights, weights_only=True)
+        for run in ("two", "alone")
+    )
+    assert ours["averaged"] == theirs["averaged"]
+    assert len(ours["averaged"]) == 2
+    torch.testing.assert_close(ours["network"], theirs["network"], rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
