@@ -26,7 +26,7 @@ class Settings:
             area; None: if every run has a classification head.
         sample_submission: None for the one that stage 00 found.
         every_run_has_a_head: a classification head, as the runs' predictions say (see
-            `settled`); a finding, which flags and earlier submissions do not set.
+            `settled`).
     """
 
     runs: dict[str, float | None]
@@ -135,7 +135,7 @@ def from_flags(args: argparse.Namespace) -> Settings:
     values = {
         field.name: earlier[field.name]
         for field in fields(Settings)
-        if earlier.get(field.name) is not None and field.name != "every_run_has_a_head"
+        if earlier.get(field.name) is not None
     }
     for name in ("seed", "min_component", "fill_holes", "image_threshold"):
         if getattr(args, name) is not None:
