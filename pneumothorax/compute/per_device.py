@@ -72,7 +72,8 @@ def train(folds: Sequence[int], names: Sequence[str], *, workers: int, stop: Sto
                 one.printing.join(LAST_LINES_S)
                 del running[place]
                 if one.process.returncode and not (asked and one.process.returncode in STOPPED):
-                    code = code or _failed(one)
+                    failed = _failed(one)
+                    code = code or failed
     if asked and not code:
         stop.leave()
     return code
