@@ -93,12 +93,20 @@ def require_usable(
         headline = f"{len(outcome.bad)} of {n_sources} files rejected (--max-bad accepts this)"
         problems.append(bad_list(headline, _as_lines(outcome.bad)))
     if not outcome.train:
-        question = "do the images and the labels belong together?"
-        problems.append(BadInput(f"no training image has a label: {question}"))
+        problems.append(BadInput(f"no training image has a label: {_why_no_training(outcome)}"))
     elif need_positives and not any(row["positive"] for row in outcome.rows):
         problems.append(BadInput("no training image is positive: there is nothing to learn"))
     if problems:
         raise BadInput("\n".join(map(str, problems)))
+
+
+def _why_no_training(outcome: Outcome) -> str:
+    if outcome.test and not outcome.rejected:
+        return (
+            "all images are test images. Kaggle's competition page no longer has the others; "
+            "docs/your-data.md says where they are"
+        )
+    return "do the images and the labels belong together?"
 
 
 def report(outcome: Outcome) -> list[str]:

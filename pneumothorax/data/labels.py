@@ -21,6 +21,7 @@ from pneumothorax.errors import BadInput, bad_list, counted
 from pneumothorax.pipeline import stage
 
 SUBMISSION_COLUMNS = ("ImageId", "EncodedPixels")
+SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 PATIENT_COLUMNS = ("ImageId", "PatientId")
 NIH_COLUMNS = ("Kaggle_ID", "NIH_ID")  # SIIM-ACR's patients as they are published
 MAX_BYTES = 256 << 20  # of a file; SIIM-ACR's labels are 7 MB

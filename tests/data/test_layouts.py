@@ -249,6 +249,75 @@ def test_the_png_re_upload_takes_ids_from_its_tables(tmp_path):
     assert layout_of(tmp_path / "out") == "siim-png"
 
 
+def beside_the_competitions_files(folder, test_ids=("ID_1", "ID_2")):
+    """The PNG re-upload, and what Kaggle's competition page serves: stage 2."""
+    siim_png(folder)
+    for number, name in enumerate(test_ids):
+        write_dicom(folder / "stage_2_images" / f"{name}.dcm", noise(10 + number, SIZE))
+    run_lengths(folder / "stage_2_train.csv")  # of the same images as the PNG files
+    rows = [f"{name},1 1" for name in reversed(test_ids)]
+    write_lines(folder / "stage_2_sample_submission.csv", ["ImageId,EncodedPixels", *rows])
+    return folder
+
+
+def test_the_png_re_upload_beside_the_competitions_files_makes_a_submission(tmp_path, capsys):
+    manifest = prepared(beside_the_competitions_files(tmp_path / "in"), tmp_path / "out")
+    out = capsys.readouterr().out
+    assert layout_of(tmp_path / "out") == "siim-png"
+    assert "test images: the DICOM files that stage_2_sample_submission.csv lists" in out
+    assert "not used: stage_2_train.csv, as the mask images are the labels" in out
+    assert "4 test images, 2 of them labelled (1 with pneumothorax): only scored" in out
+    splits = {"a": "train", "b": "train", **dict.fromkeys(["c", "d", "ID_1", "ID_2"], "test")}
+    assert dict(manifest["split"]) == splits
+    assert submission_ids(tmp_path / "out") == ["ID_2", "ID_1"]
+    assert_test_labels(tmp_path / "out", "c", "d")
+    for number, name in enumerate(["ID_1", "ID_2"]):
+        np.testing.assert_array_equal(cached(tmp_path / "out", name)[0], noise(10 + number, SIZE))
+
+
+def test_a_sample_submission_without_its_dicom_files_does_not_disturb_the_png_files(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    shutil.rmtree(folder / "stage_2_images")
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert submission_ids(tmp_path / "out") == ["d", "c"]
+
+
+def test_a_dicom_file_that_the_sample_submission_does_not_list_is_not_used(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    write_dicom(folder / "stage_2_images" / "ID_3.dcm", noise(12, SIZE))
+    prepared(folder, tmp_path / "out")
+    assert rejected(tmp_path / "out") == {"stage_2_images/ID_3.dcm": "UNLABELLED"}
+
+
+def test_a_test_image_that_is_missing_beside_the_png_files_is_refused(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    (folder / "stage_2_images" / "ID_1.dcm").unlink()
+    message = refused(folder, tmp_path / "out")
+    assert message.startswith("1 listed id has no image")
+    assert "ID_1" in message
+
+
+def test_a_training_image_of_the_png_files_cannot_be_in_the_sample_submission(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in", ("a", "ID_2"))
+    message = refused(folder, tmp_path / "out", "--layout", "siim-png")
+    assert message.startswith("1 id is in the label file and in the sample submission")
+
+
+def test_png_and_dicom_files_of_the_same_images_need_a_decision(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    write_dicom(folder / "dicom-images-train" / "a.dcm", IMAGES["a"])
+    message = refused(folder, tmp_path / "out")
+    assert "fits several layouts, siim-dicom and siim-png: choose with --layout" in message
+
+
+def test_the_competitions_files_alone_are_refused_with_the_way_out(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    shutil.rmtree(folder / "siim-acr-pneumothorax")
+    message = refused(folder, tmp_path / "out", "--allow-missing")
+    assert "Kaggle's competition page no longer has the others; docs/your-data.md" in message
+
+
 def test_a_table_may_name_files_that_could_not_be_ids(tmp_path):
     siim_png(tmp_path / "in")
     root = tmp_path / "in" / "siim-acr-pneumothorax"
@@ -849,3 +918,18 @@ def test_a_layout_that_is_asked_for_must_be_there(tmp_path):
             continue
         with pytest.raises(BadInput, match="below the input folder"):
             choose.choose(found, Given(layout=name))
+
+
+def test_the_real_png_sample_beside_the_competitions_files(real_data, tmp_path):
+    """What can be downloaded today, in one folder."""
+    folder = tmp_path / "in"
+    shutil.copytree(real_data / "siim_png", folder / "png")
+    shutil.copytree(real_data / "siim" / "stage_2_images", folder / "stage_2_images")
+    sample = real_data / "siim" / "stage_2_sample_submission.csv"
+    shutil.copy(sample, folder)
+    shutil.copy(real_data / "labels" / "stage_2_train.csv.gz", folder)
+    manifest = prepared(folder, tmp_path / "out")
+    assert manifest["split"].value_counts().to_dict() == {"test": 69, "train": 21}
+    expected = [line.split(",")[0] for line in sample.read_text().split()[1:]]
+    assert submission_ids(tmp_path / "out") == expected
+    assert len(artifacts.label_rows(tmp_path / "out", artifacts.TEST_LABELS)) == 9

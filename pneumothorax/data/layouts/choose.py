@@ -105,6 +105,8 @@ def recognised(found: Found, given: Path | None) -> list[str]:
         images_masks.NAME: images_masks.recognise(found),
         nnunet.NAME: nnunet.recognise(found),
     }
+    if fits[siim_png.NAME] and not run_lengths.lists_dicom_files(found):
+        fits[run_lengths.SIIM_DICOM] = False  # the competition's test images, without labels
     return [name for name in NAMES if fits.get(name)]
 
 
@@ -128,11 +130,12 @@ def described(layout: Layout, found: Found) -> list[str]:
 def _layout(name: str, found: Found, given: Given) -> Layout:
     if name in (run_lengths.SIIM_DICOM, run_lengths.IMAGES_RLE):
         return run_lengths.layout(name, found, given.labels, given.sample)
-    flag = "--sample-submission" if given.sample else "--labels"
-    if given.sample or (given.labels and name != images_masks.NAME):
-        raise BadInput(f"{flag} does not fit layout {name}, which brings its own labels")
+    if given.labels and name != images_masks.NAME:
+        raise BadInput(f"--labels does not fit layout {name}, which brings its own labels")
     if name == siim_png.NAME:
-        return siim_png.layout(found, follow_symlinks=given.follow_symlinks)
+        return siim_png.layout(found, given.sample, follow_symlinks=given.follow_symlinks)
+    if given.sample:
+        raise BadInput(f"--sample-submission does not fit layout {name}: pass --test")
     if name == images_masks.NAME:
         return images_masks.layout(found, given.labels, follow_symlinks=given.follow_symlinks)
     return nnunet.layout(found, follow_symlinks=given.follow_symlinks)

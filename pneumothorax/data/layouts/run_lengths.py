@@ -16,12 +16,11 @@ from pathlib import Path
 from pneumothorax.data import discovery, labels
 from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts import images_masks, nnunet, siim_png
-from pneumothorax.data.layouts.listed import Annotation, Listed, only
+from pneumothorax.data.layouts.listed import Annotation, Listed, given_or_only, only
 from pneumothorax.errors import BadInput, bad_list, counted
 
 SIIM_DICOM, IMAGES_RLE = "siim-dicom", "images-rle"
 LABEL_NAMES = ("train-rle.csv", "stage_2_train.csv")
-SAMPLE_NAMES = ("stage_2_sample_submission.csv", "sample_submission.csv")
 TEST_LABEL_NAMES = ("test-rle.csv",)
 TARGET_NAMES = ("train.csv",)
 TARGET_COLUMNS = ("ImageId", "target")
@@ -103,7 +102,7 @@ def recognise(found: Found, given: Path | None) -> str:
         return ""
     listed = {
         image_id
-        for table in (*tables, *found.tables_named(*SAMPLE_NAMES, *TEST_LABEL_NAMES))
+        for table in (*tables, *found.tables_named(*labels.SAMPLE_NAMES, *TEST_LABEL_NAMES))
         for image_id in labels.first_column(table)
     }
     rasters = filter(discovery.is_raster, found.images)
@@ -112,13 +111,23 @@ def recognise(found: Found, given: Path | None) -> str:
     return SIIM_DICOM if found.dicoms else ""
 
 
+def lists_dicom_files(found: Found) -> bool:
+    """Whether a label CSV of the folder lists one of the DICOM files by its name."""
+    listed = {
+        image_id
+        for table in found.tables_named(*LABEL_NAMES)
+        for image_id in labels.first_column(table)
+    }
+    return any(path.stem in listed for path in found.dicoms)
+
+
 def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> RunLengths:
     """Raises BadInput for no label CSV, or for several tables of one kind.
 
     Args:
         given, sample: the label CSV and the sample submission from the command line.
     """
-    label_file = _given_or_only(found, given, LABEL_NAMES, "--labels")
+    label_file = given_or_only(found, given, LABEL_NAMES, "--labels")
     if label_file is None:
         names = " or ".join(LABEL_NAMES)
         raise BadInput(f"no label CSV ({names}) below the input folder: pass --labels")
@@ -129,7 +138,7 @@ def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> 
         f"{kinds} files with the run lengths of {label_file.name}",
         found.root,
         labels=label_file,
-        sample=_given_or_only(found, sample, SAMPLE_NAMES, "--sample-submission"),
+        sample=given_or_only(found, sample, labels.SAMPLE_NAMES, "--sample-submission"),
         test_labels=only(tests, TEST_LABEL_NAMES[0], flag="--input") if tests else None,
         targets=_targets(found),
     )
@@ -148,12 +157,3 @@ def _targets(found: Found) -> Path | None:
 def _is_mask(path: Path, root: Path) -> bool:
     """Whether the file lies in a folder of masks, below the input folder."""
     return any(name.casefold() in MASK_FOLDERS for name in path.parent.relative_to(root).parts)
-
-
-def _given_or_only(
-    found: Found, given: Path | None, names: tuple[str, ...], flag: str
-) -> Path | None:
-    if given is not None:
-        return given
-    paths = found.tables_named(*names)
-    return only(paths, f"of {' and '.join(names)}", flag=flag) if paths else None

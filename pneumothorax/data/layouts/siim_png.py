@@ -5,6 +5,9 @@
 
 The tables name the image that a file shows, and so its patient. Where people kept the
 two folders alone, the file names say split and label, and the stem is the id.
+
+The competition's own files may lie beside them: its DICOM files are test images if its
+sample submission is there, too. Its label file is not read.
 Published at https://www.kaggle.com/datasets/vbookshelf/pneumothorax-chest-xray-images-and-masks
 """
 
@@ -19,6 +22,7 @@ from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts.listed import (
     Annotation,
     Listed,
+    given_or_only,
     group_masks,
     only,
 )
@@ -35,21 +39,31 @@ _FILE_NAME = re.compile(r"\d+_(train|test)_([01])_\.(?:png|jpe?g)", re.ASCII | r
 
 @dataclass(frozen=True)
 class SiimPng:
-    """The folders `images` and `masks`, and the table of each split that there is one for."""
+    """The folders `images` and `masks`, and the table of each split that there is one for.
+
+    Args:
+        sample: the sample submission of the competition's DICOM files.
+    """
 
     reason: str
     image_folder: Path
     mask_folders: tuple[Path, ...]
     table_of: tuple[tuple[str, Path], ...]
+    sample: Path | None = None
     follow_symlinks: bool = False
     name: str = NAME
 
     @property
     def tables(self) -> dict[str, Path]:
-        return {TABLES[split]: path for split, path in self.table_of}
+        sample = {"sample submission": self.sample} if self.sample else {}
+        return {TABLES[split]: path for split, path in self.table_of} | sample
 
     def images(self, paths: Iterable[Path]) -> tuple[Path, ...]:
-        return tuple(path for path in paths if self.image_folder in path.parents)
+        return tuple(
+            path
+            for path in paths
+            if self.image_folder in path.parents or (self.sample and not discovery.is_raster(path))
+        )
 
     def read(self) -> Listed:
         entries = self._entries_of_tables() if self.table_of else self._entries_of_names()
@@ -63,7 +77,11 @@ class SiimPng:
         # The mask of an image that no table lists is not an orphan.
         unlisted = {path.stem for path in self._images()} - stems
         orphans = [path for path in orphans if path.stem not in unlisted]
-        test_ids = tuple(entry.image_id for entry in entries if entry.split == TEST)
+        sample = labels.read_sample(self.sample) if self.sample else None
+        sampled = sample.image_ids if sample else ()
+        ids = {
+            split: [entry.image_id for entry in entries if entry.split == split] for split in TABLES
+        }
         return Listed(
             annotations={
                 entry.image_id: Annotation(
@@ -71,7 +89,9 @@ class SiimPng:
                 )
                 for entry in entries
             },
-            test_ids=test_ids,
+            test_ids=tuple(dict.fromkeys((*ids[TEST], *sampled))),
+            sample=sample,
+            in_both=tuple(sorted(set(ids[TRAIN]) & set(sampled))),
             id_of={entry.file_name: entry.image_id for entry in entries},
             orphans=tuple(discovery.printable(str(path)) for path in orphans),
         )
@@ -126,8 +146,12 @@ def recognise(found: Found) -> bool:
     return bool(found.folders_named(IMAGES) and found.folders_named(MASKS))
 
 
-def layout(found: Found, *, follow_symlinks: bool) -> SiimPng:
-    """Raises BadInput where a folder or a table is missing or found several times."""
+def layout(found: Found, sample: Path | None, *, follow_symlinks: bool) -> SiimPng:
+    """Raises BadInput where a folder or a table is missing or found several times.
+
+    Args:
+        sample: the sample submission from the command line.
+    """
     image_folder = only(found.folders_named(IMAGES), f"folder {IMAGES}", flag="--input")
     mask_folder = only(found.folders_named(MASKS), f"folder {MASKS}", flag="--input")
     tables = tuple(
@@ -137,7 +161,11 @@ def layout(found: Found, *, follow_symlinks: bool) -> SiimPng:
     )
     names = " and ".join(TABLES[split] for split, _ in tables)
     reason = f"the folders {IMAGES} and {MASKS}" + (f" with {names}" if names else "")
-    return SiimPng(reason, image_folder, (mask_folder,), tables, follow_symlinks)
+    if sample or found.dicoms:
+        sample = given_or_only(found, sample, labels.SAMPLE_NAMES, "--sample-submission")
+    if sample:
+        reason += f"; test images: the DICOM files that {sample.name} lists"
+    return SiimPng(reason, image_folder, (mask_folder,), tables, sample, follow_symlinks)
 
 
 def missing_tables(layout: SiimPng) -> list[str]:
