@@ -15,7 +15,7 @@ from torch import nn
 GREY_MEAN = 0.449
 GREY_STD = 0.226
 
-POSITIVE_SHARE = 0.01  # of the pixels, by an untrained network's word
+POSITIVE_SHARE = 0.01  # of the pixels: what an untrained network predicts
 STRIDE = 32  # of the encoders' coarsest level
 
 Head = TypeVar("Head", bound=nn.Module)

@@ -42,8 +42,8 @@ def choose(name: str = "auto", *, local_rank: int | None = None) -> torch.device
     """The device `name`, tried; `auto` is a CUDA device if there is one, else the CPU.
 
     A CUDA device comes with its number, which some of PyTorch's functions insist on.
-    Where a card is there but PyTorch cannot use it, `auto` does not fall back to the CPU:
-    that would cost a night. fp32 is IEEE's on every device: TF32 is off.
+    Where a card is there but PyTorch cannot use it, `auto` does not fall back to the CPU, on
+    which a training would take days unnoticed. fp32 is IEEE's on every device: TF32 is off.
 
     Raises BadConfig for a device that is unknown or absent, or fails to compute.
 

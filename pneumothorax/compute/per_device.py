@@ -29,11 +29,15 @@ def first_lines(names: Sequence[str], own: torch.device, precision: str) -> str:
     Several are tried in a process that ends: this one must hold no card, on which it would
     keep memory, and which in exclusive mode serves one process alone.
 
-    Raises BadConfig as devices.choose does, and under torchrun, which already has a process
-    for each device.
+    Raises BadConfig as devices.choose does; under torchrun, which already has a process for each
+    device; and on Windows, where a process cannot ask another one to save and leave.
     """
     if len(names) == 1:
         return precisions.first_line(own, precision, training=True)
+    if sys.platform == "win32":
+        raise BadConfig(
+            "--device: on Windows give one device: one command for each card, with its --fold"
+        )
     if distributed.is_launched():
         raise BadConfig("--device: under torchrun give one device, or auto")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -88,7 +92,7 @@ class _Running(NamedTuple):
 
 
 def _start(fold: int, device: str, *, workers: int) -> _Running:
-    own = [word for word in sys.argv if word != "--overwrite"]
+    own = [word for word in sys.argv if word not in ("--overwrite", "--no-lock")]
     flags = ["--fold", str(fold), "--device", device, "--workers", str(workers)]
     print(f"fold {fold} on {device}", flush=True)
     process = subprocess.Popen(  # noqa: S603 - this process's own command

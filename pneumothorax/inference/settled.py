@@ -50,7 +50,7 @@ class Settled:
 
 
 def read(output: Path, name: str) -> Settled:
-    """What was settled for a run, or for a submission that blends several.
+    """What was settled for a run, or for a submission with a name of its own, such as a blend.
 
     Raises BadInput, naming the command to run, if thresholds are missing or stale.
     """
@@ -62,7 +62,7 @@ def read(output: Path, name: str) -> Settled:
             f"run python 04_submit.py --run {name}"
         )
     runs = list(lineage.runs_of(output, name))
-    if len(runs) == 1 and runs != [name]:
+    if len(runs) == 1 and runs != [name] and (output / artifacts.Run(name).folder).exists():
         raise BadInput(
             f"{path} holds the thresholds of {runs[0]}: run python 04_submit.py --run {name}"
         )

@@ -158,7 +158,9 @@ def closing_lines(output: Path, name: str, grid: Grid) -> list[str]:
         f"{error['calibrated']:.4f} ({error['uncalibrated']:.4f} before calibration)",
         f"final thresholds: {final.described()}",
     ]
-    lines += [f"note: the best {which} is the last one tried" for which in grid.last_values(final)]
+    lines += [
+        f"note: the chosen {which} is the last one tried" for which in grid.last_values(final)
+    ]
     shares = record["called_positive"].items()
     lines.append("called positive: " + ", ".join(f"{share:.1%} {where}" for where, share in shares))
     if submission.test_scores.path in record["outputs"]:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -42,14 +43,25 @@ def lock(output: Path, name: str, *, patience_s: float = 0, alone: bool = False)
     except filelock.Timeout as error:
         message = f"{output} is in use for {name} by {_holder(holder)}: wait for it, or stop it"
         if error.lock_file.endswith(MARKER):
-            message += ". The disk has no locks: if that process is gone, add --no-lock"
+            message += (
+                ". The disk has no locks: if that process is gone, and no other one works on "
+                "this output, add --no-lock"
+            )
         raise OutputLocked(message) from error
     except OSError as error:
         raise BadInput(f"cannot write to {output}: {error.strerror or error}") from error
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         holder.write_text(
-            json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}), "utf-8"
+            json.dumps(
+                {
+                    "pid": os.getpid(),
+                    "host": platform.node(),
+                    "started": started,
+                    "script": Path(sys.argv[0]).name,
+                }
+            ),
+            "utf-8",
         )
         yield holder
     finally:
@@ -105,6 +117,8 @@ def _acquire(path: Path, patience_s: float, *, alone: bool) -> filelock.BaseFile
 def _holder(path: Path) -> str:
     try:
         body = json.loads(path.read_text("utf-8"))
-        return f"process {body['pid']} on {body['host']}, started {body['started']}"
+        return (
+            f"process {body['pid']} on {body['host']} ({body['script']}), started {body['started']}"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -290,7 +290,8 @@ class Training:
         distributed.say(
             f"fold {self.data.fold}: the mean of epochs {listed} has SIIM Dice {score:.4f}"
         )
-        self.best.save_average(self.network.state_dict(), score, epochs)
+        if math.isfinite(score):
+            self.best.save_average(self.network.state_dict(), score, epochs)
 
     def _until_stopped(self, images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         for batch in images:

@@ -100,6 +100,7 @@ class TrainingRun:
     def load_start(self, network: torch.nn.Module, fold: int) -> None:
         """Load the weights that `init_from` names: those of another run's same fold."""
         if self.settings.init_from is not None:
+            self._start_inputs(fold)  # refuses weights that are missing or out of date
             path = self.output / self._start_run().fold(fold).best_weights
             checkpoint.load_weights(network, checkpoint.load(path)["network"], path)
 
@@ -115,7 +116,9 @@ class TrainingRun:
         with self._lock():
             started = any(folder.glob("fold*/last.pt"))
             busy = any(
-                locks.is_held(self.output, self._lock_name(fold), alone=self.alone)
+                locks.is_held(
+                    self.output, self._lock_name(fold), alone=self.alone and fold in folds
+                )
                 for fold in range(self.n_folds)
             )
             # Before the first save no settings are binding.
@@ -141,11 +144,12 @@ class TrainingRun:
             config.save(path, self.settings)
 
     def _is_finished(self, fold: int) -> bool:
-        record, made_from = self.files.fold(fold).trained, self._made_from(fold)
+        record = self.files.fold(fold).trained
         try:
             settings = records.read(self.output, record)["settings"]
         except BadInput:
             return False
+        made_from = self._made_from(fold)
         if config.differences(settings, made_from["settings"]):
             return False
         return records.is_current(
@@ -247,7 +251,9 @@ def finish(training: Training) -> dict[str, Any]:
     if not math.isfinite(progress.best_score):
         raise BadInput(f"fold {fold}: no epoch gave finite weights and scores: lower learning_rate")
     minutes = (time.perf_counter() - started) / 60
-    best = f"best SIIM Dice {progress.best_score:.4f}, epoch {progress.best_epoch}"
+    best = f"best SIIM Dice {progress.best_score:.4f}"
+    if training.config.average_best == 1:  # otherwise a mean of epochs, named before
+        best += f", epoch {progress.best_epoch}"
     distributed.say(f"fold {fold}: {best}, in {minutes:.1f} minutes")
     return {
         "best_score": progress.best_score,

@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     """Scores of an epoch, in [0, 1]; all NaN without validation or with maps that are not finite.
 
     siim_dice: at the best thresholds of SELECTION_GRID; with a classification head, of
-        the image's probability and the bottom one, as stage 04 uses them.
+        the image's calibrated probability and the bottom one, as stage 04 uses them.
     positive_dice: of positive images, at 0.5.
     all_empty: SIIM Dice of the all-empty baseline.
     """
@@ -146,13 +146,14 @@ class _Images:
 def scores(images: list[Measured]) -> Scores:
     """Scores of all images of a fold."""
     profiles = [image.profile for image in images]
-    score = [image.score for image in images if image.score is not None]
-    search = thresholds.Search(profiles, WITH_HEAD if score else SELECTION_GRID)
+    score = np.array([image.score for image in images if image.score is not None])
+    search = thresholds.Search(profiles, WITH_HEAD if score.size else SELECTION_GRID)
     negative = search.empty_dice == 1
+    p = calibration.fit(score, ~negative)(score) if score.size else None
     at_half = SELECTION_GRID.bottoms.index(0.5)
     everyone = np.ones(len(images), dtype=bool)
     return Scores(
-        siim_dice=search.best(everyone, np.array(score) if score else None).siim_dice,
+        siim_dice=search.best(everyone, p).siim_dice,
         positive_dice=float(search.dice[~negative, at_half, 0, 0].mean()),
         all_empty=float(negative.mean()),
     )

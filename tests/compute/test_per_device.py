@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def process_of(monkeypatch, code):
     """Let every fold's process run this code; its arguments are those of a stage."""
-    monkeypatch.setattr(sys, "argv", ["-c", code, "--overwrite"])
+    monkeypatch.setattr(sys, "argv", ["-c", code, "--overwrite", "--no-lock"])
 
 
 MEET = """
@@ -43,7 +43,14 @@ def test_folds_are_trained_at_the_same_time_with_a_share_of_the_workers(
     printed = capfd.readouterr().out
     for fold, device in zip(("3", "5"), names, strict=True):
         flags = ["--fold", fold, "--device", device, "--workers", "2"]
-        assert f"fold {fold}: {flags}" in printed  # without --overwrite, which was done before
+        # Without --overwrite and --no-lock, which are for this process alone.
+        assert f"fold {fold}: {flags}" in printed
+
+
+def test_windows_is_refused_as_nothing_could_tell_the_processes_to_save(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(BadConfig, match="one command for each card, with its --fold"):
+        per_device.first_lines(["cpu", "cpu"], CPU, "fp32")
 
 
 def test_after_a_failure_no_further_fold_starts_and_its_last_words_are_printed(monkeypatch, capfd):

@@ -858,6 +858,17 @@ def test_a_run_without_thresholds_names_the_command(tiny, tmp_path):
     assert not (tmp_path / "to").exists()
 
 
+def test_a_submission_of_one_run_may_have_a_name_of_its_own(tiny, tmp_path):
+    made, output = tiny
+    run_stage("04_submit.py", "--run", "tiny", "--name", "strict", "--output", output)
+    images = made.folder / "stage_2_images"
+    predict(output, images, tmp_path / "strict", "--run", "strict")
+    ours = rows_of(tmp_path / "strict")
+    assert len(ours) == len(made.test_ids)
+    with pytest.raises(BadInput, match=r"04_submit\.py --run absent"):
+        predict(output, images, tmp_path / "absent", "--run", "absent")
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

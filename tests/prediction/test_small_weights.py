@@ -7,7 +7,8 @@ import pytest
 from onnx import numpy_helper
 
 from pneumothorax import png
-from pneumothorax.prediction import exported, onnx_check, small_weights
+from pneumothorax.inference import onnx_check
+from pneumothorax.prediction import exported, small_weights
 
 SIZE = 32
 GRAPH = """

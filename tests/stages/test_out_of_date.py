@@ -7,6 +7,7 @@ import torch
 
 from pneumothorax.errors import BadInput
 from pneumothorax.pipeline import artifacts, records
+from pneumothorax.report import page
 from tests.helpers.dicoms import write_dicom
 from tests.helpers.images import noise
 from tests.helpers.stages import run_all, run_on, train_from_tiny
@@ -133,6 +134,27 @@ def test_a_finished_run_outlives_the_one_it_started_from(copied, config, capsys)
     train_from_tiny(output, config)
     assert "fold 1 is up to date" in capsys.readouterr().out
     run_on(output, "03_predict.py", "--run", "second")
+
+
+def test_a_fold_may_start_from_a_run_whose_other_folds_are_not_trained(copied, config, capsys):
+    _, output = copied
+    shutil.rmtree(output / RUN.fold(1).folder)
+    for _ in range(2):
+        train_from_tiny(output, config, "--fold", "0")
+        assert "folds that are not trained yet: 1" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"02_train\.py --run tiny --fold 1"):
+        train_from_tiny(output, config)
+
+
+def test_a_report_of_an_older_version_is_made_again(copied, monkeypatch, capsys):
+    _, output = copied
+    run_on(output, "05_report.py")
+    capsys.readouterr()
+    run_on(output, "05_report.py")
+    assert "up to date" in capsys.readouterr().out
+    monkeypatch.setattr(page, "VERSION", page.VERSION + 1)
+    run_on(output, "05_report.py")
+    assert "up to date" not in capsys.readouterr().out
 
 
 def test_a_stale_submission_is_not_offered_once_the_test_maps_are_gone(copied, capsys):

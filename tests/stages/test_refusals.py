@@ -68,6 +68,17 @@ def test_no_lock_makes_every_stage_replace_the_locks_of_a_process_elsewhere(
         assert gone == {f"{name}.lock.marker" for name in names}
 
 
+def test_no_lock_leaves_the_lock_of_a_fold_that_is_not_asked_for(copied, config, without_locks):
+    without_locks(errno.ENOLCK)
+    made, output = copied
+    markers = [output / ".locks" / f"02_train-tiny fold{fold}.lock.marker" for fold in (0, 1)]
+    for marker in markers:
+        marker.parent.mkdir(exist_ok=True)
+        marker.write_text("1\nelsewhere\n")
+    run_all(made.folder, output, config, "--fold", 0, stages=[2], flags=["--no-lock"])
+    assert [marker.exists() for marker in markers] == [False, True]
+
+
 def test_other_settings_under_the_same_run_are_refused_naming_the_difference(finished, config):
     made, output = finished
     with pytest.raises(BadInput, match=r"learning_rate: 0\.03 before, 0\.002 now"):

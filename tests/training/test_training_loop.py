@@ -339,6 +339,18 @@ def test_best_weights_are_the_mean_of_the_best_epochs_with_newly_estimated_stati
     assert best["score"] == training.state.progress.best_score
 
 
+def test_a_mean_of_epochs_that_computes_nothing_leaves_the_best_epoch(output, monkeypatch):
+    monkeypatch.setattr(
+        averaging, "mean", lambda states: {n: w * math.nan for n, w in states[0].items()}
+    )
+    training = trained(output, average_best=2, epochs=4)
+    best = torch.load(training.checkpoints.best, weights_only=True)
+    progress = training.state.progress
+    assert best["epoch"] == progress.best_epoch
+    assert best["score"] == progress.best_score == max(score for score, _ in progress.kept)
+    assert all(torch.isfinite(weights).all() for weights in best["network"].values())
+
+
 def test_a_damaged_kept_epoch_is_left_out_of_the_mean(output, capsys):
     training = trained(output, average_best=2, epochs=4)
     first, second = (epoch for _, epoch in training.state.progress.kept)
@@ -1013,6 +1025,17 @@ def test_scores_by_hand():
     # The head tells the false alarm from the lesion that was found.
     assert scores(validation.WITH_HEAD, [0.9, 0.2, 0.1, 0.2]) == (0.75, 0.5, 0.5)
     assert scores(validation.WITH_HEAD, [0.2, 0.1, 0.2, 0.9]) == (0.5, 0.5, 0.5)
+
+
+def test_a_classification_head_may_be_as_sure_as_it_likes():
+    """Ten lesions at 0.999 and ten false alarms at 0.985, both above every image threshold."""
+    full = np.ones((64, 64), np.uint8)
+    grid = validation.WITH_HEAD
+    lesion, false_alarm = (
+        validation.thresholds.profile(full * 255, truth, grid) for truth in (full, 0 * full)
+    )
+    images = [validation.Measured(lesion, 0.999), validation.Measured(false_alarm, 0.985)] * 10
+    assert validation.scores(images).siim_dice == 1
 
 
 @pytest.mark.slow
