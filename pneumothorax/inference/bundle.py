@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from pneumothorax.errors import BadInput
-from pneumothorax.inference import onnx_check, sealed_zip
+from pneumothorax.inference import sealed_zip
 from pneumothorax.inference.predicting import Source
 from pneumothorax.inference.settled import Settled, WeightedRun
 from pneumothorax.masks.calibration import Calibration
 from pneumothorax.masks.postprocess import Triplet
 from pneumothorax.pipeline import atomic
-from pneumothorax.prediction import exported
+from pneumothorax.prediction import exported, onnx_check
 from pneumothorax.prediction.exported import ExportedNetworks
 
 FORMAT = 1  # raise it when earlier versions of this project would misread a bundle

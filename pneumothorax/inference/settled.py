@@ -50,7 +50,7 @@ class Settled:
 
 
 def read(output: Path, name: str) -> Settled:
-    """What was settled for a run, or for a submission with a name of its own, such as a blend.
+    """What was settled for a run, or for a submission by its own name, such as a blend.
 
     Raises BadInput, naming the command to run, if thresholds are missing or stale.
     """

@@ -150,9 +150,7 @@ class TrainingRun:
         except BadInput:
             return False
         made_from = self._made_from(fold)
-        if config.differences(settings, made_from["settings"]):
-            return False
-        return records.is_current(
+        return not config.differences(settings, made_from["settings"]) and records.is_current(
             self.output, record, settings=settings, inputs=made_from["inputs"]
         )
 

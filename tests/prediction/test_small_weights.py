@@ -7,8 +7,7 @@ import pytest
 from onnx import numpy_helper
 
 from pneumothorax import png
-from pneumothorax.inference import onnx_check
-from pneumothorax.prediction import exported, small_weights
+from pneumothorax.prediction import exported, onnx_check, small_weights
 
 SIZE = 32
 GRAPH = """
