@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     with locks.lock(args.output, "05_report", alone=args.no_lock):
         names = args.names or artifacts.submission_names(args.output)
         manifest, compared = read(args, names)
-        settings = {"names": names, "seed": args.seed, "version": page.VERSION}
+        settings = {"names": names, "seed": args.seed, "version": [page.VERSION, *PAGES]}
         inputs = records.hashes(args.output, runs.sources(compared))
         up_to_date = not args.overwrite and records.is_current(
             args.output, artifacts.REPORTED, settings=settings, inputs=inputs

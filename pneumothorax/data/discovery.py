@@ -49,6 +49,7 @@ class Found:
     links: tuple[Path, ...] = ()  # to images and folders, not followed
     litter: tuple[Path, ...] = ()  # see LITTER
     outputs: tuple[Path, ...] = ()  # folders with one of OUTPUT_MARKS
+    archives: tuple[Path, ...] = ()  # with one of ARCHIVES, tables aside
 
     @property
     def dicoms(self) -> tuple[Path, ...]:
@@ -56,11 +57,15 @@ class Found:
         return tuple(path for path in self.images if not is_raster(path))
 
     def tables_named(self, *names: str) -> list[Path]:
-        """The tables with one of these names, packed or not. A zip file counts until unpacked."""
+        """The tables with one of these names, in any case, packed or not.
+
+        A zip file counts until it is unpacked.
+        """
+        wanted = {name.casefold() for name in names}
         return [
             path
             for path in self.tables
-            if _unpacked_name(path) in names
+            if _unpacked_name(path) in wanted
             and not (path.suffix == ".zip" and path.with_suffix("") in self.tables)
         ]
 
@@ -92,6 +97,9 @@ class Found:
             are = counted(len(self.outputs), "folder is", "folders are")
             headline = f"{are} output of this software, so not read"
             lines.append(f"{headline}: {self._named(self.outputs)}")
+        if self.archives:
+            are = counted(len(self.archives), "archive is", "archives are")
+            lines.append(f"{are} not read (unpack what you need): {self._named(self.archives)}")
         if self.litter:
             kinds = Counter("._*" if p.name.startswith("._") else p.name for p in self.litter)
             names = ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
@@ -139,11 +147,12 @@ def search(
         elif _unpacked_name(path).endswith(".csv") and (some_file or entry.is_dir()):
             paths["tables"].append(path)
         elif some_file:
-            paths["others"].append(path)
+            packed = path.suffix.lower() in ARCHIVES
+            paths["archives" if packed else "others"].append(path)
     # Some programs unpack a table into a folder of its name: then the table is what counts.
     unpacked = {table.parent for table in paths["tables"]}
     paths["tables"] = [table for table in paths["tables"] if table not in unpacked]
-    names = "images not_files tables unreadable links litter outputs".split()
+    names = "images not_files tables unreadable links litter outputs archives".split()
     found = Found(folder, **{name: tuple(sorted(paths[name])) for name in names})
     if not found.images:
         headline = f"{folder} holds no DICOM, PNG or JPEG file at any depth"
@@ -262,9 +271,6 @@ def clashes(
 
 def _nearly(others: Sequence[Path]) -> list[str]:
     """What to do with files that are not taken for images, where there are no others."""
-    packed = [path for path in others if path.suffix.lower() in ARCHIVES]
-    if packed:
-        return [f"found {min(packed).name}: unpack it"]
     for path in sorted(others):
         if os.access(path, os.R_OK) and begins_as_dicom(path):
             return [f"found {path.name}, a DICOM file: give such files the suffix .dcm"]
@@ -281,8 +287,8 @@ def why_not_a_file(path: Path) -> str:
 
 
 def _unpacked_name(path: Path) -> str:
-    """The name of a table without .gz or .zip: Kaggle zips the files that it sends."""
-    return path.stem if path.suffix in (".gz", ".zip") else path.name
+    """The name without .gz or .zip, in lower case: Kaggle zips the files that it sends."""
+    return (path.stem if path.suffix.lower() in (".gz", ".zip") else path.name).casefold()
 
 
 def _is_litter(name: str) -> bool:

@@ -29,8 +29,9 @@ def summary(outcome: Outcome) -> list[str]:
     if outcome.bad:
         codes = sorted(Counter(entry["code"] for entry in outcome.bad).items())
         lines.append(f"rejected: {', '.join(f'{n} {code}' for code, n in codes)}")
-    hashes = Counter(row["sha256"] for row in rows)
+    hashes = Counter(row["sha256"] for row in train)
     twins = sum(count for count in hashes.values() if count > 1)
+    in_both = sum(row["sha256"] in hashes for row in outcome.test)
     remarks = [
         (outcome.unlabelled, "image is", "images are", "not annotated: not used, not negative"),
         (outcome.colour, "colour image", "colour images", "converted to grey"),
@@ -51,6 +52,9 @@ def summary(outcome: Outcome) -> list[str]:
     lines += [narrow_range(outcome.narrow)] if outcome.narrow else []
     if twins:
         lines.append(f"{twins} images share their pixels with another: they will share a fold")
+    if in_both:
+        have = counted(in_both, "test image has", "test images have")
+        lines.append(f"warning: {have} the pixels of a training image")
     return lines
 
 
@@ -102,10 +106,7 @@ def require_usable(
 
 def _why_no_training(outcome: Outcome) -> str:
     if outcome.test and not outcome.rejected:
-        return (
-            "all images are test images. Kaggle's competition page no longer has the others; "
-            "docs/your-data.md says where they are"
-        )
+        return "all images are test images"
     return "do the images and the labels belong together?"
 
 

@@ -90,10 +90,9 @@ def _read(layout: Layout, test: Path | None, holdout: Path | None) -> Listed:
         raise bad_list(f"--holdout {holdout}: {have} no label", unlabelled)
     both = sorted(set(listed.in_both) - set(held_out))
     if both:
-        are = counted(len(both), "id is", "ids are")
+        have = counted(len(both), "id has a label and is", "ids have labels and are")
         raise bad_list(
-            f"{are} in the label file and in the sample submission "
-            "(--holdout CSV makes test images of them)",
+            f"{have} in the sample submission (--holdout CSV makes test images of them)",
             both,
         )
     further = (*(labels.read_ids(test) if test else ()), *held_out)

@@ -6,6 +6,7 @@ stays `1.20`. A label of `-1`, or an empty cell, means "no pneumothorax"; an ima
 without a row is not annotated, which is something else.
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -192,12 +193,13 @@ def header(path: Path) -> list[str]:
     return [name.strip() for name in names]
 
 
-def first_column(path: Path) -> set[str]:
-    """Its cells, unchecked; an empty set if the file is not CSV text."""
-    try:
-        return {cells[0].strip() for _, cells in records(path)}
-    except BadInput:
-        return set()
+def first_column(*paths: Path) -> set[str]:
+    """The cells of these tables, unchecked; a file that is not CSV text has none."""
+    found: set[str] = set()
+    for path in paths:
+        with contextlib.suppress(BadInput):
+            found |= {cells[0].strip() for _, cells in records(path)}
+    return found
 
 
 def read_ids(path: Path) -> tuple[str, ...]:

@@ -117,8 +117,7 @@ def _acquire(path: Path, patience_s: float, *, alone: bool) -> filelock.BaseFile
 def _holder(path: Path) -> str:
     try:
         body = json.loads(path.read_text("utf-8"))
-        return (
-            f"process {body['pid']} on {body['host']} ({body['script']}), started {body['started']}"
-        )
+        of = f" ({body['script']})" if "script" in body else ""  # older versions did not say
+        return f"process {body['pid']} on {body['host']}{of}, started {body['started']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

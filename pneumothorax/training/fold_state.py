@@ -137,7 +137,7 @@ class Progress:
 
     epoch: int = 0  # finished epochs
     best_score: float = -math.inf
-    best_epoch: int = 0
+    best_epoch: int = 0  # also where a mean of epochs is best
     bad_in_a_row: int = 0  # steps not taken
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: list[tuple[float, int]] = field(default_factory=list)  # (score, epoch), best first
@@ -188,7 +188,7 @@ class Progress:
 
     def set_averaged(self, score: float) -> None:
         """Note the score of the mean of the kept epochs as the best."""
-        self.best_score = score
+        self.best_score, self.best_epoch = score, 0
 
 
 class FoldState:

@@ -292,6 +292,8 @@ class Training:
         )
         if math.isfinite(score):
             self.best.save_average(self.network.state_dict(), score, epochs)
+        else:
+            distributed.say(f"fold {self.data.fold}: the mean is not used")
 
     def _until_stopped(self, images: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         for batch in images:

@@ -147,9 +147,9 @@ class TrainingRun:
         record = self.files.fold(fold).trained
         try:
             settings = records.read(self.output, record)["settings"]
+            made_from = self._made_from(fold)
         except BadInput:
             return False
-        made_from = self._made_from(fold)
         return not config.differences(settings, made_from["settings"]) and records.is_current(
             self.output, record, settings=settings, inputs=made_from["inputs"]
         )
@@ -249,9 +249,8 @@ def finish(training: Training) -> dict[str, Any]:
     if not math.isfinite(progress.best_score):
         raise BadInput(f"fold {fold}: no epoch gave finite weights and scores: lower learning_rate")
     minutes = (time.perf_counter() - started) / 60
-    best = f"best SIIM Dice {progress.best_score:.4f}"
-    if training.config.average_best == 1:  # otherwise a mean of epochs, named before
-        best += f", epoch {progress.best_epoch}"
+    where = f"epoch {progress.best_epoch}" if progress.best_epoch else "the mean of epochs"
+    best = f"best SIIM Dice {progress.best_score:.4f}, {where}"
     distributed.say(f"fold {fold}: {best}, in {minutes:.1f} minutes")
     return {
         "best_score": progress.best_score,

@@ -65,8 +65,8 @@ def test_a_folder_of_nothing_but_links_names_the_flag(linked):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("data.zip", r"found data\.zip: unpack it$"),
-        ("a.dcm.gz", r"found a\.dcm\.gz: unpack it$"),
+        ("data.zip", r"1 archive is not read \(unpack what you need\): data\.zip$"),
+        ("a.dcm.gz", r"1 archive is not read \(unpack what you need\): a\.dcm\.gz$"),
         ("IM0001", r"found IM0001, a DICOM file: give such files the suffix \.dcm$"),
     ],
 )

@@ -249,22 +249,27 @@ def test_the_png_re_upload_takes_ids_from_its_tables(tmp_path):
     assert layout_of(tmp_path / "out") == "siim-png"
 
 
-def beside_the_competitions_files(folder, test_ids=("ID_1", "ID_2")):
+def beside_the_competitions_files(folder, test_ids=("ID_1", "ID_2"), suffix=".dcm"):
     """The PNG re-upload, and what Kaggle's competition page serves: stage 2."""
     siim_png(folder)
+    write = write_dicom if suffix == ".dcm" else write_png
     for number, name in enumerate(test_ids):
-        write_dicom(folder / "stage_2_images" / f"{name}.dcm", noise(10 + number, SIZE))
+        write(folder / "stage_2_images" / f"{name}{suffix}", noise(10 + number, SIZE))
     run_lengths(folder / "stage_2_train.csv")  # of the same images as the PNG files
     rows = [f"{name},1 1" for name in reversed(test_ids)]
     write_lines(folder / "stage_2_sample_submission.csv", ["ImageId,EncodedPixels", *rows])
     return folder
 
 
-def test_the_png_re_upload_beside_the_competitions_files_makes_a_submission(tmp_path, capsys):
-    manifest = prepared(beside_the_competitions_files(tmp_path / "in"), tmp_path / "out")
+@pytest.mark.parametrize("suffix", [".dcm", ".png"])
+def test_the_png_re_upload_beside_the_competitions_files_makes_a_submission(
+    tmp_path, suffix, capsys
+):
+    folder = beside_the_competitions_files(tmp_path / "in", suffix=suffix)
+    manifest = prepared(folder, tmp_path / "out")
     out = capsys.readouterr().out
     assert layout_of(tmp_path / "out") == "siim-png"
-    assert "test images: the DICOM files that stage_2_sample_submission.csv lists" in out
+    assert "test images, too: those that stage_2_sample_submission.csv lists" in out
     assert "not used: stage_2_train.csv, as the mask images are the labels" in out
     assert "4 test images, 2 of them labelled (1 with pneumothorax): only scored" in out
     splits = {"a": "train", "b": "train", **dict.fromkeys(["c", "d", "ID_1", "ID_2"], "test")}
@@ -275,19 +280,36 @@ def test_the_png_re_upload_beside_the_competitions_files_makes_a_submission(tmp_
         np.testing.assert_array_equal(cached(tmp_path / "out", name)[0], noise(10 + number, SIZE))
 
 
-def test_a_sample_submission_without_its_dicom_files_does_not_disturb_the_png_files(tmp_path):
+def test_a_sample_submission_without_its_images_does_not_disturb_the_png_files(tmp_path, capsys):
     folder = beside_the_competitions_files(tmp_path / "in")
+    shutil.make_archive(folder / "stage_2_images", "zip", folder / "stage_2_images")
     shutil.rmtree(folder / "stage_2_images")
     prepared(folder, tmp_path / "out")
     assert_holds(tmp_path / "out", training="ab", test="cd")
     assert submission_ids(tmp_path / "out") == ["d", "c"]
+    out = capsys.readouterr().out
+    assert "not used: stage_2_sample_submission.csv, as none of its test images is here" in out
+    assert "1 archive is not read (unpack what you need): stage_2_images.zip" in out
 
 
-def test_a_dicom_file_that_the_sample_submission_does_not_list_is_not_used(tmp_path):
+def test_without_a_sample_submission_images_beside_the_png_files_are_no_test_images(
+    tmp_path, capsys
+):
     folder = beside_the_competitions_files(tmp_path / "in")
-    write_dicom(folder / "stage_2_images" / "ID_3.dcm", noise(12, SIZE))
+    sample = (folder / "stage_2_sample_submission.csv").rename(tmp_path / "sample.csv")
+    prepared(folder, tmp_path / "out", "--layout", "siim-png")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert "without a sample submission (--sample-submission) the images" in capsys.readouterr().out
+    prepared(folder, tmp_path / "out", "--layout", "siim-png", "--sample-submission", sample)
+    assert submission_ids(tmp_path / "out") == ["ID_2", "ID_1"]
+
+
+def test_the_sample_submissions_name_may_have_capital_letters(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    sample = folder / "stage_2_sample_submission.csv"
+    sample.rename(folder / "Stage_2_Sample_Submission.CSV")
     prepared(folder, tmp_path / "out")
-    assert rejected(tmp_path / "out") == {"stage_2_images/ID_3.dcm": "UNLABELLED"}
+    assert submission_ids(tmp_path / "out") == ["ID_2", "ID_1"]
 
 
 def test_a_test_image_that_is_missing_beside_the_png_files_is_refused(tmp_path):
@@ -298,24 +320,82 @@ def test_a_test_image_that_is_missing_beside_the_png_files_is_refused(tmp_path):
     assert "ID_1" in message
 
 
+def test_masks_are_not_test_images_whatever_their_names(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    masks = folder / "siim-acr-pneumothorax" / "png_masks"
+    (folder / "stage_2_images" / "ID_1.dcm").rename(masks / "ID_1.dcm")
+    message = refused(folder, tmp_path / "out")
+    assert message.startswith("1 listed id has no image")
+    assert "1 mask has no image" in message
+
+
 def test_a_training_image_of_the_png_files_cannot_be_in_the_sample_submission(tmp_path):
     folder = beside_the_competitions_files(tmp_path / "in", ("a", "ID_2"))
     message = refused(folder, tmp_path / "out", "--layout", "siim-png")
-    assert message.startswith("1 id is in the label file and in the sample submission")
+    assert message.startswith("1 id has a label and is in the sample submission")
 
 
-def test_png_and_dicom_files_of_the_same_images_need_a_decision(tmp_path):
+def test_copies_of_the_png_files_beside_them_need_a_decision(tmp_path):
+    """DICOM files, of a training image, of a labelled test image, and one that nothing lists."""
     folder = beside_the_competitions_files(tmp_path / "in")
-    write_dicom(folder / "dicom-images-train" / "a.dcm", IMAGES["a"])
+    for name in ("a", "c"):
+        write_dicom(folder / "dicom-images-train" / f"{name}.dcm", IMAGES[name])
+    write_dicom(folder / "stage_2_images" / "ID_3.dcm", noise(12, SIZE))
+    message = refused(folder, tmp_path / "out")
+    assert "fits several layouts, siim-dicom and siim-png: choose with --layout" in message
+    manifest = prepared(folder, tmp_path / "out", "--layout", "siim-png")
+    assert sorted(manifest.index[manifest["split"] == "train"]) == ["a", "b"]
+    assert manifest.loc["a", "source"].endswith("png_images/1_train_1_.png")
+    assert submission_ids(tmp_path / "out") == ["ID_2", "ID_1"]
+    assert rejected(tmp_path / "out") == {}
+
+
+def test_dicom_files_that_are_not_named_by_id_are_still_a_layout(tmp_path):
+    folder = siim_png(tmp_path / "in")
+    for number, name in enumerate("ab"):
+        write_dicom(folder / f"chest{number}.dcm", IMAGES[name], SOPInstanceUID=name)
+    run_lengths(folder / "train-rle.csv", "ab")
     message = refused(folder, tmp_path / "out")
     assert "fits several layouts, siim-dicom and siim-png: choose with --layout" in message
 
 
-def test_the_competitions_files_alone_are_refused_with_the_way_out(tmp_path):
+def test_a_sample_submission_of_the_labelled_test_images_adds_nothing(tmp_path):
+    folder = siim_png(tmp_path / "in")
+    write_dicom(folder / "dicom-images-test" / "c.dcm", IMAGES["c"])
+    write_lines(folder / "sample_submission.csv", ["ImageId,EncodedPixels", "c,-1", "d,-1"])
+    prepared(folder, tmp_path / "out")
+    assert_holds(tmp_path / "out", training="ab", test="cd")
+    assert submission_ids(tmp_path / "out") == ["c", "d"]
+
+
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_the_competitions_files_alone_are_refused_with_the_way_out(tmp_path, with_labels):
     folder = beside_the_competitions_files(tmp_path / "in")
     shutil.rmtree(folder / "siim-acr-pneumothorax")
+    if not with_labels:
+        (folder / "stage_2_train.csv").unlink()
+    (folder / "stage_2_images" / "ID_1.dcm").write_bytes(b"damaged")
     message = refused(folder, tmp_path / "out", "--allow-missing")
-    assert "Kaggle's competition page no longer has the others; docs/your-data.md" in message
+    assert message.startswith("all 2 DICOM files")
+    assert "Kaggle's competition page no longer has training images; docs/your-data.md" in message
+    assert "--layout" not in message
+
+
+@pytest.mark.parametrize("flag", ["--labels", "--layout"])
+def test_the_competitions_files_are_not_taken_apart_from_the_png_files(tmp_path, flag):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    value = {"--labels": folder / "stage_2_train.csv", "--layout": "siim-dicom"}[flag]
+    message = refused(folder, tmp_path / "out", flag, value)
+    assert "for the PNG files here pass --layout siim-png" in message
+
+
+def test_a_test_image_with_the_pixels_of_a_training_image_is_counted(tmp_path, capsys):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    write_dicom(folder / "stage_2_images" / "ID_1.dcm", IMAGES["a"])
+    prepared(folder, tmp_path / "out")
+    out = capsys.readouterr().out
+    assert "warning: 1 test image has the pixels of a training image" in out
+    assert "they will share a fold" not in out
 
 
 def test_a_table_may_name_files_that_could_not_be_ids(tmp_path):
@@ -572,7 +652,7 @@ def test_images_in_label_file_and_sample_can_be_held_out(tmp_path):
     sample = tmp_path / "in" / "sample_submission.csv"
     write_lines(sample, ["ImageId,EncodedPixels", "c,-1", "d,-1"])
     message = refused(tmp_path / "in", tmp_path / "out")
-    assert "2 ids are in the label file and in the sample submission (--holdout CSV" in message
+    assert "2 ids have labels and are in the sample submission (--holdout CSV" in message
     prepared(tmp_path / "in", tmp_path / "out", "--holdout", sample)
     assert_holds(tmp_path / "out", training="ab", test="cd")
 

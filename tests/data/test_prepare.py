@@ -529,7 +529,7 @@ def test_labels_without_an_image_fail_unless_allowed(tmp_path):
 def test_an_id_for_training_and_for_testing_at_once_is_refused(tmp_path):
     folder = labelled(tmp_path / "in", {"a": noise(1)})
     write_lines(folder / "stage_2_sample_submission.csv", ["ImageId,EncodedPixels", "a,-1"])
-    assert "in the label file and in the sample submission" in refused(folder, tmp_path / "out")
+    assert "has a label and is in the sample submission" in refused(folder, tmp_path / "out")
 
 
 def test_images_and_labels_of_different_stages_are_noticed(tmp_path):

@@ -181,7 +181,7 @@ def test_on_a_disk_without_locks_only_the_user_knows_of_processes_elsewhere(
     folder.mkdir()
     (folder / "05_report.lock.marker").write_text("1\nelsewhere\n")
     holder = folder / "05_report.holder.json"
-    holder.write_text('{"pid": 1, "host": "elsewhere", "script": "x.py", "started": "today"}')
+    holder.write_text('{"pid": 1, "host": "elsewhere", "started": "today"}')
     with (
         pytest.raises(OutputLocked, match=r"process 1 on elsewhere.*--no-lock"),
         locks.lock(tmp_path, "05_report"),

@@ -146,6 +146,18 @@ def test_a_fold_may_start_from_a_run_whose_other_folds_are_not_trained(copied, c
         train_from_tiny(output, config)
 
 
+def test_a_finished_fold_does_not_ask_for_folds_of_its_start_that_it_does_not_need(
+    copied, config, capsys
+):
+    _, output = copied
+    train_from_tiny(output, config)
+    (output / RUN.fold(1).trained.path).unlink()  # as while fold 1 is trained again
+    train_from_tiny(output, config, "--fold", "0")
+    out = capsys.readouterr().out
+    assert "fold 0 is up to date" in out
+    assert "folds that are not trained yet: 1" in out
+
+
 def test_a_report_of_an_older_version_is_made_again(copied, monkeypatch, capsys):
     _, output = copied
     run_on(output, "05_report.py")

@@ -20,6 +20,10 @@ NAMES = (
     nnunet.NAME,
 )
 
+WHERE_TO_TRAIN_FROM = (
+    "Kaggle's competition page no longer has training images; docs/your-data.md says who has"
+)
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of stage 00 that say what the data are."""
@@ -84,7 +88,10 @@ def choose(found: Found, given: Given) -> Layout:
         )
     if not names:
         raise BadInput(_nothing(found, given))
-    return _layout(names[0], found, given)
+    layout = _layout(names[0], found, given)
+    if isinstance(layout, run_lengths.RunLengths):
+        _require_more_than_test_images(layout, found)
+    return layout
 
 
 def recognised(found: Found, given: Path | None) -> list[str]:
@@ -105,8 +112,8 @@ def recognised(found: Found, given: Path | None) -> list[str]:
         images_masks.NAME: images_masks.recognise(found),
         nnunet.NAME: nnunet.recognise(found),
     }
-    if fits[siim_png.NAME] and not run_lengths.lists_dicom_files(found):
-        fits[run_lengths.SIIM_DICOM] = False  # the competition's test images, without labels
+    if fits[siim_png.NAME] and siim_png.has_only_test_images_beside(found):
+        fits[by_run_lengths] = False
     return [name for name in NAMES if fits.get(name)]
 
 
@@ -117,7 +124,7 @@ def described(layout: Layout, found: Found) -> list[str]:
     rest = [path for path in found.images if path not in used and path not in masks]
     lines = [f"layout {layout.name}: {layout.reason}"]
     if isinstance(layout, siim_png.SiimPng):
-        lines += siim_png.missing_tables(layout)
+        lines += siim_png.warnings(layout, found)
     if rest:
         lines.append(f"not part of the layout, so not used: {_kinds(rest)} (--layout decides)")
     read = {path.resolve() for path in layout.tables.values()}
@@ -141,6 +148,18 @@ def _layout(name: str, found: Found, given: Given) -> Layout:
     return nnunet.layout(found, follow_symlinks=given.follow_symlinks)
 
 
+def _require_more_than_test_images(layout: run_lengths.RunLengths, found: Found) -> None:
+    """Raises BadInput for the competition's own files, which no longer have training images."""
+    images = layout.images(found.images)
+    names = {path.stem for path in images}
+    labelled = labels.first_column(layout.labels)
+    if layout.sample and names <= labels.first_column(layout.sample) - labelled:
+        raise BadInput(
+            f"all {_kinds(images)} are test images of {layout.sample.name}: {WHERE_TO_TRAIN_FROM}"
+            + "; for the PNG files here pass --layout siim-png" * siim_png.recognise(found)
+        )
+
+
 def _nothing(found: Found, given: Given) -> str:
     """Why no layout fits."""
     tables = [given.labels] if given.labels else found.tables_named(*run_lengths.LABEL_NAMES)
@@ -149,6 +168,12 @@ def _nothing(found: Found, given: Given) -> str:
             labels.table(table, labels.SUBMISSION_COLUMNS)  # says what is wrong with it
     if given.labels:
         return f"{given.labels} lists none of the {_kinds(found.images)} below {found.root} by name"
+    samples = found.tables_named(*labels.SAMPLE_NAMES)
+    if {path.stem for path in found.images} <= labels.first_column(*samples):
+        return (
+            f"all {_kinds(found.images)} below {found.root} are test images of {samples[0].name}: "
+            + WHERE_TO_TRAIN_FROM
+        )
     label_names = " or ".join(run_lengths.LABEL_NAMES)
     masks = ", ".join([siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS])
     half = found.folders_named(siim_png.MASKS, *images_masks.MASKS, nnunet.MASKS)

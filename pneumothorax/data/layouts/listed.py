@@ -38,7 +38,7 @@ class Listed:
         sample: the sample submission, if there is one.
         id_of: file name -> image id, where the name of a file is not its image's id.
         repeated: label rows that are listed twice, word for word.
-        in_both: ids of the label file that the sample submission lists as well.
+        in_both: ids with a label that the sample submission lists as well.
         orphans: mask files without an image, as text.
     """
 

@@ -100,25 +100,12 @@ def recognise(found: Found, given: Path | None) -> str:
     tables = [given] if given else found.tables_named(*LABEL_NAMES)
     if not tables:
         return ""
-    listed = {
-        image_id
-        for table in (*tables, *found.tables_named(*labels.SAMPLE_NAMES, *TEST_LABEL_NAMES))
-        for image_id in labels.first_column(table)
-    }
+    further = found.tables_named(*labels.SAMPLE_NAMES, *TEST_LABEL_NAMES)
+    listed = labels.first_column(*tables, *further)
     rasters = filter(discovery.is_raster, found.images)
     if any(path.stem in listed and not _is_mask(path, found.root) for path in rasters):
         return IMAGES_RLE
     return SIIM_DICOM if found.dicoms else ""
-
-
-def lists_dicom_files(found: Found) -> bool:
-    """Whether a label CSV of the folder lists one of the DICOM files by its name."""
-    listed = {
-        image_id
-        for table in found.tables_named(*LABEL_NAMES)
-        for image_id in labels.first_column(table)
-    }
-    return any(path.stem in listed for path in found.dicoms)
 
 
 def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> RunLengths:

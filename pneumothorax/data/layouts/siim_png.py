@@ -6,8 +6,8 @@
 The tables name the image that a file shows, and so its patient. Where people kept the
 two folders alone, the file names say split and label, and the stem is the id.
 
-The competition's own files may lie beside them: its DICOM files are test images if its
-sample submission is there, too. Its label file is not read.
+The competition's own files may lie beside them: the images that its sample submission lists
+are test images, DICOM or not, where their files are named by id. Its label file is not read.
 Published at https://www.kaggle.com/datasets/vbookshelf/pneumothorax-chest-xray-images-and-masks
 """
 
@@ -22,7 +22,6 @@ from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts.listed import (
     Annotation,
     Listed,
-    given_or_only,
     group_masks,
     only,
 )
@@ -42,7 +41,7 @@ class SiimPng:
     """The folders `images` and `masks`, and the table of each split that there is one for.
 
     Args:
-        sample: the sample submission of the competition's DICOM files.
+        sample: lists the test images that lie beside the folders.
     """
 
     reason: str
@@ -59,14 +58,22 @@ class SiimPng:
         return {TABLES[split]: path for split, path in self.table_of} | sample
 
     def images(self, paths: Iterable[Path]) -> tuple[Path, ...]:
+        sampled = self._sampled() if self.sample else frozenset()
         return tuple(
             path
             for path in paths
-            if self.image_folder in path.parents or (self.sample and not discovery.is_raster(path))
+            if self.image_folder in path.parents
+            or (path.stem in sampled and self.mask_folders[0] not in path.parents)
         )
 
+    def _sampled(self) -> frozenset[str]:
+        """The ids of the sample submission, without those of the PNG files."""
+        assert self.sample is not None
+        known = {entry.image_id for entry in self._entries()}
+        return frozenset(labels.first_column(self.sample) - known)
+
     def read(self) -> Listed:
-        entries = self._entries_of_tables() if self.table_of else self._entries_of_names()
+        entries = self._entries()
         stems = {Path(entry.file_name).stem for entry in entries}
         files = discovery.images_below(
             self.mask_folders[0],
@@ -98,6 +105,9 @@ class SiimPng:
 
     def _images(self) -> tuple[Path, ...]:
         return discovery.images_below(self.image_folder, follow_symlinks=self.follow_symlinks)
+
+    def _entries(self) -> "list[_Entry]":
+        return self._entries_of_tables() if self.table_of else self._entries_of_names()
 
     def _entries_of_tables(self) -> "list[_Entry]":
         entries: list[_Entry] = []
@@ -146,6 +156,18 @@ def recognise(found: Found) -> bool:
     return bool(found.folders_named(IMAGES) and found.folders_named(MASKS))
 
 
+def has_only_test_images_beside(found: Found) -> bool:
+    """Whether the sample submission lists all images beside the two folders by name."""
+    ids = labels.first_column(*found.tables_named(*labels.SAMPLE_NAMES))
+    return all(path.stem in ids for path in _beside(found))
+
+
+def _beside(found: Found) -> list[Path]:
+    """The images that are not in the two folders."""
+    inside = set(found.below(*found.folders_named(IMAGES, MASKS)))
+    return [path for path in found.images if path not in inside]
+
+
 def layout(found: Found, sample: Path | None, *, follow_symlinks: bool) -> SiimPng:
     """Raises BadInput where a folder or a table is missing or found several times.
 
@@ -161,19 +183,33 @@ def layout(found: Found, sample: Path | None, *, follow_symlinks: bool) -> SiimP
     )
     names = " and ".join(TABLES[split] for split, _ in tables)
     reason = f"the folders {IMAGES} and {MASKS}" + (f" with {names}" if names else "")
-    if sample or found.dicoms:
-        sample = given_or_only(found, sample, labels.SAMPLE_NAMES, "--sample-submission")
-    if sample:
-        reason += f"; test images: the DICOM files that {sample.name} lists"
+    samples = [sample] if sample else found.tables_named(*labels.SAMPLE_NAMES)
+    listed = labels.first_column(*samples)
+    if sample or any(path.stem in listed for path in _beside(found)):
+        sample = only(samples, "sample submission", flag="--sample-submission")
+        reason += f"; test images, too: those that {sample.name} lists"
     return SiimPng(reason, image_folder, (mask_folder,), tables, sample, follow_symlinks)
 
 
-def missing_tables(layout: SiimPng) -> list[str]:
-    """A warning if the tables, or one of them, are not there."""
+def warnings(layout: SiimPng, found: Found) -> list[str]:
+    """What is not there, or not used, and what that means."""
+    lines = []
     missing = [name for name in TABLES.values() if name not in layout.tables]
-    if not missing:
-        return []
-    effect = (
-        "patients are unknown" if len(missing) == len(TABLES) else "its images are not annotated"
-    )
-    return [f"warning: no {' and '.join(missing)}, so {effect}; published at {PUBLISHED}"]
+    if missing:
+        effect = (
+            "patients are unknown"
+            if len(missing) == len(TABLES)
+            else "its images are not annotated"
+        )
+        lines.append(f"warning: no {' and '.join(missing)}, so {effect}; published at {PUBLISHED}")
+    if layout.sample is None:
+        lines += [
+            f"not used: {path.name}, as none of its test images is here"
+            for path in found.tables_named(*labels.SAMPLE_NAMES)
+        ]
+        if _beside(found):
+            lines.append(
+                "warning: without a sample submission (--sample-submission) the images beside "
+                "these folders are not test images"
+            )
+    return lines
