@@ -312,6 +312,17 @@ def test_the_sample_submissions_name_may_have_capital_letters(tmp_path):
     assert submission_ids(tmp_path / "out") == ["ID_2", "ID_1"]
 
 
+def test_a_zipped_sample_submission_is_refused_with_the_command_that_unpacks_it(tmp_path):
+    folder = beside_the_competitions_files(tmp_path / "in")
+    sample = folder / "stage_2_sample_submission.csv"
+    with zipfile.ZipFile(f"{sample}.zip", "w") as packed:
+        packed.write(sample, sample.name)
+    sample.unlink()
+    message = refused(folder, tmp_path / "out")
+    assert "stage_2_sample_submission.csv.zip is a zip archive" in message
+    assert "unpack it with python -m zipfile -e" in message
+
+
 def test_a_test_image_that_is_missing_beside_the_png_files_is_refused(tmp_path):
     folder = beside_the_competitions_files(tmp_path / "in")
     (folder / "stage_2_images" / "ID_1.dcm").unlink()

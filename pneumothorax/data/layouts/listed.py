@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pneumothorax.data.discovery import Found, printable
+from pneumothorax.data.discovery import printable
 from pneumothorax.data.labels import SampleSubmission
 from pneumothorax.errors import BadInput, bad_list, counted
 
@@ -93,16 +93,6 @@ def only(paths: Collection[Path], what: str, *, flag: str) -> Path:
     if len(paths) > 1:
         raise BadInput(f"more than one {what}: {', '.join(map(str, paths))}; choose with {flag}")
     return next(iter(paths))
-
-
-def given_or_only(
-    found: Found, given: Path | None, names: tuple[str, ...], flag: str
-) -> Path | None:
-    """The table from the command line, or else the only one with one of the names, if any."""
-    if given is not None:
-        return given
-    paths = found.tables_named(*names)
-    return only(paths, f"of {' and '.join(names)}", flag=flag) if paths else None
 
 
 def group_masks(

@@ -16,7 +16,7 @@ from pathlib import Path
 from pneumothorax.data import discovery, labels
 from pneumothorax.data.discovery import Found
 from pneumothorax.data.layouts import images_masks, nnunet, siim_png
-from pneumothorax.data.layouts.listed import Annotation, Listed, given_or_only, only
+from pneumothorax.data.layouts.listed import Annotation, Listed, only
 from pneumothorax.errors import BadInput, bad_list, counted
 
 SIIM_DICOM, IMAGES_RLE = "siim-dicom", "images-rle"
@@ -114,7 +114,7 @@ def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> 
     Args:
         given, sample: the label CSV and the sample submission from the command line.
     """
-    label_file = given_or_only(found, given, LABEL_NAMES, "--labels")
+    label_file = _given_or_only(found, given, LABEL_NAMES, "--labels")
     if label_file is None:
         names = " or ".join(LABEL_NAMES)
         raise BadInput(f"no label CSV ({names}) below the input folder: pass --labels")
@@ -125,7 +125,7 @@ def layout(name: str, found: Found, given: Path | None, sample: Path | None) -> 
         f"{kinds} files with the run lengths of {label_file.name}",
         found.root,
         labels=label_file,
-        sample=given_or_only(found, sample, labels.SAMPLE_NAMES, "--sample-submission"),
+        sample=_given_or_only(found, sample, labels.SAMPLE_NAMES, "--sample-submission"),
         test_labels=only(tests, TEST_LABEL_NAMES[0], flag="--input") if tests else None,
         targets=_targets(found),
     )
@@ -144,3 +144,12 @@ def _targets(found: Found) -> Path | None:
 def _is_mask(path: Path, root: Path) -> bool:
     """Whether the file lies in a folder of masks, below the input folder."""
     return any(name.casefold() in MASK_FOLDERS for name in path.parent.relative_to(root).parts)
+
+
+def _given_or_only(
+    found: Found, given: Path | None, names: tuple[str, ...], flag: str
+) -> Path | None:
+    if given is not None:
+        return given
+    paths = found.tables_named(*names)
+    return only(paths, f"of {' and '.join(names)}", flag=flag) if paths else None

@@ -158,14 +158,24 @@ def recognise(found: Found) -> bool:
 
 def has_only_test_images_beside(found: Found) -> bool:
     """Whether the sample submission lists all images beside the two folders by name."""
-    ids = labels.first_column(*found.tables_named(*labels.SAMPLE_NAMES))
-    return all(path.stem in ids for path in _beside(found))
+    beside = _beside(found)
+    return beside <= _listed(found.tables_named(*labels.SAMPLE_NAMES), beside)
 
 
-def _beside(found: Found) -> list[Path]:
+def _beside(found: Found) -> set[Path]:
     """The images that are not in the two folders."""
-    inside = set(found.below(*found.folders_named(IMAGES, MASKS)))
-    return [path for path in found.images if path not in inside]
+    return set(found.images) - set(found.below(*found.folders_named(IMAGES, MASKS)))
+
+
+def _listed(samples: list[Path], images: set[Path]) -> set[Path]:
+    """Those of the images that a sample submission lists by name.
+
+    Raises BadInput where there are images, but a table is not CSV text.
+    """
+    for path in samples if images else ():
+        labels.header(path)
+    ids = labels.first_column(*samples)
+    return {path for path in images if path.stem in ids}
 
 
 def layout(found: Found, sample: Path | None, *, follow_symlinks: bool) -> SiimPng:
@@ -184,8 +194,7 @@ def layout(found: Found, sample: Path | None, *, follow_symlinks: bool) -> SiimP
     names = " and ".join(TABLES[split] for split, _ in tables)
     reason = f"the folders {IMAGES} and {MASKS}" + (f" with {names}" if names else "")
     samples = [sample] if sample else found.tables_named(*labels.SAMPLE_NAMES)
-    listed = labels.first_column(*samples)
-    if sample or any(path.stem in listed for path in _beside(found)):
+    if sample or _listed(samples, _beside(found)):
         sample = only(samples, "sample submission", flag="--sample-submission")
         reason += f"; test images, too: those that {sample.name} lists"
     return SiimPng(reason, image_folder, (mask_folder,), tables, sample, follow_symlinks)
